@@ -5,6 +5,8 @@
 #include <bit>
 #include <cstdint>
 
+#include "base/portable.h"
+
 namespace kve {
 
 // The bits of a binary16 number.
@@ -17,7 +19,7 @@ struct bfloat16 {
 };
 
 // Exact; subnormals, infinities and NaN payloads are kept.
-constexpr float half_to_float(uint16_t h) {
+KVE_HD constexpr float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 0x1fu;
   const uint32_t mantissa = h & 0x3ffu;
@@ -29,7 +31,7 @@ constexpr float half_to_float(uint16_t h) {
 }
 
 // Round to nearest even; overflow becomes infinity, NaN stays a (quiet) NaN.
-constexpr uint16_t float_to_half(float value) {
+KVE_HD constexpr uint16_t float_to_half(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
@@ -45,18 +47,18 @@ constexpr uint16_t float_to_half(float value) {
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
 }
 
-constexpr float bf16_to_float(uint16_t b) {
+KVE_HD constexpr float bf16_to_float(uint16_t b) {
   return std::bit_cast<float>(static_cast<uint32_t>(b) << 16);
 }
 
 // Round to nearest even; NaN stays a quiet NaN.
-constexpr uint16_t float_to_bf16(float value) {
+KVE_HD constexpr uint16_t float_to_bf16(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 64u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-constexpr float to_float(half h) { return half_to_float(h.bits); }
-constexpr float to_float(bfloat16 b) { return bf16_to_float(b.bits); }
+KVE_HD constexpr float to_float(half h) { return half_to_float(h.bits); }
+KVE_HD constexpr float to_float(bfloat16 b) { return bf16_to_float(b.bits); }
 
 }  // namespace kve
