@@ -1,0 +1,73 @@
+#include "base/memory.h"
+
+#include <fstream>
+#include <string>
+
+#include "base/error.h"
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/resource.h>
+#include <unistd.h>
+#endif
+
+namespace kve {
+
+std::byte* MemoryCounter::allocate(size_t bytes) {
+  void* memory =
+      ::operator new(bytes > 0 ? bytes : 1, std::align_val_t{kCacheLine}, std::nothrow);
+  if (memory == nullptr) {
+    throw CapacityError(message("out of memory: asked for ", bytes, " bytes, ", live(),
+                                " are in use by this cache"));
+  }
+  const int64_t now = live_.fetch_add(static_cast<int64_t>(bytes)) + static_cast<int64_t>(bytes);
+  int64_t peak = peak_.load();
+  while (now > peak && !peak_.compare_exchange_weak(peak, now)) {
+  }
+  allocations_.fetch_add(1, std::memory_order_relaxed);
+  return static_cast<std::byte*>(memory);
+}
+
+void MemoryCounter::release(std::byte* memory, size_t bytes) noexcept {
+  ::operator delete(memory, std::align_val_t{kCacheLine});
+  live_.fetch_sub(static_cast<int64_t>(bytes));
+}
+
+std::byte* Scratch::bytes(size_t n) {
+  if (n > capacity_) {
+    memory_.reset();
+    capacity_ = 0;
+    // A quarter more than asked for, so that slowly growing requests do not reallocate each time.
+    const size_t grown = n + n / 4 + kCacheLine;
+    memory_.reset(static_cast<std::byte*>(
+        ::operator new[](grown, std::align_val_t{kCacheLine}, std::nothrow)));
+    if (!memory_) throw CapacityError(message("out of memory: asked for ", grown, " bytes"));
+    capacity_ = grown;
+  }
+  return memory_.get();
+}
+
+#if defined(__linux__)
+namespace {
+// A line "Name:   123 kB" of /proc/self/status, in bytes.
+int64_t status_bytes(const std::string& name) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.rfind(name, 0) == 0) return std::stoll(line.substr(name.size())) * 1024;
+  }
+  return 0;
+}
+}  // namespace
+int64_t resident_bytes() { return status_bytes("VmRSS:"); }
+int64_t peak_resident_bytes() { return status_bytes("VmHWM:"); }
+#elif defined(__APPLE__)
+int64_t resident_bytes() { return 0; }
+int64_t peak_resident_bytes() {
+  rusage usage{};
+  return getrusage(RUSAGE_SELF, &usage) == 0 ? static_cast<int64_t>(usage.ru_maxrss) : 0;
+}
+#else
+int64_t resident_bytes() { return 0; }
+int64_t peak_resident_bytes() { return 0; }
+#endif
+
+}  // namespace kve

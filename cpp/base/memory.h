@@ -1,0 +1,87 @@
+// Counted memory: whoever reports bytes reads them from a MemoryCounter, never from a formula.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <new>
+#include <utility>
+#include <vector>
+
+namespace kve {
+
+inline constexpr size_t kCacheLine = 64;
+
+// Allocates 64-byte aligned memory and knows how much of it is alive. Thread-safe.
+class MemoryCounter {
+ public:
+  // Throws CapacityError when the system has no memory left. The memory is not initialised.
+  std::byte* allocate(size_t bytes);
+  void release(std::byte* memory, size_t bytes) noexcept;
+
+  int64_t live() const { return live_.load(std::memory_order_relaxed); }
+  int64_t peak() const { return peak_.load(std::memory_order_relaxed); }
+  int64_t allocations() const { return allocations_.load(std::memory_order_relaxed); }
+
+ private:
+  std::atomic<int64_t> live_{0};
+  std::atomic<int64_t> peak_{0};
+  std::atomic<int64_t> allocations_{0};
+};
+
+// A standard allocator over a shared counter, which it keeps alive.
+template <class T>
+class CountedAllocator {
+ public:
+  using value_type = T;
+  explicit CountedAllocator(std::shared_ptr<MemoryCounter> counter) : counter_(std::move(counter)) {}
+  template <class U>
+  CountedAllocator(const CountedAllocator<U>& other)  // NOLINT(google-explicit-constructor)
+      : counter_(other.counter()) {}
+
+  T* allocate(size_t n) {
+    if (n > SIZE_MAX / sizeof(T)) throw std::bad_array_new_length();
+    return reinterpret_cast<T*>(counter_->allocate(n * sizeof(T)));
+  }
+  void deallocate(T* memory, size_t n) noexcept {
+    counter_->release(reinterpret_cast<std::byte*>(memory), n * sizeof(T));
+  }
+  const std::shared_ptr<MemoryCounter>& counter() const { return counter_; }
+  template <class U>
+  bool operator==(const CountedAllocator<U>& other) const {
+    return counter_ == other.counter();
+  }
+
+ private:
+  std::shared_ptr<MemoryCounter> counter_;
+};
+
+template <class T>
+using CountedVector = std::vector<T, CountedAllocator<T>>;
+
+// Grow-only, 64-byte aligned scratch memory that is not counted; contents do not survive growth.
+class Scratch {
+ public:
+  template <class T>
+  T* get(size_t n) {
+    return reinterpret_cast<T*>(bytes(n * sizeof(T)));
+  }
+  size_t capacity() const { return capacity_; }
+
+ private:
+  std::byte* bytes(size_t n);
+  struct Free {
+    void operator()(std::byte* memory) const {
+      ::operator delete[](memory, std::align_val_t{kCacheLine});
+    }
+  };
+  std::unique_ptr<std::byte[], Free> memory_;
+  size_t capacity_ = 0;
+};
+
+// Resident set size of this process now, and its maximum so far, in bytes; 0 where unknown.
+int64_t resident_bytes();
+int64_t peak_resident_bytes();
+
+}  // namespace kve

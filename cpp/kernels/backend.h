@@ -1,0 +1,135 @@
+// kernels/: how to compute. A device offers the operations below; the CPU's are the definition of
+// correct. Operands are views of memory owned by the caller, and plain data describing the cache.
+//
+// One forward pass uses a backend at a time (the model serialises them), so an implementation may
+// keep scratch memory between calls. Results do not depend on the number of threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+
+#include "base/span.h"
+#include "base/thread_pool.h"
+#include "base/token.h"
+#include "formats/cache_codecs.h"
+#include "formats/weight_formats.h"
+
+namespace kve {
+
+// A weight matrix [rows, cols] as it lies in the file: row r is at data + r * row_bytes.
+struct Weight {
+  WeightType type = WeightType::f32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  size_t row_bytes = 0;
+  const std::byte* data = nullptr;
+
+  explicit operator bool() const { return data != nullptr; }
+};
+
+// How activations enter a matrix product with quantized weights.
+enum class Precision : uint8_t {
+  exact,  // f32 activations, f32 weights: the reference
+  fine,   // two int8 planes per value (about 15 bits), scale per 32
+  fast,   // int8, scale per 32
+};
+
+// One of several products that share their input: y = x W^T (+ bias per column).
+struct Product {
+  const Weight* weight = nullptr;
+  Mat y;                        // [n, weight->rows]
+  const float* bias = nullptr;  // [weight->rows] or null
+};
+
+enum class Activation : uint8_t { silu, gelu_tanh, gelu_erf, relu };
+enum class RopeLayout : uint8_t {
+  interleaved,  // pairs (2i, 2i + 1): GGUF llama
+  half_split,   // pairs (i, i + rotary_dim / 2): "neox"
+};
+
+// Rows of one side (keys or values) of one layer and kv head, oldest first: pages, then the tail.
+struct PageView {
+  const std::byte* data = nullptr;
+  int32_t rows = 0;  // 1..kPageTokens
+};
+struct SideView {
+  CodecSpec codec;
+  int32_t width = 0;  // values per row
+  std::span<const PageView> pages;
+  const uint16_t* tail = nullptr;  // f16 [tail_rows, width]
+  int32_t tail_rows = 0;
+};
+// Row r holds the token at position first_pos + r. Both sides hold the same tokens, but may be
+// split between pages and tail at different rows.
+struct HeadView {
+  SideView k;
+  SideView v;
+  int32_t n_rows = 0;
+  int32_t first_pos = 0;
+};
+
+struct AttendParams {
+  int n_heads = 0;
+  int n_kv_heads = 0;  // query head h reads kv head h / (n_heads / n_kv_heads)
+  int key_dim = 0;
+  int value_dim = 0;
+  float scale = 1;
+  float softcap = 0;             // 0: none; else scores become softcap * tanh(score / softcap)
+  int window = 0;                // 0: none; else a query at p sees positions > p - window
+  const float* alibi = nullptr;  // [n_heads] slopes or null
+};
+// Consecutive queries of one sequence; the query in row i is at position first_pos + i and sees
+// positions up to its own.
+struct AttendTask {
+  ConstMat q;                       // [n, n_heads * key_dim], rotated
+  std::span<const HeadView> heads;  // [n_kv_heads]
+  int32_t first_pos = 0;
+  Mat out;  // [n, n_heads * value_dim]
+};
+
+// Rows to be coded into a page, from f32 or (when f32 is null) from f16 memory.
+struct SealJob {
+  CodecSpec codec;
+  const float* f32 = nullptr;  // [n_rows, width], row stride `stride`
+  const uint16_t* f16 = nullptr;
+  int64_t stride = 0;
+  int32_t n_rows = 0;
+  int32_t width = 0;
+  std::byte* page = nullptr;
+  int32_t first_row = 0;
+};
+
+class Backend {
+ public:
+  virtual ~Backend() = default;
+  virtual std::string_view name() const = 0;  // e.g. "cpu-avx512"
+  virtual ThreadPool& pool() = 0;
+
+  // out[i] = scale * row tokens[i] of `table`.
+  virtual void embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) = 0;
+  // All products read the same x [n, cols]; each weight has cols == x.cols.
+  virtual void matmul(ConstMat x, std::span<const Product> products, Precision precision) = 0;
+  // out = x / rms(x) * weight per row; `out` may be x. weight [x.cols].
+  virtual void rms_norm(ConstMat x, const float* weight, float eps, Mat out) = 0;
+  // Rotates every head of every row in place. cos, sin: [x.rows, rotary_dim / 2].
+  virtual void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) = 0;
+  // gate = activation(gate) * up.
+  virtual void gated(Activation activation, Mat gate, ConstMat up) = 0;
+  // x += y.
+  virtual void add(Mat x, ConstMat y) = 0;
+  // x = cap * tanh(x / cap).
+  virtual void softcap(float cap, Mat x) = 0;
+  virtual void attend(const AttendParams& params, std::span<const AttendTask> tasks) = 0;
+  // Codes all jobs; returns the index of a job that holds a NaN or infinity, or -1.
+  virtual int64_t seal(std::span<const SealJob> jobs) = 0;
+};
+
+// The CPU backend; `isa` is "scalar", "avx2", "avx512", ... or empty for the best this machine has
+// (the environment variable KVENGINE_ISA overrides). Throws ConfigError for an unknown or
+// unavailable name, naming those that are.
+std::unique_ptr<Backend> make_cpu_backend(int n_threads, std::string_view isa = {});
+
+}  // namespace kve
