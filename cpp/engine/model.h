@@ -1,0 +1,68 @@
+// engine/: a loaded model and its sessions, the objects that users hold.
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <string_view>
+
+#include "gguf/gguf_file.h"
+#include "kernels/backend.h"
+#include "models/decoder.h"
+#include "models/spec.h"
+#include "models/weights.h"
+#include "text/tokenizer.h"
+
+namespace kve {
+
+class Session;
+struct SessionOptions;
+
+struct LoadOptions {
+  int threads = 0;  // 0: all processors this process may use
+  std::string isa;  // "scalar", "avx2", "avx512"; empty: the best available (or KVENGINE_ISA)
+};
+
+// Immutable and shared: any number of sessions, one forward pass at a time.
+class Model : public std::enable_shared_from_this<Model> {
+ public:
+  // Maps the file, checks every tensor, builds the tokenizer. Throws IoError, FormatError,
+  // UnsupportedError (architecture, tokenizer or feature), ConfigError (options).
+  static std::shared_ptr<Model> load(const std::filesystem::path& path,
+                                     const LoadOptions& options = {});
+
+  // A new, empty conversation. Throws ConfigError.
+  Session session(const SessionOptions& options);
+  Session session();
+  // Reads a file written by Session::save. Throws IoError, FormatError (damaged, cut short),
+  // ConfigError (written by another model), UnsupportedError (newer version).
+  Session restore(const std::filesystem::path& path);
+
+  const GgufFile& file() const { return *file_; }
+  const ModelSpec& spec() const { return spec_; }
+  const Tokenizer& tokenizer() const { return *tokenizer_; }
+  Backend& backend() const { return *backend_; }
+  int threads() const { return backend_->pool().size(); }
+  // The Jinja source the file carries; empty if none.
+  const std::string& chat_template() const { return chat_template_; }
+  // Identifies the weights, for session files: metadata, tensor table and a sample of the data.
+  uint64_t fingerprint() const { return fingerprint_; }
+
+ private:
+  friend class Session;
+  Model() = default;
+
+  std::shared_ptr<const GgufFile> file_;
+  ModelSpec spec_;
+  std::unique_ptr<const Tokenizer> tokenizer_;
+  std::string chat_template_;
+  uint64_t fingerprint_ = 0;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<const ModelWeights> weights_;
+  std::unique_ptr<Decoder> decoder_;
+  std::mutex forward_mutex_;  // backend and decoder keep scratch memory
+};
+
+}  // namespace kve

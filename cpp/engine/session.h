@@ -1,0 +1,81 @@
+// One conversation: its tokens, its cache, and the logits of its last token.
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "base/span.h"
+#include "base/token.h"
+#include "cache/kv_cache.h"
+#include "cache/spec.h"
+#include "engine/model.h"
+
+namespace kve {
+
+struct SessionOptions {
+  int n_ctx = 0;       // most tokens the session may hold; 0: what the model was trained for
+  CacheSpec cache;     // default f16
+  bool exact = false;  // f32 activations instead of int8
+  int n_batch = 256;   // tokens per forward pass while reading a prompt
+};
+
+// Logits of one forward call; kept alive by whoever holds it.
+struct Logits {
+  std::vector<float> values;  // [rows, cols], natural units
+  int64_t rows = 0;
+  int64_t cols = 0;  // vocab_size
+
+  std::span<const float> last() const {
+    return std::span(values).subspan(static_cast<size_t>((rows - 1) * cols), cols);
+  }
+};
+
+// Called after every chunk with the tokens done and to do; false cancels (CancelledError).
+using Progress = std::function<bool(int64_t done, int64_t total)>;
+
+// Belongs to one thread at a time. If a call throws, the session is as it was before it, except
+// that chunks of a long forward() that were finished stay (n_tokens() tells).
+class Session {
+ public:
+  Session(std::shared_ptr<Model> model, const SessionOptions& options);
+
+  // Reads tokens after those already held; returns logits [1, vocab] of the last one, or
+  // [n, vocab] with all_logits. Throws ConfigError (no tokens, or one not in the vocabulary),
+  // CapacityError (more than n_ctx).
+  std::shared_ptr<const Logits> forward(std::span<const Token> tokens, bool all_logits = false,
+                                        const Progress& progress = {});
+  // Keeps the longest common prefix of what the session holds and `tokens` (but leaves at least one
+  // of `tokens` to be read), forgets the rest, and returns the length of that prefix.
+  int reuse_prefix(std::span<const Token> tokens);
+
+  const Model& model() const { return *model_; }
+  const std::shared_ptr<Model>& model_ptr() const { return model_; }
+  const SessionOptions& options() const { return options_; }
+  std::span<const Token> tokens() const { return tokens_; }
+  int n_tokens() const { return static_cast<int>(tokens_.size()); }
+  int n_ctx() const { return options_.n_ctx; }
+  // Logits of the last token held; null right after construction or truncate().
+  const std::shared_ptr<const Logits>& last_logits() const { return last_logits_; }
+
+  void truncate(int n_tokens);
+  Session fork() const;
+  const KvCache& cache() const { return cache_; }
+  // Writes everything needed to go on bit-identically; atomic. Throws IoError.
+  void save(const std::filesystem::path& path) const;
+
+ private:
+  friend class Model;
+  std::shared_ptr<Logits> logits_buffer(int64_t rows);
+
+  std::shared_ptr<Model> model_;
+  SessionOptions options_;
+  KvCache cache_;
+  std::vector<Token> tokens_;
+  std::shared_ptr<const Logits> last_logits_;
+  std::shared_ptr<Logits> buffer_;  // reused when nobody else holds it
+};
+
+}  // namespace kve

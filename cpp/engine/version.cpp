@@ -1,0 +1,7 @@
+#include "kvengine.h"
+
+namespace kve {
+
+std::string_view version() { return KVENGINE_VERSION; }
+
+}  // namespace kve

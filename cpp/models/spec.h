@@ -1,0 +1,83 @@
+// models/: what to compute. An architecture is data: a ModelSpec, made from a GGUF file's metadata
+// by one function per architecture (arch/). Nothing else asks which architecture it is running.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "gguf/gguf_file.h"
+#include "kernels/backend.h"
+
+namespace kve {
+
+// Rotary position embedding (arXiv:2104.09864) and its context extensions.
+struct RopeSpec {
+  enum class Scaling { none, linear, yarn };
+
+  int rotary_dim = 0;  // leading channels of a head that are rotated
+  float theta = 10000;
+  RopeLayout layout = RopeLayout::half_split;
+  Scaling scaling = Scaling::none;
+  float factor = 1;  // context extension, >= 1 as a rule
+  // YaRN (arXiv:2309.00071) only.
+  int original_ctx = 0;
+  float attn_factor = 1;  // further factor on the rotated length, beside YaRN's own
+  float ext_factor = 1;
+  float beta_fast = 32;
+  float beta_slow = 1;
+  // Divisors of the frequencies, [rotary_dim / 2] or empty: Llama 3's own scaling.
+  std::vector<float> freq_factors;
+
+  bool operator==(const RopeSpec&) const = default;
+};
+
+struct AttentionSpec {
+  int n_heads = 0;
+  int n_kv_heads = 0;
+  int head_dim = 0;   // of queries and keys
+  int value_dim = 0;  // of values
+  float scale = 1;    // on scores
+  float softcap = 0;  // 0: none
+  int window = 0;     // 0: none; else a query at p sees positions > p - window
+  int rope = 0;       // index into ModelSpec::ropes
+  bool qk_norm = false;
+};
+
+struct FfnSpec {
+  int d_ff = 0;
+  Activation activation = Activation::silu;  // of the gate
+};
+
+enum class NormPlacement {
+  pre,       // x += f(norm(x))
+  sandwich,  // x += norm(f(norm(x)))
+};
+
+struct LayerSpec {
+  AttentionSpec attention;
+  FfnSpec ffn;
+  NormPlacement norm = NormPlacement::pre;
+};
+
+struct ModelSpec {
+  std::string arch;
+  std::string name;  // general.name, may be empty
+  int d_model = 0;
+  int vocab_size = 0;
+  int n_ctx = 0;  // trained for
+  float norm_eps = 1e-5f;
+  float embed_scale = 1;
+  float logit_softcap = 0;  // 0: none
+  std::vector<RopeSpec> ropes;
+  std::vector<LayerSpec> layers;
+
+  std::vector<LayerShape> cache_shape() const;
+};
+
+// Finds general.architecture in the registry (models/registry.cpp). Throws UnsupportedError for an
+// architecture or feature that is not there, FormatError for hyper-parameters that are missing or
+// contradict each other.
+ModelSpec describe(const GgufFile& file);
+
+}  // namespace kve
