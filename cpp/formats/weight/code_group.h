@@ -12,7 +12,7 @@
 
 namespace kve {
 
-inline constexpr int kGroupValues = 32;
+constexpr int kGroupValues = 32;
 
 struct CodeGroup {
   int8_t codes[32];
@@ -30,6 +30,8 @@ KVE_HD uint32_t load_u32(const uint8_t* bytes) {
 }
 KVE_HD float load_half(const uint8_t* bytes) { return half_to_float(load_u16(bytes)); }
 KVE_HD float load_float(const uint8_t* bytes) { return std::bit_cast<float>(load_u32(bytes)); }
+
+KVE_HD int8_t to_code(int value) { return static_cast<int8_t>(value); }
 
 // One scale for all 32 values, no minimum.
 KVE_HD void set_scale(CodeGroup* out, float scale) {
