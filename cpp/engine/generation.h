@@ -51,7 +51,7 @@ class Generation {
   double decode_seconds() const { return decode_seconds_; }
 
  private:
-  std::optional<Piece> finish(std::string_view reason, std::string text);
+  std::optional<Piece> finish(std::string_view reason);
   std::optional<Piece> step();
 
   Session& session_;

@@ -15,6 +15,8 @@
 
 namespace kve {
 
+struct SessionState;
+
 struct SessionOptions {
   int n_ctx = 0;       // most tokens the session may hold; 0: what the model was trained for
   CacheSpec cache;     // default f16
@@ -69,6 +71,7 @@ class Session {
  private:
   friend class Model;
   std::shared_ptr<Logits> logits_buffer(int64_t rows);
+  void restore(SessionState&& state);  // into a new session
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;

@@ -1,0 +1,73 @@
+#include "engine/model.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/hash.h"
+#include "engine/session.h"
+#include "engine/session_file.h"
+#include "text/vocabulary.h"
+
+namespace kve {
+namespace {
+
+// Metadata, the tensor table and up to 64 bytes of every tensor: enough to tell two models, or two
+// quantizations of one, apart without reading all weights.
+uint64_t fingerprint_of(const GgufFile& file) {
+  uint64_t hash = 0;
+  const auto add_text = [&hash](std::string_view text) {
+    hash = hash64(std::as_bytes(std::span(text.data(), text.size())), hash);
+  };
+  for (const MetaValue& value : file.metadata()) {
+    add_text(value.key());
+    hash = hash64(value.payload(), hash);
+  }
+  for (const TensorInfo& tensor : file.tensors()) {
+    add_text(tensor.name);
+    add_text(tensor.shape_string());
+    add_text(format(tensor.type).name);
+    const size_t n = std::min<size_t>(tensor.bytes, 64);
+    hash = hash64({tensor.data + (tensor.bytes - n) / 2, n}, hash);
+  }
+  return hash;
+}
+
+}  // namespace
+
+std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const LoadOptions& options) {
+  if (options.threads < 0) {
+    throw ConfigError(message("threads: expected 0 (all) or more, found ", options.threads));
+  }
+  std::shared_ptr<Model> model(new Model());
+  model->file_ = GgufFile::open(path);
+  const GgufFile& file = *model->file_;
+  model->spec_ = describe(file);
+  model->weights_ = std::make_unique<ModelWeights>(model->file_, model->spec_);
+  model->tokenizer_ = Tokenizer::create(read_vocabulary(file));
+  if (model->tokenizer_->vocab_size() > model->spec_.vocab_size) {
+    throw FormatError(message("token_embd.weight: expected a row for each of the ",
+                              model->tokenizer_->vocab_size(), " tokens of the vocabulary, found ",
+                              model->spec_.vocab_size, " rows"));
+  }
+  model->chat_template_ = file.get_or<std::string>("tokenizer.chat_template", "");
+  model->fingerprint_ = fingerprint_of(file);
+  const int threads = options.threads > 0 ? options.threads : default_thread_count();
+  model->backend_ = make_cpu_backend(threads, options.isa);
+  model->decoder_ = std::make_unique<Decoder>(model->spec_, *model->weights_, *model->backend_);
+  return model;
+}
+
+Session Model::session(const SessionOptions& options) {
+  return Session(shared_from_this(), options);
+}
+
+Session Model::session() { return session(SessionOptions{}); }
+
+Session Model::restore(const std::filesystem::path& path) {
+  SessionState state = read_session_file(path, fingerprint_);
+  Session session(shared_from_this(), state.options);
+  session.restore(std::move(state));
+  return session;
+}
+
+}  // namespace kve

@@ -1,0 +1,151 @@
+#include "engine/session.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "base/error.h"
+#include "engine/session_file.h"
+#include "models/batch.h"
+
+namespace kve {
+namespace {
+
+SessionOptions checked(const Model& model, SessionOptions options) {
+  if (options.n_ctx == 0) options.n_ctx = model.spec().n_ctx;
+  constexpr int kMaxContext = 1 << 28;
+  if (options.n_ctx < 1 || options.n_ctx > kMaxContext) {
+    throw ConfigError(
+        message("n_ctx: expected 1 to ", kMaxContext, " tokens, found ", options.n_ctx));
+  }
+  constexpr int kMaxBatch = 4096;
+  if (options.n_batch < 1 || options.n_batch > kMaxBatch) {
+    throw ConfigError(
+        message("n_batch: expected 1 to ", kMaxBatch, " tokens, found ", options.n_batch));
+  }
+  return options;
+}
+
+}  // namespace
+
+Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
+    : model_(std::move(model)),
+      options_(checked(*model_, options)),
+      cache_(options_.cache, model_->spec().cache_shape()) {}
+
+std::shared_ptr<Logits> Session::logits_buffer(int64_t rows) {
+  last_logits_.reset();
+  // A buffer that somebody still looks at is left to them.
+  if (!buffer_ || buffer_.use_count() > 1) buffer_ = std::make_shared<Logits>();
+  buffer_->rows = rows;
+  buffer_->cols = model_->spec().vocab_size;
+  buffer_->values.resize(static_cast<size_t>(rows * buffer_->cols));
+  return buffer_;
+}
+
+std::shared_ptr<const Logits> Session::forward(std::span<const Token> tokens, bool all_logits,
+                                               const Progress& progress) {
+  if (tokens.empty()) throw ConfigError("tokens: expected at least one, found none");
+  for (const Token token : tokens) {
+    if (token < 0 || token >= model_->spec().vocab_size) {
+      throw ConfigError(message("token: expected an id from 0 to ", model_->spec().vocab_size - 1,
+                                ", found ", token));
+    }
+  }
+  const auto total = static_cast<int64_t>(tokens.size());
+  if (total > options_.n_ctx - n_tokens()) {
+    throw CapacityError(message("context: expected room for ", total, " more tokens, found ",
+                                options_.n_ctx - n_tokens(), " of ", options_.n_ctx,
+                                " free (raise n_ctx)"));
+  }
+  const std::shared_ptr<Logits> logits = logits_buffer(all_logits ? total : 1);
+  const Mat all(logits->values.data(), logits->rows, logits->cols);
+  tokens_.reserve(tokens_.size() + tokens.size());
+  for (int64_t done = 0; done < total;) {
+    const int64_t n = std::min<int64_t>(options_.n_batch, total - done);
+    const bool last = done + n == total;
+    const Mat wanted = all_logits ? all.block(done, n) : all.block(0, last ? 1 : 0);
+    const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
+    {
+      const std::lock_guard lock(model_->forward_mutex_);
+      model_->decoder_->forward({.slices = {{&cache_, chunk, wanted}}, .exact = options_.exact});
+    }
+    tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
+    done += n;
+    if (progress && !progress(done, total) && !last) {
+      throw CancelledError(message("cancelled after ", done, " of ", total, " tokens"));
+    }
+  }
+  last_logits_ = logits;
+  return logits;
+}
+
+int Session::reuse_prefix(std::span<const Token> tokens) {
+  const size_t limit = std::min(tokens_.size(), tokens.empty() ? 0 : tokens.size() - 1);
+  const auto [mine, theirs] =
+      std::mismatch(tokens_.begin(), tokens_.begin() + static_cast<ptrdiff_t>(limit),
+                    tokens.begin());
+  const auto common = static_cast<int>(mine - tokens_.begin());
+  if (common < n_tokens()) truncate(common);
+  return common;
+}
+
+void Session::truncate(int n) {
+  if (n == n_tokens()) return;
+  cache_.truncate(n);
+  tokens_.resize(static_cast<size_t>(n));
+  last_logits_.reset();
+}
+
+Session Session::fork() const {
+  Session copy(model_, options_);
+  copy.cache_ = cache_.fork();
+  copy.tokens_ = tokens_;
+  if (last_logits_) {
+    // Only the last row matters to the copy; all of them may be large.
+    auto logits = std::make_shared<Logits>();
+    const auto last = last_logits_->last();
+    logits->values.assign(last.begin(), last.end());
+    logits->rows = 1;
+    logits->cols = last_logits_->cols;
+    copy.last_logits_ = logits;
+  }
+  return copy;
+}
+
+void Session::save(const std::filesystem::path& path) const {
+  SessionState state{options_, tokens_, {}, cache_.save()};
+  if (last_logits_) {
+    const auto last = last_logits_->last();
+    state.last_logits.assign(last.begin(), last.end());
+  }
+  write_session_file(path, model_->fingerprint(), state);
+}
+
+void Session::restore(SessionState&& state) {
+  const int vocab_size = model_->spec().vocab_size;
+  for (const Token token : state.tokens) {
+    if (token < 0 || token >= vocab_size) {
+      throw FormatError(message("session: expected token ids from 0 to ", vocab_size - 1,
+                                ", found ", token));
+    }
+  }
+  cache_.load(state.cache);
+  if (cache_.n_tokens() != static_cast<int>(state.tokens.size())) {
+    throw FormatError(message("session: expected a cache of ", state.tokens.size(),
+                              " tokens, found ", cache_.n_tokens()));
+  }
+  if (!state.last_logits.empty()) {
+    if (state.last_logits.size() != static_cast<size_t>(vocab_size)) {
+      throw FormatError(message("session: expected ", vocab_size, " logits, found ",
+                                state.last_logits.size()));
+    }
+    auto logits = std::make_shared<Logits>();
+    logits->values = std::move(state.last_logits);
+    logits->rows = 1;
+    logits->cols = vocab_size;
+    last_logits_ = logits;
+  }
+  tokens_ = std::move(state.tokens);
+}
+
+}  // namespace kve

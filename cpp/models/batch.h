@@ -1,0 +1,30 @@
+// What one forward pass computes: consecutive new tokens of one or more sequences.
+#pragma once
+
+#include <functional>
+#include <span>
+#include <vector>
+
+#include "base/span.h"
+#include "base/token.h"
+#include "cache/kv_cache.h"
+
+namespace kve {
+
+struct Batch {
+  struct Slice {
+    KvCache* cache = nullptr;
+    std::span<const Token> tokens;  // at positions cache->n_tokens() ...
+    Mat logits;                     // [1 or tokens.size() or 0, vocab_size]: of the last tokens
+  };
+  std::vector<Slice> slices;
+  bool exact = false;  // f32 activations
+
+  int64_t n_tokens() const {
+    int64_t n = 0;
+    for (const Slice& slice : slices) n += static_cast<int64_t>(slice.tokens.size());
+    return n;
+  }
+};
+
+}  // namespace kve

@@ -1,0 +1,126 @@
+#include "models/decoder.h"
+
+#include <algorithm>
+
+namespace kve {
+
+PrecisionPlan PrecisionPlan::fast() { return {}; }
+
+PrecisionPlan PrecisionPlan::exact() {
+  return {Precision::exact, Precision::exact, Precision::exact, Precision::exact, Precision::exact};
+}
+
+Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend)
+    : spec_(spec), weights_(weights), backend_(backend) {
+  for (const RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope);
+}
+
+void Decoder::forward(const Batch& batch) {
+  try {
+    run(batch);
+  } catch (...) {
+    for (const Batch::Slice& slice : batch.slices) slice.cache->rollback();
+    throw;
+  }
+}
+
+void Decoder::run(const Batch& batch) {
+  const PrecisionPlan precision = batch.exact ? PrecisionPlan::exact() : PrecisionPlan::fast();
+  act_ = plan_memory(batch.n_tokens());
+
+  // Rows of all slices lie one after the other; matrix products see them as one.
+  positions_.clear();
+  int64_t row = 0;
+  for (const Batch::Slice& slice : batch.slices) {
+    const auto n = static_cast<int64_t>(slice.tokens.size());
+    backend_.embed(weights_.embedding, slice.tokens, spec_.embed_scale, act_.x.block(row, n));
+    for (int64_t i = 0; i < n; ++i) {
+      positions_.push_back(slice.cache->n_tokens() + static_cast<int32_t>(i));
+    }
+    row += n;
+  }
+  for (RopeTable& rope : ropes_) rope.set_positions(positions_);
+
+  for (size_t i = 0; i < spec_.layers.size(); ++i) {
+    const LayerSpec& layer = spec_.layers[i];
+    const LayerWeights& w = weights_.layers[i];
+    const bool sandwich = layer.norm == NormPlacement::sandwich;
+    const LayerContext context{spec_,    static_cast<int>(i),
+                               layer,    w,
+                               backend_, ropes_[static_cast<size_t>(layer.attention.rope)],
+                               precision, batch};
+
+    backend_.rms_norm(act_.x, w.attention_norm.data(), spec_.norm_eps, act_.normed);
+    attention(context, act_, attend_tasks_);
+    if (sandwich) {
+      backend_.rms_norm(act_.block, w.attention_post_norm.data(), spec_.norm_eps, act_.block);
+    }
+    backend_.add(act_.x, act_.block);
+
+    backend_.rms_norm(act_.x, w.ffn_norm.data(), spec_.norm_eps, act_.normed);
+    ffn(context, act_);
+    if (sandwich) {
+      backend_.rms_norm(act_.block, w.ffn_post_norm.data(), spec_.norm_eps, act_.block);
+    }
+    backend_.add(act_.x, act_.block);
+  }
+
+  write_logits(batch, precision);
+  for (const Batch::Slice& slice : batch.slices) {
+    slice.cache->commit(backend_, static_cast<int>(slice.tokens.size()));
+  }
+}
+
+void Decoder::write_logits(const Batch& batch, const PrecisionPlan& precision) {
+  int64_t end = 0;
+  for (const Batch::Slice& slice : batch.slices) {
+    end += static_cast<int64_t>(slice.tokens.size());
+    const int64_t n = slice.logits.rows;
+    if (n == 0) continue;
+    const Mat last = act_.x.block(end - n, n);
+    const Mat normed = act_.normed.block(end - n, n);
+    backend_.rms_norm(last, weights_.output_norm.data(), spec_.norm_eps, normed);
+    const Product product{&weights_.output, slice.logits, nullptr};
+    backend_.matmul(normed, {&product, 1}, precision.logits);
+    if (spec_.logit_softcap > 0) backend_.softcap(spec_.logit_softcap, slice.logits);
+  }
+}
+
+Activations Decoder::plan_memory(int64_t n) {
+  // Layers may differ: each matrix is as wide as the widest layer needs, and narrower layers use
+  // the leading part of its memory.
+  int64_t q = 0, k = 0, v = 0, mixed = 0, d_ff = 0;
+  for (const LayerSpec& layer : spec_.layers) {
+    const AttentionSpec& a = layer.attention;
+    q = std::max<int64_t>(q, int64_t{a.n_heads} * a.head_dim);
+    k = std::max<int64_t>(k, int64_t{a.n_kv_heads} * a.head_dim);
+    v = std::max<int64_t>(v, int64_t{a.n_kv_heads} * a.value_dim);
+    mixed = std::max<int64_t>(mixed, int64_t{a.n_heads} * a.value_dim);
+    d_ff = std::max<int64_t>(d_ff, layer.ffn.d_ff);
+  }
+  const int64_t d = spec_.d_model;
+  constexpr int64_t kLineFloats = kCacheLine / sizeof(float);
+  const auto padded = [&](int64_t width) {
+    return (n * width + kLineFloats - 1) / kLineFloats * kLineFloats;
+  };
+  float* next = memory_.get<float>(static_cast<size_t>(
+      3 * padded(d) + padded(q) + padded(k) + padded(v) + padded(mixed) + 2 * padded(d_ff)));
+  const auto take = [&](int64_t width) {
+    const Mat mat(next, n, width);
+    next += padded(width);
+    return mat;
+  };
+  Activations a;
+  a.x = take(d);
+  a.normed = take(d);
+  a.block = take(d);
+  a.q = take(q);
+  a.k = take(k);
+  a.v = take(v);
+  a.mixed = take(mixed);
+  a.gate = take(d_ff);
+  a.up = take(d_ff);
+  return a;
+}
+
+}  // namespace kve

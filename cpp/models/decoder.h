@@ -1,0 +1,84 @@
+// The forward pass.
+#pragma once
+
+#include <vector>
+
+#include "base/memory.h"
+#include "base/span.h"
+#include "kernels/backend.h"
+#include "models/batch.h"
+#include "models/rope.h"
+#include "models/spec.h"
+#include "models/weights.h"
+
+namespace kve {
+
+// Which products need which precision. int8 activations cost accuracy where values are heavy-tailed
+// (the gated hidden layer) or where every error reaches the logits; those get two int8 planes.
+struct PrecisionPlan {
+  Precision qkv = Precision::fast;
+  Precision attention_output = Precision::fast;
+  Precision ffn_in = Precision::fast;
+  Precision ffn_out = Precision::fast;
+  Precision logits = Precision::fast;
+
+  static PrecisionPlan fast();
+  static PrecisionPlan exact();
+};
+
+// Memory of one forward pass: one matrix for each role, reused by all layers.
+struct Activations {
+  Mat x;       // [n, d_model] residual stream
+  Mat normed;  // [n, d_model]
+  Mat block;   // [n, d_model] what a block adds
+  Mat q;       // [n, n_heads * head_dim]
+  Mat k;       // [n, n_kv_heads * head_dim]
+  Mat v;       // [n, n_kv_heads * value_dim]
+  Mat mixed;   // [n, n_heads * value_dim]
+  Mat gate;    // [n, d_ff]
+  Mat up;      // [n, d_ff]
+};
+
+// Everything a layer's blocks need to run.
+struct LayerContext {
+  const ModelSpec& spec;
+  int layer = 0;
+  const LayerSpec& layer_spec;
+  const LayerWeights& weights;
+  Backend& backend;
+  const RopeTable& rope;
+  const PrecisionPlan& precision;
+  const Batch& batch;
+};
+
+// mixers/attention.cpp: block = attention(normed), appending keys and values to the caches.
+void attention(const LayerContext& context, const Activations& a, std::vector<AttendTask>& tasks);
+// ffn.cpp: block = ffn(normed).
+void ffn(const LayerContext& context, const Activations& a);
+
+// Keeps scratch memory: one forward pass at a time.
+class Decoder {
+ public:
+  Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend);
+
+  // Computes all slices and commits their tokens to the caches. If it throws, every cache is as it
+  // was. Tokens are valid ids; slices are not empty.
+  void forward(const Batch& batch);
+
+ private:
+  void run(const Batch& batch);
+  void write_logits(const Batch& batch, const PrecisionPlan& precision);
+  Activations plan_memory(int64_t n);
+
+  const ModelSpec& spec_;
+  const ModelWeights& weights_;
+  Backend& backend_;
+  std::vector<RopeTable> ropes_;
+  // Scratch.
+  Scratch memory_;
+  Activations act_;
+  std::vector<int32_t> positions_;
+  std::vector<AttendTask> attend_tasks_;
+};
+
+}  // namespace kve

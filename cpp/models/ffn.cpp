@@ -1,0 +1,19 @@
+#include "models/decoder.h"
+
+namespace kve {
+
+void ffn(const LayerContext& context, const Activations& a) {
+  const FfnSpec& spec = context.layer_spec.ffn;
+  const FfnWeights& w = context.weights.ffn;
+  const Mat gate(a.gate.data, a.gate.rows, spec.d_ff);
+  const Mat up(a.up.data, a.up.rows, spec.d_ff);
+  const auto bias = [](const Vector& vector) { return vector.empty() ? nullptr : vector.data(); };
+
+  const Product in[] = {{&w.gate, gate, bias(w.gate_bias)}, {&w.up, up, bias(w.up_bias)}};
+  context.backend.matmul(a.normed, in, context.precision.ffn_in);
+  context.backend.gated(spec.activation, gate, up);
+  const Product out{&w.down, a.block, bias(w.down_bias)};
+  context.backend.matmul(gate, {&out, 1}, context.precision.ffn_out);
+}
+
+}  // namespace kve

@@ -1,0 +1,46 @@
+#include <array>
+#include <string_view>
+
+#include "base/error.h"
+#include "base/printable.h"
+#include "models/arch/architectures.h"
+#include "models/spec.h"
+
+namespace kve {
+namespace {
+
+struct Architecture {
+  std::string_view name;  // general.architecture
+  ModelSpec (*describe)(const GgufFile&);
+};
+
+constexpr std::array kArchitectures = {
+    Architecture{"gemma3", describe_gemma3},
+    Architecture{"llama", describe_llama},
+};
+
+}  // namespace
+
+ModelSpec describe(const GgufFile& file) {
+  const auto name = file.get<std::string>("general.architecture");
+  std::string known;
+  for (const Architecture& architecture : kArchitectures) {
+    if (architecture.name == name) return architecture.describe(file);
+    known += known.empty() ? "" : ", ";
+    known += architecture.name;
+  }
+  throw UnsupportedError(message("general.architecture: expected one of ", known, ", found ", quoted(name)));
+}
+
+std::vector<LayerShape> ModelSpec::cache_shape() const {
+  std::vector<LayerShape> shape;
+  shape.reserve(layers.size());
+  for (const LayerSpec& layer : layers) {
+    const AttentionSpec& attention = layer.attention;
+    shape.push_back(
+        {attention.n_kv_heads, attention.head_dim, attention.value_dim, attention.window});
+  }
+  return shape;
+}
+
+}  // namespace kve

@@ -1,0 +1,129 @@
+#include "models/weights.h"
+
+#include <cmath>
+
+#include "base/error.h"
+
+namespace kve {
+namespace {
+
+// Looks tensors up by name and checks them against the expected shape.
+class Binder {
+ public:
+  explicit Binder(const GgufFile& file) : file_(file) {}
+
+  Weight matrix(const std::string& name, int64_t rows, int64_t cols) const {
+    const TensorInfo& tensor = file_.tensor(name);
+    check(tensor, {cols, rows});
+    const WeightFormat& type = format(tensor.type);
+    switch (tensor.type) {
+      case WeightType::i8:
+      case WeightType::i16:
+      case WeightType::i32:
+      case WeightType::i64:
+      case WeightType::f64:
+        throw FormatError(message(name, ": expected a weight type, found ", type.name));
+      default:
+        return {tensor.type, rows, cols, row_bytes(tensor.type, cols), tensor.data};
+    }
+  }
+
+  Vector vector(const std::string& name, int64_t size) const {
+    return widen(file_.tensor(name), size);
+  }
+  Vector vector_or_empty(const std::string& name, int64_t size) const {
+    const TensorInfo* tensor = file_.find(name);
+    return tensor == nullptr ? Vector{} : widen(*tensor, size);
+  }
+  bool has(const std::string& name) const { return file_.find(name) != nullptr; }
+
+ private:
+  static void check(const TensorInfo& tensor, const std::vector<int64_t>& shape) {
+    std::vector<int64_t> found = tensor.shape;
+    while (found.size() > shape.size() && found.back() == 1) found.pop_back();
+    if (found == shape) return;
+    std::string expected = "[";
+    for (const int64_t size : shape) {
+      expected += (expected.size() > 1 ? ", " : "") + std::to_string(size);
+    }
+    throw FormatError(
+        message(tensor.name, ": expected ", expected, "], found ", tensor.shape_string()));
+  }
+
+  static Vector widen(const TensorInfo& tensor, int64_t size) {
+    check(tensor, {size});
+    Vector values(static_cast<size_t>(size));
+    format(tensor.type).decode(tensor.data, values.data(), size);
+    for (const float value : values) {
+      if (!std::isfinite(value)) {
+        throw FormatError(message(tensor.name, ": expected finite numbers, found ", value));
+      }
+    }
+    return values;
+  }
+
+  const GgufFile& file_;
+};
+
+AttentionWeights bind_attention(const Binder& bind, const std::string& prefix, int64_t d_model,
+                                const AttentionSpec& spec) {
+  const int64_t q = int64_t{spec.n_heads} * spec.head_dim;
+  const int64_t k = int64_t{spec.n_kv_heads} * spec.head_dim;
+  const int64_t v = int64_t{spec.n_kv_heads} * spec.value_dim;
+  AttentionWeights w;
+  w.q = bind.matrix(prefix + "attn_q.weight", q, d_model);
+  w.k = bind.matrix(prefix + "attn_k.weight", k, d_model);
+  w.v = bind.matrix(prefix + "attn_v.weight", v, d_model);
+  w.o = bind.matrix(prefix + "attn_output.weight", d_model, int64_t{spec.n_heads} * spec.value_dim);
+  w.q_bias = bind.vector_or_empty(prefix + "attn_q.bias", q);
+  w.k_bias = bind.vector_or_empty(prefix + "attn_k.bias", k);
+  w.v_bias = bind.vector_or_empty(prefix + "attn_v.bias", v);
+  w.o_bias = bind.vector_or_empty(prefix + "attn_output.bias", d_model);
+  if (spec.qk_norm) {
+    w.q_norm = bind.vector(prefix + "attn_q_norm.weight", spec.head_dim);
+    w.k_norm = bind.vector(prefix + "attn_k_norm.weight", spec.head_dim);
+  }
+  return w;
+}
+
+FfnWeights bind_ffn(const Binder& bind, const std::string& prefix, int64_t d_model,
+                    const FfnSpec& spec) {
+  FfnWeights w;
+  w.gate = bind.matrix(prefix + "ffn_gate.weight", spec.d_ff, d_model);
+  w.up = bind.matrix(prefix + "ffn_up.weight", spec.d_ff, d_model);
+  w.down = bind.matrix(prefix + "ffn_down.weight", d_model, spec.d_ff);
+  w.gate_bias = bind.vector_or_empty(prefix + "ffn_gate.bias", spec.d_ff);
+  w.up_bias = bind.vector_or_empty(prefix + "ffn_up.bias", spec.d_ff);
+  w.down_bias = bind.vector_or_empty(prefix + "ffn_down.bias", d_model);
+  return w;
+}
+
+}  // namespace
+
+ModelWeights::ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec& spec)
+    : file_(std::move(file)) {
+  const Binder bind(*file_);
+  embedding = bind.matrix("token_embd.weight", spec.vocab_size, spec.d_model);
+  output_norm = bind.vector("output_norm.weight", spec.d_model);
+  output = bind.has("output.weight")
+               ? bind.matrix("output.weight", spec.vocab_size, spec.d_model)
+               : embedding;
+  layers.reserve(spec.layers.size());
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    const LayerSpec& layer = spec.layers[i];
+    const std::string prefix = message("blk.", i, ".");
+    LayerWeights w;
+    w.attention_norm = bind.vector(prefix + "attn_norm.weight", spec.d_model);
+    w.ffn_norm = bind.vector(prefix + "ffn_norm.weight", spec.d_model);
+    if (layer.norm == NormPlacement::sandwich) {
+      w.attention_post_norm = bind.vector(prefix + "post_attention_norm.weight", spec.d_model);
+      w.ffn_post_norm = bind.vector(prefix + "post_ffw_norm.weight", spec.d_model);
+    }
+    w.attention = bind_attention(bind, prefix, spec.d_model, layer.attention);
+    w.ffn = bind_ffn(bind, prefix, spec.d_model, layer.ffn);
+    layers.push_back(std::move(w));
+  }
+  for (const TensorInfo& tensor : file_->tensors()) n_parameters += tensor.elements();
+}
+
+}  // namespace kve

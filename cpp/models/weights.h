@@ -1,0 +1,52 @@
+// The tensors of a GGUF file, bound to the places where a ModelSpec uses them.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gguf/gguf_file.h"
+#include "kernels/backend.h"
+#include "models/spec.h"
+
+namespace kve {
+
+// Small vectors (norms, biases) are widened to f32; empty where a model has none.
+using Vector = std::vector<float>;
+
+struct AttentionWeights {
+  Weight q, k, v, o;
+  Vector q_bias, k_bias, v_bias, o_bias;
+  Vector q_norm, k_norm;  // [head_dim]
+};
+
+struct FfnWeights {
+  Weight gate, up, down;
+  Vector gate_bias, up_bias, down_bias;
+};
+
+struct LayerWeights {
+  Vector attention_norm, ffn_norm;            // before the block
+  Vector attention_post_norm, ffn_post_norm;  // after it (NormPlacement::sandwich)
+  AttentionWeights attention;
+  FfnWeights ffn;
+};
+
+// Points into the mapped file, which it keeps open.
+class ModelWeights {
+ public:
+  // Throws FormatError for a missing tensor, a wrong shape or a type that cannot be multiplied with.
+  ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec& spec);
+
+  Weight embedding;    // [vocab_size, d_model]
+  Vector output_norm;  // [d_model]
+  Weight output;       // [vocab_size, d_model]; the embedding again where they are tied
+  std::vector<LayerWeights> layers;
+  int64_t n_parameters = 0;  // of the whole file
+
+ private:
+  std::shared_ptr<const GgufFile> file_;
+};
+
+}  // namespace kve
