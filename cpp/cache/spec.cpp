@@ -156,23 +156,20 @@ class Parser {
   }
 
   int group_of(const Word& word) const {
-    const int group = number(word, kCacheGroups[0], kLargestGroup);
     for (const int allowed : kCacheGroups) {
-      if (group == allowed) return group;
+      if (word.text == std::to_string(allowed)) return allowed;
     }
     fail(word.at, message("group: expected 8, 16, 32, 64 or 128, found ", quoted(word.text)));
   }
 
-  int tail_of(const Word& word) const { return number(word, 0, kMaxTail); }
-
-  int number(const Word& word, int low, int high) const {
+  int tail_of(const Word& word) const {
     int value = 0;
     const char* end = word.text.data() + word.text.size();
     // from_chars would take a sign.
     const bool digits = is_digit(word.text[0]);
     const auto [stop, error] = std::from_chars(word.text.data(), end, value);
-    if (!digits || error != std::errc{} || stop != end || value < low || value > high) {
-      fail(word.at, message("expected a whole number from ", low, " to ", high, ", found ",
+    if (!digits || error != std::errc{} || stop != end || value > kMaxTail) {
+      fail(word.at, message("tail: expected a whole number from 0 to ", kMaxTail, ", found ",
                             quoted(word.text)));
     }
     return value;
