@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/token.h"
+#include "sampling/weights.h"
 
 namespace kve {
 
@@ -14,30 +15,35 @@ struct Candidate {
   Token token = kNoToken;
 };
 
-// Likeliest first; equal logits by ascending id, so that any sorting algorithm gives one result.
+// Likeliest first; equal logits by ascending id, so that every sorting algorithm gives one result.
 inline bool likelier(const Candidate& a, const Candidate& b) {
   return a.logit != b.logit ? a.logit > b.logit : a.token < b.token;
 }
 
 // Between stages the order of `items` is a function of the input alone (ascending ids, likeliest
-// first or most typical first): sums over them are then the same everywhere.
+// first or most typical first), never of a sorting algorithm: sums over them are the same everywhere.
 struct Candidates {
   std::vector<Candidate> items;
-  std::vector<double> weights;     // scratch of update_weights, parallel to items
-  std::vector<Candidate> ordered;  // scratch of the stages that reorder
-  size_t n_sorted = 0;             // items[0, n_sorted) are the likeliest, likeliest first
-  float temperature = 1;
+  size_t n_sorted = 0;  // items[0, n_sorted) are the likeliest, likeliest first
+  double temperature = 1;
 
-  // Starts a row: every token a candidate, in ascending order of id.
-  void assign(std::span<const float> logits);
-  // Makes the first n items (or all) the n likeliest, likeliest first.
+  // Starts a row: every token a candidate, in ascending order of id. Returns the largest logit.
+  // Throws Error when the row is empty or contains NaN or +infinity.
+  float assign(std::span<const float> logits);
+  // Keeps the k likeliest, likeliest first; k >= 1.
+  void keep_likeliest(size_t k);
+  // Sorts until the first n items (or all) are the n likeliest. The order of the others is
+  // unspecified: the caller drops them or sorts on.
   void sort_likeliest(size_t n);
   // Keeps the first n items.
-  void keep(size_t n);
-  float max_logit() const;
-  // weights[i] = exp((logit[i] - max) / temperature). Returns their sum, which is >= 1 unless all
-  // logits are -infinity.
-  double update_weights();
+  void keep_first(size_t n);
+  float max_logit() const;  // -infinity when no token is possible
+  // exp((logit - max) / temperature), the probability but for a constant.
+  double weight(const Candidate& candidate, float max) const {
+    return exp_weight((static_cast<double>(candidate.logit) - max) / temperature);
+  }
+  // In the order of the items.
+  double total_weight(float max) const;
 };
 
 // How often each token occurs among the last `capacity` ones (capacity < 0: among all).
@@ -54,10 +60,11 @@ class TokenHistory {
   std::span<const Count> counts() const { return counts_; }  // ascending by token
 
  private:
-  void remove_oldest();
+  void count(Token token);
+  void uncount(Token token);
 
   int capacity_;
-  std::vector<Token> ring_;  // unused when capacity < 0
+  std::vector<Token> ring_;  // grows to `capacity`; unused when all tokens count
   size_t oldest_ = 0;
   std::vector<Count> counts_;
 };
