@@ -3,7 +3,6 @@
 
 #include <cstddef>
 #include <filesystem>
-#include <memory>
 #include <span>
 
 namespace kve {
@@ -23,6 +22,8 @@ class MappedFile {
   // Reads the whole file into memory (64-byte aligned). Same errors; CapacityError if memory is
   // exhausted.
   static MappedFile read(const std::filesystem::path& path);
+  // A copy of bytes that are already in memory. CapacityError if memory is exhausted.
+  static MappedFile copy_of(std::span<const std::byte> bytes);
 
   MappedFile() = default;
   MappedFile(MappedFile&& other) noexcept;

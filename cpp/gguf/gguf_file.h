@@ -10,11 +10,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <memory>
 #include <span>
 #include <string>
 #include <string_view>
-#include <unordered_map>
 #include <vector>
 
 #include "base/mapped_file.h"
@@ -22,6 +22,11 @@
 #include "gguf/metadata.h"
 
 namespace kve {
+
+namespace gguf {
+struct ParsedFile;
+struct SplitPart;
+}  // namespace gguf
 
 // One tensor; `data` points into the mapping and lives as long as its GgufFile.
 struct TensorInfo {
@@ -49,6 +54,9 @@ class GgufFile {
   // be opened this way.
   static std::shared_ptr<const GgufFile> from_bytes(std::span<const std::byte> bytes,
                                                     std::string_view name = "memory");
+
+  GgufFile(const GgufFile&) = delete;
+  GgufFile& operator=(const GgufFile&) = delete;
 
   const Metadata& metadata() const { return metadata_; }
   template <class T>
@@ -81,13 +89,16 @@ class GgufFile {
   std::vector<MappedFile> files_;
   Metadata metadata_;
   std::vector<TensorInfo> tensors_;
-  std::unordered_map<std::string_view, size_t> tensor_index_;
+  std::map<std::string_view, size_t> tensor_index_;
   uint32_t version_ = 0;
   uint64_t file_bytes_ = 0;
   uint64_t alignment_ = 0;
 
-  void open_part(MappedFile file, const std::string& name);
-  void open_remaining_parts();
+  // `name` is the file for messages.
+  gguf::ParsedFile open_part(MappedFile file, const std::string& name);
+  void adopt_first(gguf::ParsedFile parsed);
+  void open_remaining_parts(const gguf::SplitPart& first, const std::string& first_name);
+  void index_tensors(const std::string& name);
 };
 
 }  // namespace kve

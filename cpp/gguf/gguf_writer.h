@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <set>
 #include <span>
 #include <string>
 #include <string_view>
@@ -83,6 +84,7 @@ class GgufWriter {
   uint32_t version_ = 3;
   std::vector<Item> items_;
   std::vector<Tensor> tensors_;
+  std::set<std::string> tensor_names_;
 
   template <class T>
   static constexpr MetaType type_of();
@@ -91,6 +93,7 @@ class GgufWriter {
   static void append_string(std::vector<std::byte>& out, std::string_view text, bool with_length);
   void set_item(std::string_view key, MetaType type, MetaType element_type, size_t size,
                 std::vector<std::byte> payload);
+  void add(Tensor tensor);
   uint64_t alignment() const;
   std::vector<std::byte> header() const;
   void emit(const Sink& sink) const;

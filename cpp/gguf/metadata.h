@@ -4,11 +4,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <span>
 #include <string>
 #include <string_view>
 #include <type_traits>
-#include <unordered_map>
 #include <vector>
 
 namespace kve {
@@ -27,8 +27,8 @@ enum class MetaType : uint32_t {
   array,
   u64,
   i64,
-  f64  // clang-format off
-};  // clang-format on
+  f64
+};
 
 inline constexpr uint32_t kMetaTypes = 13;
 
@@ -116,7 +116,7 @@ class Metadata {
 
  private:
   std::vector<MetaValue> values_;
-  std::unordered_map<std::string_view, size_t> index_;
+  std::map<std::string_view, size_t> index_;  // ordered: no hash to attack
 
   const MetaValue& require(std::string_view key) const;
 };
