@@ -18,21 +18,25 @@ struct bfloat16 {
   uint16_t bits = 0;
 };
 
+// Not std::bit_cast: a debug build emits its instances as weak symbols (see base/portable.h).
+KVE_HD constexpr float float_from_bits(uint32_t bits) { return __builtin_bit_cast(float, bits); }
+KVE_HD constexpr uint32_t bits_of_float(float value) { return __builtin_bit_cast(uint32_t, value); }
+
 // Exact; subnormals, infinities and NaN payloads are kept.
 KVE_HD constexpr float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000u) << 16;
   const uint32_t exponent = (h >> 10) & 0x1fu;
   const uint32_t mantissa = h & 0x3ffu;
-  if (exponent == 0x1f) return std::bit_cast<float>(sign | 0x7f800000u | (mantissa << 13));
-  if (exponent != 0) return std::bit_cast<float>(sign | ((exponent + 112) << 23) | (mantissa << 13));
+  if (exponent == 0x1f) return float_from_bits(sign | 0x7f800000u | (mantissa << 13));
+  if (exponent != 0) return float_from_bits(sign | ((exponent + 112) << 23) | (mantissa << 13));
   // Subnormal: mantissa * 2^-24, exact in binary32.
   const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
-  return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
+  return float_from_bits(sign | bits_of_float(magnitude));
 }
 
 // Round to nearest even; overflow becomes infinity, NaN stays a (quiet) NaN.
 KVE_HD constexpr uint16_t float_to_half(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t bits = bits_of_float(value);
   const uint32_t sign = (bits >> 16) & 0x8000u;
   const uint32_t magnitude = bits & 0x7fffffffu;
   if (magnitude > 0x7f800000u) return static_cast<uint16_t>(sign | 0x7e00u | ((magnitude >> 13) & 0x3ffu));
@@ -40,20 +44,20 @@ KVE_HD constexpr uint16_t float_to_half(float value) {
   if (magnitude < 0x38800000u) {
     // Below the smallest normal half: adding 0.5 aligns the result's unit with the float's last bit
     // (2^-24), so the hardware's own rounding does the work.
-    const float shifted = std::bit_cast<float>(magnitude) + 0.5f;
-    return static_cast<uint16_t>(sign | (std::bit_cast<uint32_t>(shifted) - 0x3f000000u));
+    const float shifted = float_from_bits(magnitude) + 0.5f;
+    return static_cast<uint16_t>(sign | (bits_of_float(shifted) - 0x3f000000u));
   }
   const uint32_t odd = (magnitude >> 13) & 1u;
   return static_cast<uint16_t>(sign | ((magnitude - 0x38000000u + 0xfffu + odd) >> 13));
 }
 
 KVE_HD constexpr float bf16_to_float(uint16_t b) {
-  return std::bit_cast<float>(static_cast<uint32_t>(b) << 16);
+  return float_from_bits(static_cast<uint32_t>(b) << 16);
 }
 
 // Round to nearest even; NaN stays a quiet NaN.
 KVE_HD constexpr uint16_t float_to_bf16(float value) {
-  const uint32_t bits = std::bit_cast<uint32_t>(value);
+  const uint32_t bits = bits_of_float(value);
   if ((bits & 0x7fffffffu) > 0x7f800000u) return static_cast<uint16_t>((bits >> 16) | 64u);
   return static_cast<uint16_t>((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }

@@ -1,6 +1,5 @@
 #include "formats/weight_formats.h"
 
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -82,8 +81,8 @@ using Encoder = void (*)(const float*, std::byte*, int64_t);
 
 template <class Block>
 constexpr WeightFormat coded(WeightType type, std::string_view name, Encoder encode = nullptr) {
-  return {type,   name,          Block::kValues, static_cast<int>(sizeof(Block)), &decode<Block>,
-          encode, &unpack<Block>, Block::kHasMin};
+  return {type,           name,   Block::kValues, static_cast<int>(sizeof(Block)),
+          &decode<Block>, encode, &unpack<Block>, Block::kHasMin};
 }
 
 template <class Number>
@@ -103,9 +102,9 @@ constexpr WeightFormat kFormats[] = {
     coded<BlockQ8_0>(WeightType::q8_0, "Q8_0", encode_q8_0),
     coded<BlockQ2_K>(WeightType::q2_k, "Q2_K"),
     coded<BlockQ3_K>(WeightType::q3_k, "Q3_K"),
-    coded<BlockQ4_K>(WeightType::q4_k, "Q4_K"),
-    coded<BlockQ5_K>(WeightType::q5_k, "Q5_K"),
-    coded<BlockQ6_K>(WeightType::q6_k, "Q6_K"),
+    coded<BlockQ4_K>(WeightType::q4_k, "Q4_K", encode_q4_k),
+    coded<BlockQ5_K>(WeightType::q5_k, "Q5_K", encode_q5_k),
+    coded<BlockQ6_K>(WeightType::q6_k, "Q6_K", encode_q6_k),
     coded<BlockQ8_K>(WeightType::q8_k, "Q8_K"),
     coded<BlockIQ2_XXS>(WeightType::iq2_xxs, "IQ2_XXS"),
     coded<BlockIQ2_XS>(WeightType::iq2_xs, "IQ2_XS"),
@@ -142,9 +141,11 @@ const WeightFormat& format(WeightType type) {
   const WeightFormat* found = find_format(static_cast<uint32_t>(type));
   if (found != nullptr) return *found;
   std::string known;
-  for (const WeightFormat& each : kFormats) known.append(known.empty() ? "" : ", ").append(each.name);
-  throw UnsupportedError(
-      message("weight type: expected one of ", known, "; found number ", static_cast<uint32_t>(type)));
+  for (const WeightFormat& each : kFormats) {
+    known.append(known.empty() ? "" : ", ").append(each.name);
+  }
+  throw UnsupportedError(message("weight type: expected one of ", known, "; found number ",
+                                 static_cast<uint32_t>(type)));
 }
 
 size_t row_bytes(WeightType type, int64_t n_values) {

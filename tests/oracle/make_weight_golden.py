@@ -225,9 +225,7 @@ def main() -> None:
             values = encoder_inputs(rng)
             encoded = quants.quantize(values, GGMLQuantizationType[name])
             count = np.array([values.size // sizes(name)[0]], "<u4").tobytes()
-            OUT.joinpath(f"{name}.encode").write_bytes(
-                count + values.tobytes() + encoded.tobytes()
-            )
+            OUT.joinpath(f"{name}.encode").write_bytes(count + values.tobytes() + encoded.tobytes())
 
 
 if __name__ == "__main__":

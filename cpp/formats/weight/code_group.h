@@ -28,8 +28,13 @@ KVE_HD uint32_t load_u32(const uint8_t* bytes) {
   return static_cast<uint32_t>(load_u16(bytes)) |
          (static_cast<uint32_t>(load_u16(bytes + 2)) << 16);
 }
+KVE_HD void store_u16(uint16_t value, uint8_t* bytes) {
+  bytes[0] = static_cast<uint8_t>(value & 255);
+  bytes[1] = static_cast<uint8_t>(value >> 8);
+}
 KVE_HD float load_half(const uint8_t* bytes) { return half_to_float(load_u16(bytes)); }
-KVE_HD float load_float(const uint8_t* bytes) { return std::bit_cast<float>(load_u32(bytes)); }
+KVE_HD void store_half(float value, uint8_t* bytes) { store_u16(float_to_half(value), bytes); }
+KVE_HD float load_float(const uint8_t* bytes) { return float_from_bits(load_u32(bytes)); }
 
 KVE_HD int8_t to_code(int value) { return static_cast<int8_t>(value); }
 

@@ -15,13 +15,6 @@ namespace {
 
 constexpr int kBlock = 32;
 
-void store_u16(uint16_t value, uint8_t* bytes) {
-  bytes[0] = static_cast<uint8_t>(value & 255);
-  bytes[1] = static_cast<uint8_t>(value >> 8);
-}
-
-void store_half(float value, uint8_t* bytes) { store_u16(float_to_half(value), bytes); }
-
 // Zero for the scale of a block that is all zero, or so small that its inverse overflows: such a
 // scale is zero in binary16 too.
 float inverse(float scale) {

@@ -9,8 +9,8 @@ namespace kve {
 struct BlockIQ2_S {
   static constexpr int kValues = 256;
   static constexpr bool kHasMin = false;
-  uint8_t d[2];  // binary16 unit of the scales
-  uint8_t qs[32];     // low 8 bits of the indices
+  uint8_t d[2];    // binary16 unit of the scales
+  uint8_t qs[32];  // low 8 bits of the indices
   uint8_t signs[32];
   uint8_t qh[8];      // top 2 bits of the indices, four to a byte
   uint8_t scales[8];  // two to a byte

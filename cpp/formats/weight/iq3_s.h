@@ -9,9 +9,9 @@ namespace kve {
 struct BlockIQ3_S {
   static constexpr int kValues = 256;
   static constexpr bool kHasMin = false;
-  uint8_t d[2];   // binary16 unit of the scales
-  uint8_t qs[64];     // low 8 bits of the indices
-  uint8_t qh[8];      // top bits of the indices, one byte per group
+  uint8_t d[2];    // binary16 unit of the scales
+  uint8_t qs[64];  // low 8 bits of the indices
+  uint8_t qh[8];   // top bits of the indices, one byte per group
   uint8_t signs[32];
   uint8_t scales[4];  // two to a byte
 };

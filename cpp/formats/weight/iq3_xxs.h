@@ -9,9 +9,9 @@ namespace kve {
 struct BlockIQ3_XXS {
   static constexpr int kValues = 256;
   static constexpr bool kHasMin = false;
-  uint8_t d[2];               // binary16 unit of the scales
-  uint8_t qs[64];             // indices
-  uint8_t scales_signs[32];   // 32 bits per group: 4 x 7 signs and the scale on top
+  uint8_t d[2];              // binary16 unit of the scales
+  uint8_t qs[64];            // indices
+  uint8_t scales_signs[32];  // 32 bits per group: 4 x 7 signs and the scale on top
 };
 static_assert(sizeof(BlockIQ3_XXS) == 98);
 

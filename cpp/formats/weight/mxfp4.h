@@ -22,7 +22,7 @@ KVE_HD int8_t mxfp4_value(int index) {
 // 2^(e - 128): half the scale, as the values are doubled. The two smallest are subnormal.
 KVE_HD float mxfp4_half_scale(uint8_t e) {
   const uint32_t bits = e < 2 ? 0x00200000u << e : static_cast<uint32_t>(e - 1) << 23;
-  return std::bit_cast<float>(bits);
+  return float_from_bits(bits);
 }
 
 KVE_HD void unpack_group(const BlockMXFP4& block, int /*group*/, CodeGroup* out) {
