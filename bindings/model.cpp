@@ -1,0 +1,85 @@
+#include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+
+#include "bindings.h"
+
+namespace kve::python {
+namespace {
+
+std::shared_ptr<Model> load(const std::filesystem::path& path, int threads,
+                            const std::string& isa) {
+  const py::gil_scoped_release release;
+  return Model::load(path, {.threads = threads, .isa = isa});
+}
+
+py::list layers(const Model& model) {
+  py::list list;
+  for (const LayerSpec& layer : model.spec().layers) {
+    const AttentionSpec& attention = layer.attention;
+    py::dict facts;
+    facts["n_heads"] = attention.n_heads;
+    facts["n_kv_heads"] = attention.n_kv_heads;
+    facts["head_dim"] = attention.head_dim;
+    facts["value_dim"] = attention.value_dim;
+    facts["window"] = attention.window;
+    facts["d_ff"] = layer.ffn.d_ff;
+    list.append(facts);
+  }
+  return list;
+}
+
+}  // namespace
+
+void bind_model(py::module_& module) {
+  py::class_<Model, std::shared_ptr<Model>> model(module, "Model",
+                                                  "A loaded model: weights and tokenizer.");
+  model.def(py::init(&load), py::arg("path"), py::arg("threads") = 0, py::arg("isa") = "",
+            R"(Loads a GGUF file.
+
+threads: 0 uses every processor this process may use.
+isa: 'scalar', 'avx2', 'avx512', ...; '' uses the best there is.
+Raises IoError, FormatError, UnsupportedError, ConfigError.)");
+  model.def_property_readonly("path", [](const Model& self) { return self.file().path(); });
+  model.def_property_readonly(
+      "architecture", [](const Model& self) { return text_str(self.spec().arch); },
+      "general.architecture: 'llama', 'gemma3', ...");
+  model.def_property_readonly(
+      "name", [](const Model& self) { return text_str(self.spec().name); }, "general.name, or ''.");
+  model.def_property_readonly("n_layers",
+                              [](const Model& self) { return self.spec().layers.size(); });
+  model.def_property_readonly(
+      "d_model", [](const Model& self) { return self.spec().d_model; }, "Model width.");
+  model.def_property_readonly(
+      "vocab_size", [](const Model& self) { return self.spec().vocab_size; },
+      "Columns of the logits; may exceed the tokenizer's by rows of padding.");
+  model.def_property_readonly(
+      "n_ctx", [](const Model& self) { return self.spec().n_ctx; },
+      "Context length the model was trained for, in tokens.");
+  model.def_property_readonly("layers", &layers,
+                              "Per layer: a dict of n_heads, n_kv_heads, head_dim, value_dim, "
+                              "window (0: none) and d_ff.");
+  model.def_property_readonly(
+      "tokenizer",
+      [](const std::shared_ptr<Model>& self) {
+        // Shares ownership with the model.
+        return std::shared_ptr<Tokenizer>(self, const_cast<Tokenizer*>(&self->tokenizer()));
+      },
+      "The model's Tokenizer.");
+  model.def_property_readonly(
+      "file",
+      [](const std::shared_ptr<Model>& self) {
+        return std::shared_ptr<GgufFile>(self, const_cast<GgufFile*>(&self->file()));
+      },
+      "The GgufFile the model was loaded from.");
+  model.def_property_readonly(
+      "chat_template", [](const Model& self) { return text_str(self.chat_template()); },
+      "The Jinja source that the file carries, or ''.");
+  model.def_property_readonly("threads", &Model::threads);
+  model.def_property_readonly(
+      "backend", [](const Model& self) { return std::string(self.backend().name()); },
+      "What computes: 'cpu-avx512', ...");
+  model.def_property_readonly("fingerprint", &Model::fingerprint,
+                              "Identifies the weights; session files carry it.");
+}
+
+}  // namespace kve::python

@@ -1,0 +1,42 @@
+// A session as Python holds it. Python code may call it from several threads, or while a generation
+// is running; the engine's sessions may be used by one caller at a time.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+
+#include "bindings.h"
+
+namespace kve::python {
+
+struct SessionHandle {
+  explicit SessionHandle(Session session_) : session(std::move(session_)) {}
+
+  Session session;
+  std::atomic_flag busy;
+  uint64_t changes = 0;  // counts calls that changed what the session holds
+};
+
+// The right to use a session, held for one call.
+class SessionUse {
+ public:
+  // Throws ConfigError when another call is still at it.
+  explicit SessionUse(SessionHandle& handle) : handle_(handle) {
+    if (handle.busy.test_and_set(std::memory_order_acquire)) {
+      throw ConfigError(
+          "session: expected one caller at a time, found it in use by another thread or callback");
+    }
+  }
+  ~SessionUse() { handle_.busy.clear(std::memory_order_release); }
+  SessionUse(const SessionUse&) = delete;
+  SessionUse& operator=(const SessionUse&) = delete;
+
+  Session* operator->() const { return &handle_.session; }
+  Session& operator*() const { return handle_.session; }
+
+ private:
+  SessionHandle& handle_;
+};
+
+}  // namespace kve::python
