@@ -3,8 +3,11 @@
 // A forward pass appends rows layer by layer, attends to view(), and commits once at its end; until
 // then nothing that was there before has changed, so a failed pass is undone by rollback(). Pages
 // are immutable once full and shared between forks; the tail belongs to one cache.
+//
+// A cache belongs to one thread at a time; forks may live in different threads.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
@@ -12,7 +15,6 @@
 
 #include "base/memory.h"
 #include "base/span.h"
-#include "cache/page.h"
 #include "cache/spec.h"
 #include "cache/stats.h"
 #include "kernels/backend.h"
@@ -42,36 +44,48 @@ class KvCache {
   int n_tokens() const;  // committed
 
   // Adds the rows of n new tokens at positions n_tokens() ... to one layer. k [n, n_kv_heads *
-  // key_dim] (rotated), v [n, n_kv_heads * value_dim]. Throws Error naming layer, head and token
-  // when a value that has to be coded is not finite; the caller then rolls back.
+  // key_dim] (rotated), v [n, n_kv_heads * value_dim]. Throws Error naming layer, head, side and
+  // token when a value is not finite, and CapacityError; this layer is then as before the call, and
+  // the caller rolls back the others.
   void append(Backend& backend, int layer, ConstMat k, ConstMat v);
   // Committed and appended rows of one layer, one view per kv head; valid until the next change.
   std::span<const HeadView> view(int layer) const;
   // Makes the appended tokens (the same number in every layer) part of the cache and seals what
-  // exceeds the tail. Throws as append does; the cache is then as before the pass.
+  // exceeds the tail. Layers with a window then drop pages that lie two windows back. Throws as
+  // append does; the cache is then as before the pass.
   void commit(Backend& backend, int n_new);
   void rollback();
 
-  // Forgets the tokens from position n on. Throws ConfigError when n is negative or more than
-  // n_tokens(). Rows that were coded stay coded: a later tail starts anew at n.
+  // Forgets the tokens from position n on, and appended rows that were not committed. Throws
+  // ConfigError when n is negative or more than n_tokens(), and CapacityError when a layer with a
+  // window has dropped rows that the token at position n would attend to (never for n = 0). Rows
+  // that were coded stay coded: a later tail starts anew at n.
   void truncate(int n);
-  // A copy that shares full pages.
+  bool can_truncate(int n) const;
+  // A copy that shares pages. Nothing may be appended and not yet committed.
   KvCache fork() const;
   CacheStats stats() const;
-  // The allocator behind all pages of this cache and its forks.
+  // The allocator behind this cache and its forks: pages, tails, tables and views. Not counted are
+  // the State object itself and a list of pending jobs.
   const MemoryCounter& memory() const;
 
-  // Keys or values as attention sees them, [n_tokens(), dim], decoded to f32. out has that shape.
+  // Rows that a layer stores (those of positions first_pos ... ), committed or appended: n_tokens(),
+  // or less where a window has dropped some.
+  int rows(int layer) const;
+  // Keys or values as attention sees them, [rows(layer), dim], decoded to f32. out has that shape.
   void read_keys(int layer, int head, Mat out) const;
   void read_values(int layer, int head, Mat out) const;
 
-  // The whole state as bytes (no checksum, no header: engine/session_file adds them), and back:
-  // `load` throws FormatError unless the bytes describe exactly a cache of this spec and shape.
+  // The whole committed state as bytes (no checksum, no header: engine/session_file adds them), and
+  // back: `load` throws FormatError unless the bytes describe exactly a cache of this spec and
+  // shape, and has then changed nothing.
   std::vector<std::byte> save() const;
   void load(std::span<const std::byte> bytes);
 
  private:
   struct State;
+  explicit KvCache(std::unique_ptr<State> state);
+
   std::unique_ptr<State> state_;
 };
 

@@ -1,0 +1,275 @@
+// KvCache against a model that keeps one vector of rows per side and follows the rules of the
+// design: what is exact, what was coded from what, what each operation forgets.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/random.h"
+#include "cache/kv_cache.h"
+#include "cache/test_backend.h"
+
+namespace kve {
+namespace {
+
+// What one side must read as.
+class ModelSide {
+ public:
+  ModelSide(const SideSpec& spec, int width) : spec_(spec), width_(width) {}
+
+  void append(ConstMat rows) {
+    for (int64_t r = 0; r < rows.rows; ++r) {
+      std::vector<float> row(rows.row(r), rows.row(r) + width_);
+      if (spec_.eager()) {
+        rows_.push_back(through(spec_.codec, row));
+        ++coded_;
+      } else {
+        rows_.push_back(through({CodecId::f16, 0}, row));
+      }
+    }
+  }
+  void commit() {
+    if (spec_.eager()) return;
+    for (;;) {
+      const int room = 64 - coded_ % 64;
+      if (size() - coded_ - room < spec_.tail) return;
+      for (int i = 0; i < room; ++i, ++coded_) {
+        std::vector<float>& row = rows_[static_cast<size_t>(coded_)];
+        row = through(spec_.codec, row);
+      }
+    }
+  }
+  void truncate(int n) {
+    rows_.resize(static_cast<size_t>(n));
+    coded_ = std::min(coded_, n);
+  }
+  int size() const { return static_cast<int>(rows_.size()); }
+  int coded() const { return coded_; }
+  const std::vector<float>& row(int r) const { return rows_[static_cast<size_t>(r)]; }
+
+ private:
+  std::vector<float> through(const CodecSpec& spec, const std::vector<float>& row) const {
+    std::vector<std::byte> page(page_bytes(spec, width_));
+    std::vector<float> out(row.size());
+    EXPECT_TRUE(codec(spec.id).encode(row.data(), width_, page.data(), 5, 1, width_, spec.group));
+    codec(spec.id).decode(page.data(), 5, 1, width_, spec.group, out.data(), width_);
+    return out;
+  }
+
+  SideSpec spec_;
+  int width_;
+  int coded_ = 0;
+  std::vector<std::vector<float>> rows_;
+};
+
+class Harness {
+ public:
+  Harness(const CacheSpec& spec, const std::vector<LayerShape>& shapes)
+      : shapes_(shapes), cache_(spec, shapes) {
+    for (const LayerShape& shape : shapes) {
+      for (int head = 0; head < shape.n_kv_heads; ++head) {
+        model_.emplace_back(spec.k, shape.key_dim);
+        model_.emplace_back(spec.v, shape.value_dim);
+      }
+    }
+  }
+  Harness(const Harness& other)
+      : shapes_(other.shapes_), cache_(other.cache_.fork()), model_(other.model_) {}
+
+  KvCache& cache() { return cache_; }
+
+  void append(Backend& backend, Random* random, int n) {
+    size_t side = 0;
+    for (size_t layer = 0; layer < shapes_.size(); ++layer) {
+      const LayerShape& shape = shapes_[layer];
+      // Strides that are larger than the rows, as in a fused qkv product.
+      std::vector<float> k = values(random, n, shape.n_kv_heads * shape.key_dim + 3);
+      std::vector<float> v = values(random, n, shape.n_kv_heads * shape.value_dim + 5);
+      const ConstMat k_mat(k.data(), n, shape.n_kv_heads * shape.key_dim,
+                           shape.n_kv_heads * shape.key_dim + 3);
+      const ConstMat v_mat(v.data(), n, shape.n_kv_heads * shape.value_dim,
+                           shape.n_kv_heads * shape.value_dim + 5);
+      cache_.append(backend, static_cast<int>(layer), k_mat, v_mat);
+      for (int head = 0; head < shape.n_kv_heads; ++head) {
+        model_[side++].append(k_mat.columns(int64_t{head} * shape.key_dim, shape.key_dim));
+        model_[side++].append(v_mat.columns(int64_t{head} * shape.value_dim, shape.value_dim));
+      }
+    }
+  }
+  void commit(Backend& backend, int n) {
+    cache_.commit(backend, n);
+    for (ModelSide& side : model_) side.commit();
+  }
+  // Undoes an append that was not committed.
+  void rollback() {
+    cache_.rollback();
+    for (ModelSide& side : model_) side.truncate(cache_.n_tokens());
+  }
+  void truncate(int n) {
+    cache_.truncate(n);
+    for (ModelSide& side : model_) side.truncate(n);
+  }
+  void save_and_load() {
+    const std::vector<std::byte> bytes = cache_.save();
+    KvCache restored(cache_.spec(), shapes_);
+    restored.load(bytes);
+    ASSERT_EQ(restored.save(), bytes);
+    cache_ = std::move(restored);
+  }
+
+  // Every row of every side, bit for bit; views, statistics and the allocator agree.
+  void check(bool has_forks) const {
+    size_t side = 0;
+    for (size_t layer = 0; layer < shapes_.size(); ++layer) {
+      const auto views = cache_.view(static_cast<int>(layer));
+      ASSERT_EQ(views.size(), static_cast<size_t>(shapes_[layer].n_kv_heads));
+      for (int head = 0; head < shapes_[layer].n_kv_heads; ++head) {
+        check_side(static_cast<int>(layer), head, true, model_[side++]);
+        check_side(static_cast<int>(layer), head, false, model_[side++]);
+      }
+    }
+    const CacheStats stats = cache_.stats();
+    ASSERT_EQ(stats.bytes,
+              stats.codes + stats.scales + stats.bases + stats.tail + stats.meta);
+    ASSERT_EQ(stats.tokens_seen, cache_.n_tokens());
+    if (has_forks) {
+      ASSERT_LE(stats.bytes, cache_.memory().live());
+    } else {
+      ASSERT_EQ(stats.bytes, cache_.memory().live());
+    }
+  }
+
+ private:
+  static std::vector<float> values(Random* random, int rows, int cols) {
+    std::vector<float> out(static_cast<size_t>(rows) * static_cast<size_t>(cols));
+    for (float& value : out) value = static_cast<float>(random->uniform() * 8 - 3);
+    return out;
+  }
+
+  void check_side(int layer, int head, bool is_key, const ModelSide& model) const {
+    const HeadView& view = cache_.view(layer)[static_cast<size_t>(head)];
+    const SideView& side = is_key ? view.k : view.v;
+    ASSERT_EQ(cache_.rows(layer), model.size() - view.first_pos);
+    ASSERT_EQ(view.n_rows, cache_.rows(layer));
+    int coded = 0;
+    for (const PageView& page : side.pages) {
+      ASSERT_EQ(coded % 64, 0) << "only the last page may have room";
+      coded += page.rows;
+    }
+    ASSERT_EQ(coded, model.coded() - view.first_pos);
+    ASSERT_EQ(coded + side.tail_rows, view.n_rows);
+    std::vector<float> rows(static_cast<size_t>(view.n_rows * side.width));
+    const Mat out(rows.data(), view.n_rows, side.width);
+    if (is_key) {
+      cache_.read_keys(layer, head, out);
+    } else {
+      cache_.read_values(layer, head, out);
+    }
+    for (int r = 0; r < view.n_rows; ++r) {
+      const std::vector<float> found(out.row(r), out.row(r) + side.width);
+      ASSERT_EQ(found, model.row(view.first_pos + r))
+          << "layer " << layer << " head " << head << " row " << r;
+    }
+  }
+
+  std::vector<LayerShape> shapes_;
+  KvCache cache_;
+  std::vector<ModelSide> model_;
+};
+
+std::vector<LayerShape> small_shapes() { return {{2, 32, 64, 0}, {1, 64, 32, 0}}; }
+
+void random_operations(const std::string& spec, uint64_t seed, int steps,
+                       const std::vector<LayerShape>& shapes) {
+  SCOPED_TRACE("spec " + spec + " seed " + std::to_string(seed));
+  SealOnlyBackend backend;
+  Random random(seed);
+  const auto pick = [&](int n) { return static_cast<int>(random.bits() % static_cast<uint64_t>(n)); };
+  std::vector<std::unique_ptr<Harness>> caches;
+  caches.push_back(std::make_unique<Harness>(CacheSpec::parse(spec), shapes));
+  for (int step = 0; step < steps; ++step) {
+    Harness& one = *caches[static_cast<size_t>(pick(static_cast<int>(caches.size())))];
+    const int tokens = one.cache().n_tokens();
+    switch (pick(12)) {
+      case 0: case 1: case 2: case 3: case 4: {
+        const int n = pick(3) == 0 ? 1 + pick(150) : 1;
+        one.append(backend, &random, n);
+        one.commit(backend, n);
+        break;
+      }
+      case 5: {  // two appends in a pass
+        one.append(backend, &random, 3);
+        one.append(backend, &random, 70);
+        one.check(caches.size() > 1);
+        one.commit(backend, 73);
+        break;
+      }
+      case 6: {
+        one.append(backend, &random, 1 + pick(100));
+        one.rollback();
+        break;
+      }
+      case 7: {
+        const int n = 1 + pick(200);
+        one.append(backend, &random, n);
+        const int calls = backend.calls;
+        backend.fail_next = true;
+        try {
+          one.cache().commit(backend, n);
+          // Nothing to seal, so nothing could fail.
+          ASSERT_EQ(backend.calls, calls);
+          one.truncate(tokens);
+          backend.fail_next = false;
+        } catch (const DeviceError&) {
+          one.rollback();
+        }
+        break;
+      }
+      case 8: case 9: {
+        one.truncate(pick(4) == 0 ? 0 : tokens - std::min(tokens, pick(130)));
+        break;
+      }
+      case 10: {
+        if (caches.size() < 4) {
+          caches.push_back(std::make_unique<Harness>(one));
+        } else {
+          caches.erase(caches.begin() + pick(static_cast<int>(caches.size())));
+        }
+        break;
+      }
+      default:
+        one.save_and_load();
+    }
+    // Forks that were loaded from bytes have their own allocator; only a lone cache must own all.
+    for (const auto& cache : caches) {
+      cache->check(caches.size() > 1);
+      if (::testing::Test::HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(KvCacheModel, RandomOperationsMatchTheModel) {
+  const char* specs[] = {"f32",
+                         "f16",
+                         "bf16",
+                         "q8_0",
+                         "q4_0",
+                         "q4_0:tail=100",
+                         "int8",
+                         "int4",
+                         "int4:group=16,tail=0",
+                         "int8:group=8,tail=1",
+                         "k=int4:group=32,tail=64 + v=q8_0",
+                         "k=f16 + v=int4:group=32,tail=3"};
+  for (const char* spec : specs) {
+    for (uint64_t seed = 1; seed <= 3; ++seed) {
+      random_operations(spec, seed, 60, small_shapes());
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace kve
