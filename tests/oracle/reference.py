@@ -155,7 +155,9 @@ def _check_config(path: Path, model: PreTrainedModel) -> None:
     if any(t.name == "rope_freqs.weight" for t in GGUFReader(path).tensors):
         dropped.append("rope_freqs.weight")
     if dropped:
-        raise ValueError(f"{path}: transformers ignores {dropped}; use make_tiny_models.py's oracle")
+        raise ValueError(
+            f"{path}: transformers ignores {dropped}; use make_tiny_models.py's oracle"
+        )
     if arch == "gemma3":
         config = model.config
         expected = {
