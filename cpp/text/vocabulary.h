@@ -22,7 +22,7 @@ enum class TokenKind : uint8_t {
   byte = 6,
 };
 
-// Named entries; kNoToken where the vocabulary has none.
+// Entries with a role; kNoToken where the vocabulary has none.
 struct SpecialTokens {
   Token bos = kNoToken, eos = kNoToken, eot = kNoToken, eom = kNoToken;
   Token unk = kNoToken, sep = kNoToken, pad = kNoToken, cls = kNoToken, mask = kNoToken;
@@ -33,7 +33,7 @@ struct SpecialTokens {
 // tokenizer.ggml.* of a file. Flags that a file may leave out stay empty: their default depends on
 // `model` and `pre`, and is the tokenizer's to know.
 struct Vocabulary {
-  std::string model;         // "gpt2", "llama", "t5", "bert", "gemma4"
+  std::string model;         // "gpt2", "llama", "t5", "bert", "rwkv", "gemma4"
   std::string pre;           // pre-tokenizer of byte-level BPE; empty if the file names none
   std::string architecture;  // general.architecture, empty if unknown
   std::string model_name;    // general.name, empty if unknown
@@ -45,15 +45,18 @@ struct Vocabulary {
 
   SpecialTokens special;
   std::optional<bool> add_bos, add_eos, add_sep;
-  std::optional<bool> add_space_prefix, remove_extra_whitespaces, escape_whitespaces;
-  std::optional<bool> ignore_merges, clean_up_spaces;
-  std::string precompiled_charsmap;  // sentencepiece's normalizer table, unigram only
+  std::optional<bool> add_space_prefix;           // SPM and unigram
+  std::optional<bool> remove_extra_whitespaces;   // unigram
+  std::optional<bool> escape_whitespaces;         // unigram
+  std::optional<bool> lower_case, strip_accents;  // WordPiece
+  std::string precompiled_charsmap;               // unigram: sentencepiece's normalizer table
 };
 
-// Reads tokenizer.ggml.*; works on files without tensors.
-// Throws FormatError if a key has the wrong type, an array the wrong length, or a special id is
-// outside of the vocabulary; UnsupportedError if the file has no tokenizer (tokenizer.ggml.model
-// missing, or "none").
+// Reads tokenizer.ggml.*; works on files without tensors. A role that the file does not mention, or
+// gives to an id outside of the vocabulary (converters write -1 for "none"), gets the entry that
+// vocabularies of this model have by convention, if there is one.
+// Throws FormatError if a key has the wrong type or an array the wrong length; UnsupportedError if
+// the file has no tokenizer (tokenizer.ggml.model missing, or "none").
 Vocabulary read_vocabulary(const GgufFile& file);
 
 }  // namespace kve
