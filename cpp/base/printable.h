@@ -12,9 +12,13 @@ namespace kve {
 // about `max_bytes` source bytes, with "..." appended.
 std::string printable(std::string_view text, size_t max_bytes = 80);
 
-// printable(text) between single quotes.
-inline std::string quoted(std::string_view text, size_t max_bytes = 80) {
-  return "'" + printable(text, max_bytes) + "'";
-}
+// quoted(text, max_bytes = 80): printable(text) between single quotes. An object, not a function,
+// so that argument-dependent lookup cannot find std::quoted for a std::string instead.
+struct Quoted {
+  std::string operator()(std::string_view text, size_t max_bytes = 80) const {
+    return "'" + printable(text, max_bytes) + "'";
+  }
+};
+inline constexpr Quoted quoted;
 
 }  // namespace kve

@@ -153,7 +153,7 @@ T MetaValue::as() const {
   } else if constexpr (std::is_same_v<T, std::vector<int64_t>>) {
     return integers();
   } else if constexpr (std::is_same_v<T, std::vector<int32_t>>) {
-    const std::vector<int64_t> wide = checked_integers(INT32_MIN, INT32_MAX, "i32");
+    const std::vector<int64_t> wide = checked_integers(INT32_MIN, INT32_MAX, "array of i32");
     T narrow(wide.size());
     for (size_t i = 0; i < wide.size(); ++i) narrow[i] = static_cast<int32_t>(wide[i]);
     return narrow;
