@@ -1,5 +1,6 @@
 #include "base/thread_pool.h"
 
+#include <system_error>
 #include <utility>
 
 #include "base/error.h"
@@ -48,10 +49,18 @@ ThreadPool::ThreadPool(int n_threads) {
     throw ConfigError(message("threads: expected 1 to 1024, found ", n_threads));
   }
   workers_.reserve(static_cast<size_t>(n_threads - 1));
-  for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this] { worker_loop(); });
+  try {
+    for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
+  } catch (const std::system_error& error) {
+    stop();
+    throw CapacityError(message("threads: expected to start ", n_threads, ", found that only ",
+                                workers_.size() + 1, " can run: ", error.what()));
+  }
 }
 
-ThreadPool::~ThreadPool() {
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
   stopping_.store(true);
   generation_.fetch_add(1);
   generation_.notify_all();
@@ -60,6 +69,10 @@ ThreadPool::~ThreadPool() {
 
 void ThreadPool::run(int64_t n, Function function, const void* context) {
   const std::lock_guard lock(callers_);
+  if (n == 1 || workers_.empty()) {
+    for (int64_t i = 0; i < n; ++i) function(context, i, 0);
+    return;
+  }
   function_ = function;
   context_ = context;
   n_tasks_ = n;
@@ -67,7 +80,7 @@ void ThreadPool::run(int64_t n, Function function, const void* context) {
   busy_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1, std::memory_order_release);
   generation_.notify_all();
-  drain();
+  drain(0);
   const auto others_busy = [this] { return busy_.load(std::memory_order_acquire) != 0; };
   while (!spin_while(others_busy)) {
     const int32_t busy = busy_.load(std::memory_order_acquire);
@@ -76,12 +89,12 @@ void ThreadPool::run(int64_t n, Function function, const void* context) {
   if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
 }
 
-void ThreadPool::drain() {
+void ThreadPool::drain(int thread) {
   for (;;) {
     const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
     if (index >= n_tasks_) return;
     try {
-      function_(context_, index);
+      function_(context_, index, thread);
     } catch (...) {
       const std::lock_guard lock(failure_mutex_);
       if (!failure_) failure_ = std::current_exception();
@@ -90,14 +103,14 @@ void ThreadPool::drain() {
   }
 }
 
-void ThreadPool::worker_loop() {
+void ThreadPool::worker_loop(int thread) {
   uint32_t seen = 0;
   for (;;) {
     const auto unchanged = [&] { return generation_.load(std::memory_order_acquire) == seen; };
     while (!spin_while(unchanged)) generation_.wait(seen);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
-    drain();
+    drain(thread);
     if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
   }
 }

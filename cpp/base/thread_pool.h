@@ -8,6 +8,7 @@
 #include <memory>
 #include <mutex>
 #include <thread>
+#include <type_traits>
 #include <vector>
 
 namespace kve {
@@ -23,23 +24,32 @@ class ThreadPool {
   int size() const { return static_cast<int>(workers_.size()) + 1; }
 
   // Runs task(0) ... task(n - 1), each once, on all threads; returns when all have finished.
-  // The first exception is rethrown here. Not reentrant: a task must not call parallel().
-  // Concurrent callers take turns.
+  // A task may take a second argument, the number (0 .. size() - 1) of the thread it runs on, to
+  // find scratch memory of its own; results must not depend on it.
+  // The first exception is rethrown here; tasks that had not started by then are skipped. Not
+  // reentrant: a task must not call parallel(). Concurrent callers take turns.
   template <class Task>
   void parallel(int64_t n, const Task& task) {
     if (n <= 0) return;
-    if (n == 1 || workers_.empty()) {
-      for (int64_t i = 0; i < n; ++i) task(i);
-      return;
-    }
-    run(n, [](const void* context, int64_t i) { (*static_cast<const Task*>(context))(i); }, &task);
+    run(n,
+        [](const void* context, int64_t i, int thread) {
+          const Task& body = *static_cast<const Task*>(context);
+          if constexpr (std::is_invocable_v<const Task&, int64_t, int>) {
+            body(i, thread);
+          } else {
+            body(i);
+          }
+        },
+        &task);
   }
 
  private:
-  using Function = void (*)(const void* context, int64_t index);
+  using Function = void (*)(const void* context, int64_t index, int thread);
   void run(int64_t n, Function function, const void* context);
-  void drain();
-  void worker_loop();
+  void drain(int thread);
+  void worker_loop(int thread);
+
+  void stop();
 
   std::vector<std::thread> workers_;
   std::mutex callers_;

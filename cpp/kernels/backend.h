@@ -16,6 +16,7 @@
 #include "base/token.h"
 #include "formats/cache_codecs.h"
 #include "formats/weight_formats.h"
+#include "kernels/page_view.h"
 
 namespace kve {
 
@@ -51,10 +52,6 @@ enum class RopeLayout : uint8_t {
 };
 
 // Rows of one side (keys or values) of one layer and kv head, oldest first: pages, then the tail.
-struct PageView {
-  const std::byte* data = nullptr;
-  int32_t rows = 0;  // 1..kPageTokens
-};
 struct SideView {
   CodecSpec codec;
   int32_t width = 0;  // values per row

@@ -1,0 +1,63 @@
+#include "base/cpu_features.h"
+
+#include <cstdint>
+
+#if defined(__x86_64__) || defined(__i386__)
+#include <cpuid.h>
+#endif
+
+namespace kve {
+namespace {
+
+#if defined(__x86_64__) || defined(__i386__)
+struct Registers {
+  uint32_t eax = 0, ebx = 0, ecx = 0, edx = 0;
+};
+Registers cpuid(uint32_t leaf, uint32_t subleaf) {
+  Registers r;
+  __get_cpuid_count(leaf, subleaf, &r.eax, &r.ebx, &r.ecx, &r.edx);
+  return r;
+}
+
+// The register states that the operating system saves (XCR0).
+uint64_t saved_states() {
+  uint32_t low = 0;
+  uint32_t high = 0;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<uint64_t>(high) << 32) | low;
+}
+
+// All of the given bits.
+bool all(uint32_t flags, uint32_t wanted) { return (flags & wanted) == wanted; }
+
+CpuFeatures detect() {
+  CpuFeatures features;
+  const Registers basic = cpuid(1, 0);
+  constexpr uint32_t kFma = 1u << 12, kOsxsave = 1u << 27, kAvx = 1u << 28, kF16c = 1u << 29;
+  if (!all(basic.ecx, kFma | kOsxsave | kAvx | kF16c)) return features;
+  constexpr uint64_t kYmmStates = 0x6;   // XMM and YMM
+  constexpr uint64_t kZmmStates = 0xe6;  // also mask registers and both halves of ZMM
+  const uint64_t states = saved_states();
+  if ((states & kYmmStates) != kYmmStates) return features;
+  const Registers extended = cpuid(7, 0);
+  constexpr uint32_t kBmi1 = 1u << 3, kAvx2 = 1u << 5, kBmi2 = 1u << 8;
+  features.avx2 = all(extended.ebx, kBmi1 | kAvx2 | kBmi2);
+  constexpr uint32_t kF = 1u << 16, kDq = 1u << 17, kCd = 1u << 28, kBw = 1u << 30, kVl = 1u << 31;
+  constexpr uint32_t kVbmi = 1u << 1, kVnni = 1u << 11;
+  features.avx512 = features.avx2 && (states & kZmmStates) == kZmmStates &&
+                    all(extended.ebx, kF | kDq | kCd | kBw | kVl) &&
+                    all(extended.ecx, kVbmi | kVnni);
+  return features;
+}
+#else
+CpuFeatures detect() { return {}; }
+#endif
+
+}  // namespace
+
+const CpuFeatures& cpu_features() {
+  static const CpuFeatures features = detect();
+  return features;
+}
+
+}  // namespace kve

@@ -1,0 +1,13 @@
+// What the processor and the operating system allow, asked once per process.
+#pragma once
+
+namespace kve {
+
+struct CpuFeatures {
+  bool avx2 = false;    // AVX2, FMA, F16C, BMI1, BMI2
+  bool avx512 = false;  // the above and AVX-512 F, BW, CD, DQ, VL, VNNI, VBMI
+};
+
+const CpuFeatures& cpu_features();
+
+}  // namespace kve

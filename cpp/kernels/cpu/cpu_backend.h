@@ -1,0 +1,86 @@
+// The CPU backend: splits each operation into fixed chunks for the thread pool and calls the
+// kernels of one instruction set (kernels.h).
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "base/memory.h"
+#include "kernels/backend.h"
+#include "kernels/cpu/kernels.h"
+
+namespace kve {
+
+class CpuBackend final : public Backend {
+ public:
+  CpuBackend(int n_threads, const Kernels& kernels);
+
+  std::string_view name() const override { return name_; }
+  ThreadPool& pool() override { return pool_; }
+
+  void embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) override;
+  void matmul(ConstMat x, std::span<const Product> products, Precision precision) override;
+  void rms_norm(ConstMat x, const float* weight, float eps, Mat out) override;
+  void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) override;
+  void gated(Activation activation, Mat gate, ConstMat up) override;
+  void add(Mat x, ConstMat y) override;
+  void softcap(float cap, Mat x) override;
+  void attend(const AttendParams& params, std::span<const AttendTask> tasks) override;
+  int64_t seal(std::span<const SealJob> jobs) override;
+
+ private:
+  // How one product is computed.
+  enum class Path : uint8_t { exact, vector, matrix };
+  struct MatmulJob {
+    const Product* product;
+    Path path;
+    int64_t first_row;
+    int64_t n_rows;
+  };
+  // Query vectors of one task that share a kv head, against all or some of the cache's rows.
+  struct AttendJob {
+    const AttendTask* task;
+    int32_t kv_head;
+    int32_t first_query;
+    int32_t n_queries;
+    int32_t first_group;  // of the query heads of kv_head
+    int32_t n_group;
+    int32_t first_row;
+    int32_t end_row;
+    int64_t partial;  // offset in partials_; -1: writes the output itself
+  };
+  // Jobs [first_job, first_job + n_jobs) differ in their cache rows only.
+  struct MergeJob {
+    int64_t first_job;
+    int64_t n_jobs;
+  };
+
+  // Runs body(row) for every row, in parallel when rows * cols is worth it.
+  template <class Body>
+  void for_rows(int64_t rows, int64_t cols, const Body& body);
+  std::byte* thread_scratch(int thread) {
+    return thread_scratch_[static_cast<size_t>(thread)].get<std::byte>(0);
+  }
+  void reserve_thread_scratch(size_t bytes);
+  // As the integer kernels want it; valid until the next call.
+  const std::byte* quantize_input(ConstMat x, int planes, Path path);
+  void run(const MatmulJob& job, ConstMat x, const QuantizedInput& input,
+           std::byte* scratch) const;
+  // Appends the jobs of one task; returns the floats of partial results planned so far.
+  int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
+  void run(const AttendJob& job, const AttendParams& params, std::byte* scratch);
+  void merge(const MergeJob& job, const AttendParams& params);
+
+  const Kernels& kernels_;
+  std::string name_;
+  ThreadPool pool_;
+  // Reused from call to call, so that a decode step allocates nothing.
+  std::vector<Scratch> thread_scratch_;
+  Scratch input_;
+  Scratch partials_;
+  std::vector<MatmulJob> matmul_jobs_;
+  std::vector<AttendJob> attend_jobs_;
+  std::vector<MergeJob> merge_jobs_;
+};
+
+}  // namespace kve

@@ -1,0 +1,66 @@
+#include "kernels/cpu/dispatch.h"
+
+#include <string>
+
+#include "base/cpu_features.h"
+#include "base/error.h"
+
+namespace kve {
+
+namespace scalar {
+extern const Kernels kKernels;
+}
+#ifdef KVE_HAVE_AVX2
+namespace avx2 {
+extern const Kernels kKernels;
+}
+#endif
+#ifdef KVE_HAVE_AVX512
+namespace avx512 {
+extern const Kernels kKernels;
+}
+#endif
+
+namespace {
+
+struct Choice {
+  const Kernels* kernels;
+  bool available;
+};
+
+// Best last.
+const Choice kChoices[] = {
+    {&scalar::kKernels, true},
+#ifdef KVE_HAVE_AVX2
+    {&avx2::kKernels, cpu_features().avx2},
+#endif
+#ifdef KVE_HAVE_AVX512
+    {&avx512::kKernels, cpu_features().avx512},
+#endif
+};
+
+std::string available_names() {
+  std::string names;
+  for (const Choice& choice : kChoices) {
+    if (!choice.available) continue;
+    if (!names.empty()) names += ", ";
+    names += choice.kernels->name;
+  }
+  return names;
+}
+
+}  // namespace
+
+const Kernels& find_kernels(std::string_view isa) {
+  const Kernels* found = nullptr;
+  for (const Choice& choice : kChoices) {
+    if (choice.available && (isa.empty() || isa == choice.kernels->name)) found = choice.kernels;
+  }
+  if (found == nullptr) {
+    throw ConfigError(message("instruction set: expected one of ", available_names(), ", found '",
+                              isa, "'"));
+  }
+  return *found;
+}
+
+}  // namespace kve

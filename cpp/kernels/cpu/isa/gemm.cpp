@@ -1,0 +1,86 @@
+// f32 matrix products on small blocks: the exact matmul and both products of attention.
+#include "kernels/cpu/isa/isa.h"
+
+namespace kve::KVE_ISA {
+
+// kTokens x (kVectors * kLanes) values of C stay in registers. Not inlined: GCC 12 spills the
+// accumulators when this loop shares a function with other vector code.
+template <int kTokens, int kVectors>
+__attribute__((noinline)) static void tile(int64_t n, int64_t k, const float* a, int64_t lda,
+                                           const float* b, int64_t ldb, float* c, int64_t ldc,
+                                           bool accumulate) {
+  F32 acc[kTokens][kVectors];
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) acc[t][v] = zero();
+  }
+  for (int64_t i = 0; i < k; ++i) {
+    F32 row[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) row[v] = load(b + i * ldb + v * kLanes);
+#pragma GCC unroll 8
+    for (int t = 0; t < kTokens; ++t) {
+      const F32 x = set(a[t * lda + i]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) acc[t][v] = fma(x, row[v], acc[t][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      float* out = c + t * ldc + v * kLanes;
+      const int64_t width = least(n - v * kLanes, kLanes);
+      if (width == kLanes) {
+        store(out, accumulate ? load(out) + acc[t][v] : acc[t][v]);
+      } else if (width > 0) {
+        store_n(out, accumulate ? load_n(out, width) + acc[t][v] : acc[t][v], width);
+      }
+    }
+  }
+}
+
+template <int kVectors>
+static void columns(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+                    int64_t ldb, float* c, int64_t ldc, bool accumulate) {
+  static_assert(kGemmTokens == 4 || kGemmTokens == 6);
+  for (; m >= kGemmTokens; m -= kGemmTokens, a += kGemmTokens * lda, c += kGemmTokens * ldc) {
+    tile<kGemmTokens, kVectors>(n, k, a, lda, b, ldb, c, ldc, accumulate);
+  }
+  switch (m) {
+    case 5:
+      return tile<5, kVectors>(n, k, a, lda, b, ldb, c, ldc, accumulate);
+    case 4:
+      return tile<4, kVectors>(n, k, a, lda, b, ldb, c, ldc, accumulate);
+    case 3:
+      return tile<3, kVectors>(n, k, a, lda, b, ldb, c, ldc, accumulate);
+    case 2:
+      return tile<2, kVectors>(n, k, a, lda, b, ldb, c, ldc, accumulate);
+    case 1:
+      return tile<1, kVectors>(n, k, a, lda, b, ldb, c, ldc, accumulate);
+    default:
+      return;
+  }
+}
+
+void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+          float* c, int64_t ldc, bool accumulate) {
+  while (n > 0) {
+    int64_t width = kLanes;
+    if (kGemmVectors == 4 && n > 3 * kLanes) {
+      width = 4 * kLanes;
+      columns<kGemmVectors>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+    } else if (n > kLanes) {
+      width = 2 * kLanes;
+      columns<2>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+    } else {
+      columns<1>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+    }
+    n -= width;
+    b += width;
+    c += width;
+  }
+}
+
+}  // namespace kve::KVE_ISA

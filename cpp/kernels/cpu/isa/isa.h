@@ -1,0 +1,68 @@
+// What the sources of one instruction set share. Functions here are defined in the source of their
+// name and collected in the table of table.cpp.
+#pragma once
+
+#include "kernels/cpu/kernels.h"
+#include "simd/simd.h"
+
+namespace kve::KVE_ISA {
+
+// elementwise.cpp
+void rms_norm(const float* x, const float* weight, float eps, int64_t n, float* out);
+void rope(float* x, int64_t n_heads, int64_t head_dim, int64_t half, bool interleaved,
+          const float* cos, const float* sin);
+void gated(int activation, float* gate, const float* up, int64_t n);
+void add(float* x, const float* y, int64_t n);
+void scale(float* x, float factor, int64_t n);
+void softcap(float cap, float* x, int64_t n);
+void half_to_f32(const uint16_t* src, float* dst, int64_t n);
+
+// quantize.cpp
+void quantize_values(const float* x, int64_t cols, int8_t* codes, int8_t* remainders,
+                     float* scales);
+
+// matvec.cpp
+size_t vector_bytes(int64_t cols);
+void quantize_rows(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
+                   std::byte* dst);
+size_t matvec_scratch(int64_t cols);
+void matvec(const MatmulChunk& chunk, const QuantizedInput& x);
+
+// matmat.cpp
+size_t pack_bytes(int64_t cols);
+void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
+          std::byte* dst);
+size_t matmat_scratch(int64_t cols);
+void matmat(const MatmulChunk& chunk, const QuantizedInput& packs);
+
+// gemm.cpp: C = A B, or C += A B when `accumulate`; A [m, k], B [k, n] with ldb >= n rounded up to
+// kLanes and rows readable up to there, C [m, n].
+constexpr int kGemmCols = kGemmVectors * kLanes;
+void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
+          float* c, int64_t ldc, bool accumulate);
+
+// exact.cpp
+size_t exact_scratch(int64_t cols);
+void exact(const MatmulChunk& chunk, const float* x, int64_t x_stride);
+
+// attend.cpp
+size_t attend_scratch(int key_dim, int value_dim);
+int attend_value_stride(int value_dim);
+void attend(const AttendChunk& chunk);
+void attend_merge(const AttendMerge& merge);
+
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Splits scratch memory into 64-byte aligned pieces.
+struct Carver {
+  std::byte* next;
+  template <class T>
+  T* take(int64_t n) {
+    T* piece = reinterpret_cast<T*>(next);
+    next += round_up(n * static_cast<int64_t>(sizeof(T)), 64);
+    return piece;
+  }
+};
+
+}  // namespace kve::KVE_ISA

@@ -1,0 +1,37 @@
+#include "kernels/cpu/isa/isa.h"
+
+#define KVE_STRING(name) KVE_STRING_OF(name)
+#define KVE_STRING_OF(name) #name
+
+namespace kve::KVE_ISA {
+
+extern const Kernels kKernels;
+const Kernels kKernels = {
+    .name = KVE_STRING(KVE_ISA),
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .gated = gated,
+    .add = add,
+    .scale = scale,
+    .softcap = softcap,
+    .half_to_f32 = half_to_f32,
+    .vector_bytes = vector_bytes,
+    .quantize_rows = quantize_rows,
+    .matvec_scratch = matvec_scratch,
+    .matvec = matvec,
+    .pack_group = kMatTokens,
+    .pack_bytes = pack_bytes,
+    .pack = pack,
+    .matmat_rows = kMatVectors * kLanes,
+    .matmat_scratch = matmat_scratch,
+    .matmat = matmat,
+    .exact_rows = kGemmCols,
+    .exact_scratch = exact_scratch,
+    .exact = exact,
+    .attend_scratch = attend_scratch,
+    .attend_value_stride = attend_value_stride,
+    .attend = attend,
+    .attend_merge = attend_merge,
+};
+
+}  // namespace kve::KVE_ISA

@@ -1,0 +1,73 @@
+// Rows of quantized weights as groups of 32 int8 codes with their scales. The common types are
+// compiled here for the instruction set at hand; the others go through their format's function.
+#pragma once
+
+#include "formats/weight/q4_0.h"
+#include "formats/weight/q4_1.h"
+#include "formats/weight/q4_k.h"
+#include "formats/weight/q5_0.h"
+#include "formats/weight/q5_1.h"
+#include "formats/weight/q5_k.h"
+#include "formats/weight/q6_k.h"
+#include "formats/weight/q8_0.h"
+#include "kernels/cpu/isa/isa.h"
+
+namespace kve::KVE_ISA {
+
+template <class Block>
+static void unpack_blocks(const std::byte* row, int64_t first_group, int64_t n_groups,
+                          CodeGroup* out) {
+  constexpr int kGroups = Block::kValues / kGroupValues;
+  const Block* blocks = reinterpret_cast<const Block*>(row);
+  for (int64_t g = first_group; g < first_group + n_groups; ++g) {
+    unpack_group(blocks[g / kGroups], static_cast<int>(g % kGroups), out++);
+  }
+}
+
+static inline void unpack(const WeightFormat& format, const std::byte* row, int64_t first_group,
+                          int64_t n_groups, CodeGroup* out) {
+  switch (format.type) {
+    case WeightType::q4_0:
+      return unpack_blocks<BlockQ4_0>(row, first_group, n_groups, out);
+    case WeightType::q4_1:
+      return unpack_blocks<BlockQ4_1>(row, first_group, n_groups, out);
+    case WeightType::q5_0:
+      return unpack_blocks<BlockQ5_0>(row, first_group, n_groups, out);
+    case WeightType::q5_1:
+      return unpack_blocks<BlockQ5_1>(row, first_group, n_groups, out);
+    case WeightType::q8_0:
+      return unpack_blocks<BlockQ8_0>(row, first_group, n_groups, out);
+    case WeightType::q4_k:
+      return unpack_blocks<BlockQ4_K>(row, first_group, n_groups, out);
+    case WeightType::q5_k:
+      return unpack_blocks<BlockQ5_K>(row, first_group, n_groups, out);
+    case WeightType::q6_k:
+      return unpack_blocks<BlockQ6_K>(row, first_group, n_groups, out);
+    default:
+      return format.unpack(row, first_group, n_groups, out);
+  }
+}
+
+// Whether all 32 values of a group share one scale and minimum.
+static inline bool one_scale(WeightType type) {
+  switch (type) {
+    case WeightType::q4_0:
+    case WeightType::q4_1:
+    case WeightType::q5_0:
+    case WeightType::q5_1:
+    case WeightType::q8_0:
+    case WeightType::q4_k:
+    case WeightType::q5_k:
+    case WeightType::q8_k:
+    case WeightType::iq4_nl:
+    case WeightType::iq4_xs:
+    case WeightType::mxfp4:
+    case WeightType::tq1_0:
+    case WeightType::tq2_0:
+      return true;
+    default:
+      return false;
+  }
+}
+
+}  // namespace kve::KVE_ISA

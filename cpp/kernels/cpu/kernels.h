@@ -1,0 +1,136 @@
+// The table of functions that each instruction set provides (cpu/isa/). Plain structs and pointers
+// only: these sources are compiled with flags the rest of the program must not see, so nothing they
+// instantiate may be shared with it.
+//
+// Functions work on one chunk and one thread; cpu_backend.cpp splits the work. Nothing here checks,
+// throws or allocates: scratch is given, 64-byte aligned.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "formats/cache_codecs.h"
+#include "formats/weight_formats.h"
+#include "kernels/page_view.h"
+
+namespace kve {
+
+// Rows [first_row, first_row + n_rows) of a weight times activations:
+// y[t * y_stride + r] = sum_k w[r, k] x[t, k] + bias[r], for whole-matrix row numbers r.
+struct MatmulChunk {
+  const WeightFormat* format;
+  const std::byte* weight;  // row 0
+  size_t row_bytes;
+  int64_t cols;
+  int64_t first_row;
+  int64_t n_rows;
+  const float* bias;  // or null
+  float* y;
+  int64_t y_stride;
+  int64_t n_tokens;
+  std::byte* scratch;  // of the size that the table states
+};
+
+// Activations of the integer kernels, as quantize_rows or pack_tokens wrote them.
+struct QuantizedInput {
+  const std::byte* data;
+  int planes;  // 1: int8; 2: int8 and its int8 remainder
+};
+
+// One side of one kv head's cache.
+struct SideArgs {
+  const CacheCodec* codec;
+  int32_t group;
+  int32_t width;
+  const PageView* pages;
+  int32_t n_pages;
+  const uint16_t* tail;  // f16
+};
+
+// Queries of one attend task that share a kv head: n_tokens x n_group vectors, against the cache
+// rows [first_row, end_row).
+struct AttendChunk {
+  SideArgs k;
+  SideArgs v;
+  int32_t first_row;
+  int32_t end_row;
+  int32_t first_pos;  // position of cache row 0
+  const float* q;     // [n_tokens] rows of n_group * key_dim values
+  int64_t q_stride;
+  int32_t n_tokens;
+  int32_t n_group;
+  int32_t query_pos;  // of the first token
+  float scale;
+  float softcap;
+  int32_t window;
+  const float* alibi;  // [n_group] or null
+  // Either out (normalised, [n_tokens] rows of n_group * value_dim values) or, when it is null,
+  // `partial`: per vector value_stride sums, then for all vectors their maximum, then their sum of
+  // weights.
+  float* out;
+  int64_t out_stride;
+  float* partial;
+  std::byte* scratch;
+};
+
+// Partial results of the same vectors over several ranges of rows, part_stride floats apart, added up
+// in order.
+struct AttendMerge {
+  const float* partial;
+  int64_t part_stride;
+  int32_t n_parts;
+  int32_t n_tokens;
+  int32_t n_group;
+  int32_t value_dim;
+  float* out;  // as in AttendChunk
+  int64_t out_stride;
+};
+
+// Bounds of the functions below.
+inline constexpr int kMaxVectorInputs = 7;    // matvec: inputs of one call, planes included
+inline constexpr int kMaxAttendVectors = 96;  // attend: n_tokens * n_group of one call
+inline constexpr int kAttendTile = 64;        // attend: cache rows decoded at a time
+
+struct Kernels {
+  const char* name;
+
+  // out = x / sqrt(mean(x^2) + eps) * weight, n values.
+  void (*rms_norm)(const float* x, const float* weight, float eps, int64_t n, float* out);
+  // Rotates the first 2 * half values of each of n_heads vectors in place; cos, sin [half].
+  void (*rope)(float* x, int64_t n_heads, int64_t head_dim, int64_t half, bool interleaved,
+               const float* cos, const float* sin);
+  // gate = activation(gate) * up; the number is that of enum Activation.
+  void (*gated)(int activation, float* gate, const float* up, int64_t n);
+  void (*add)(float* x, const float* y, int64_t n);
+  void (*scale)(float* x, float factor, int64_t n);
+  void (*softcap)(float cap, float* x, int64_t n);
+  void (*half_to_f32)(const uint16_t* src, float* dst, int64_t n);
+
+  // Few inputs (n_tokens * planes <= kMaxVectorInputs) against quantized weights.
+  size_t (*vector_bytes)(int64_t cols);  // of one quantized input
+  void (*quantize_rows)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
+                        std::byte* dst);
+  size_t (*matvec_scratch)(int64_t cols);
+  void (*matvec)(const MatmulChunk& chunk, const QuantizedInput& x);
+
+  // Many inputs: tokens are packed in groups of pack_tokens / planes.
+  int pack_group;                             // inputs of a pack, planes included; even
+  size_t (*pack_bytes)(int64_t cols);         // of one pack
+  void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
+               std::byte* dst);
+  int matmat_rows;                            // chunks start at multiples of this
+  size_t (*matmat_scratch)(int64_t cols);
+  void (*matmat)(const MatmulChunk& chunk, const QuantizedInput& packs);
+
+  // f32 activations and weights of any type; x [n_tokens, cols].
+  int exact_rows;  // chunks start at multiples of this
+  size_t (*exact_scratch)(int64_t cols);
+  void (*exact)(const MatmulChunk& chunk, const float* x, int64_t x_stride);
+
+  size_t (*attend_scratch)(int key_dim, int value_dim);
+  int (*attend_value_stride)(int value_dim);  // of partial results
+  void (*attend)(const AttendChunk& chunk);
+  void (*attend_merge)(const AttendMerge& merge);
+};
+
+}  // namespace kve

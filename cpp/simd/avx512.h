@@ -1,0 +1,131 @@
+// AVX-512 F/BW/DQ/VL with VNNI and VBMI: 16 lanes.
+#pragma once
+
+#include <immintrin.h>
+#include <stdint.h>
+
+namespace kve::KVE_ISA {
+
+constexpr int kLanes = 16;
+constexpr int kDotBias = 128;
+constexpr int kMatTokens = 6;
+constexpr int kMatVectors = 2;
+constexpr int kGemmTokens = 6;
+constexpr int kGemmVectors = 4;
+
+struct F32 {
+  __m512 v;
+};
+struct I32 {
+  __m512i v;
+};
+using Mask = __mmask16;
+
+static inline __mmask16 first_lanes(int64_t n) {
+  return static_cast<__mmask16>((1u << static_cast<unsigned>(n)) - 1u);
+}
+
+static inline F32 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+static inline F32 load_n(const float* p, int64_t n) {
+  return {_mm512_maskz_loadu_ps(first_lanes(n), p)};
+}
+static inline void store(float* p, F32 a) { _mm512_storeu_ps(p, a.v); }
+static inline void store_n(float* p, F32 a, int64_t n) {
+  _mm512_mask_storeu_ps(p, first_lanes(n), a.v);
+}
+static inline F32 set(float x) { return {_mm512_set1_ps(x)}; }
+static inline F32 zero() { return {_mm512_setzero_ps()}; }
+static inline F32 load_f16(const uint16_t* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+}
+static inline F32 load_bf16(const uint16_t* p) {
+  const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+
+static inline F32 operator+(F32 a, F32 b) { return {_mm512_add_ps(a.v, b.v)}; }
+static inline F32 operator-(F32 a, F32 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+static inline F32 operator*(F32 a, F32 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+static inline F32 operator/(F32 a, F32 b) { return {_mm512_div_ps(a.v, b.v)}; }
+static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
+static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
+static inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+static inline Mask less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+static inline F32 select(Mask m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
+static inline F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, 8)}; }
+static inline F32 scale_pow2(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
+static inline float max_of(F32 a) { return _mm512_reduce_max_ps(a.v); }
+
+static inline I32 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
+static inline void store_i32(void* p, I32 a) { _mm512_storeu_si512(p, a.v); }
+static inline I32 set_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+static inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+static inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
+// The low bytes of the lanes.
+static inline void store_i8(int8_t* p, I32 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+static inline int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
+
+static inline I32 dot4(I32 acc, I32 w, I32 x) {
+  // The intrinsic makes GCC 12 copy the accumulator in and out.
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x.v));
+  return acc;
+}
+// 32 signed codes as dot4 wants them.
+static inline void dot_bytes(int8_t* codes) {
+  const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(codes),
+                      _mm256_xor_si256(c, _mm256_set1_epi8(-128)));
+}
+
+static inline void transpose(F32 (&r)[16]) {
+  __m512 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    t[2 * i] = _mm512_unpacklo_ps(r[2 * i].v, r[2 * i + 1].v);
+    t[2 * i + 1] = _mm512_unpackhi_ps(r[2 * i].v, r[2 * i + 1].v);
+  }
+  __m512 u[16];
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    u[4 * i] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    u[4 * i + 1] = _mm512_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
+    u[4 * i + 2] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    u[4 * i + 3] = _mm512_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    const __m512 a = _mm512_shuffle_f32x4(u[i], u[4 + i], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(u[i], u[4 + i], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(u[8 + i], u[12 + i], 0xdd);
+    r[i].v = _mm512_shuffle_f32x4(a, c, 0x88);
+    r[i + 8].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+    r[i + 4].v = _mm512_shuffle_f32x4(b, d, 0x88);
+    r[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+  }
+}
+
+struct GroupAcc {
+  __m256 v;
+};
+static inline GroupAcc group_zero() { return {_mm256_setzero_ps()}; }
+static inline GroupAcc group_dot(GroupAcc acc, const int8_t* w, const int8_t* x, float scale0,
+                                 float scale1) {
+  const __m256i wv = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
+  const __m256i xv = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
+  const __m256i dot = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(wv),
+                                          _mm256_sign_epi8(xv, wv));
+  const __m256 scale = _mm256_set_m128(_mm_set1_ps(scale1), _mm_set1_ps(scale0));
+  return {_mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc.v)};
+}
+static inline float sum(GroupAcc a) {
+  __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
+  s = _mm_add_ps(s, _mm_movehl_ps(s, s));
+  return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
+}
+
+}  // namespace kve::KVE_ISA

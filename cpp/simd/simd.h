@@ -1,0 +1,29 @@
+// simd/ is the vector layer that per-ISA kernels are written against: one header per instruction
+// set with the same names, all in namespace kve::KVE_ISA with internal linkage. A kernel source is
+// compiled once per set; it never names an intrinsic unless it is a variant for one set.
+//
+//   F32, I32         kLanes floats or int32s; + - * / and the functions below
+//   Mask             one truth value per lane
+//   load, store      kLanes values (unaligned); load_n, store_n: the first n, the rest is zero
+//   set, zero        all lanes alike
+//   load_f16/_bf16   half precision to F32
+//   fma(a, b, c)     a * b + c; max, min, abs, sum, max_of; less, select, either
+//   max(a, b)        gives b when either is NaN, as x86 does
+//   round_even, scale_pow2(x, n)   x * 2^n for whole n, without overflow in between
+//   transpose(rows)  kLanes x kLanes values of 32 bits, in place
+//   dot4(acc, w, x)  acc + the dot product of the 4 bytes of each lane; w holds weight codes as
+//                    `dot_bytes` writes them, biased by kDotBias, x signed codes in [-127, 127]
+//   group_dot        a group of 32 int8 codes times 32 activations, one scale per 16
+//
+// kMatTokens, kMatVectors, kGemmVectors are the register tiles that suit the set's register file.
+#pragma once
+
+#include <stdint.h>
+
+#if defined(KVE_ISA_AVX512)
+#include "simd/avx512.h"
+#elif defined(KVE_ISA_AVX2)
+#include "simd/avx2.h"
+#else
+#include "simd/scalar.h"
+#endif

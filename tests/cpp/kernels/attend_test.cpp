@@ -1,0 +1,333 @@
+#include <gtest/gtest.h>
+
+#include "base/half.h"
+#include "kernels/kernel_testing.h"
+
+namespace kve {
+namespace {
+
+using testing::available_isas;
+using testing::Random;
+
+// One side of one head, coded as the cache would: pages of kPageTokens rows, the rest in f16. With
+// `ragged`, pages hold fewer rows each.
+struct TestSide {
+  std::vector<std::vector<std::byte>> pages;
+  std::vector<PageView> views;
+  std::vector<uint16_t> tail;
+  std::vector<float> values;  // as decoded, [n_rows, width]
+  SideView view;
+};
+
+TestSide make_side(CodecSpec spec, int n_rows, int width, int tail_rows, bool ragged,
+                   Random& random) {
+  const CacheCodec& coder = codec(spec.id);
+  TestSide side;
+  side.values.resize(static_cast<size_t>(n_rows) * static_cast<size_t>(width));
+  int row = 0;
+  while (row < n_rows - tail_rows) {
+    const int most = ragged ? 1 + static_cast<int>(random.bits() % kPageTokens) : kPageTokens;
+    const int rows = std::min(most, n_rows - tail_rows - row);
+    side.pages.emplace_back(coder.code_bytes(kPageTokens, width, spec.group) +
+                            coder.scale_bytes(kPageTokens, width, spec.group));
+    std::byte* page = side.pages.back().data();
+    const std::vector<float> source = random.normals(int64_t{rows} * width);
+    EXPECT_TRUE(coder.encode(source.data(), width, page, 0, rows, width, spec.group));
+    coder.decode(page, 0, rows, width, spec.group, side.values.data() + int64_t{row} * width,
+                 width);
+    side.views.push_back({page, rows});
+    row += rows;
+  }
+  for (size_t i = static_cast<size_t>(row) * static_cast<size_t>(width); i < side.values.size();
+       ++i) {
+    side.tail.push_back(float_to_half(random.normal()));
+    side.values[i] = half_to_float(side.tail.back());
+  }
+  side.view = {spec, width, side.views, side.tail.data(), n_rows - row};
+  return side;
+}
+
+struct Case {
+  int n_heads = 4;
+  int n_kv_heads = 2;
+  int key_dim = 64;
+  int value_dim = 64;
+  int n_rows = 200;
+  int n_queries = 1;
+  int k_tail = 20;
+  int v_tail = 20;
+  bool ragged = false;
+  CodecSpec k_codec = {CodecId::f16, 0};
+  CodecSpec v_codec = {CodecId::f16, 0};
+  float softcap = 0;
+  int window = 0;
+  bool alibi = false;
+  int first_pos = 0;  // of the cache's first row
+};
+
+struct Problem {
+  explicit Problem(const Case& c) : shape(c) {
+    Random random(static_cast<uint64_t>(c.n_rows * 7 + c.n_queries * 3 + c.key_dim));
+    for (int h = 0; h < c.n_kv_heads; ++h) {
+      k.push_back(make_side(c.k_codec, c.n_rows, c.key_dim, c.k_tail, c.ragged, random));
+      v.push_back(make_side(c.v_codec, c.n_rows, c.value_dim, c.v_tail, c.ragged, random));
+    }
+    for (int h = 0; h < c.n_kv_heads; ++h) {
+      const auto at = static_cast<size_t>(h);
+      heads.push_back({k[at].view, v[at].view, c.n_rows, c.first_pos});
+    }
+    q = random.normals(int64_t{c.n_queries} * c.n_heads * c.key_dim);
+    for (int h = 0; h < c.n_heads; ++h) slopes.push_back(std::exp2(-static_cast<float>(h + 1)));
+    params = {.n_heads = c.n_heads,
+              .n_kv_heads = c.n_kv_heads,
+              .key_dim = c.key_dim,
+              .value_dim = c.value_dim,
+              .scale = 1 / std::sqrt(static_cast<float>(c.key_dim)),
+              .softcap = c.softcap,
+              .window = c.window,
+              .alibi = c.alibi ? slopes.data() : nullptr};
+  }
+  int first_query() const { return shape.first_pos + shape.n_rows - shape.n_queries; }
+
+  std::vector<float> run(Backend& backend) const {
+    std::vector<float> out(static_cast<size_t>(shape.n_queries * shape.n_heads * shape.value_dim),
+                           NAN);
+    const AttendTask task = {
+        ConstMat(q.data(), shape.n_queries, int64_t{shape.n_heads} * shape.key_dim), heads,
+        first_query(), Mat(out.data(), shape.n_queries, int64_t{shape.n_heads} * shape.value_dim)};
+    backend.attend(params, {&task, 1});
+    return out;
+  }
+
+  std::vector<double> reference() const {
+    std::vector<double> out;
+    for (int i = 0; i < shape.n_queries; ++i) {
+      for (int h = 0; h < shape.n_heads; ++h) {
+        const std::vector<double> row = attend_one(i, h);
+        out.insert(out.end(), row.begin(), row.end());
+      }
+    }
+    return out;
+  }
+
+  Case shape;
+  std::vector<TestSide> k, v;
+  std::vector<HeadView> heads;
+  std::vector<float> q, slopes;
+  AttendParams params;
+
+ private:
+  double score(int i, int h, int row) const {
+    const int kv = h / (shape.n_heads / shape.n_kv_heads);
+    const float* query = q.data() + (int64_t{i} * shape.n_heads + h) * shape.key_dim;
+    const float* key = k[static_cast<size_t>(kv)].values.data() + int64_t{row} * shape.key_dim;
+    double s = 0;
+    for (int d = 0; d < shape.key_dim; ++d) s += double{query[d]} * double{key[d]};
+    s *= double{params.scale};
+    if (shape.softcap > 0) s = double{shape.softcap} * std::tanh(s / double{shape.softcap});
+    if (shape.alibi) {
+      s += double{slopes[static_cast<size_t>(h)]} * (row + shape.first_pos - (first_query() + i));
+    }
+    return s;
+  }
+  std::vector<double> attend_one(int i, int h) const {
+    const int kv = h / (shape.n_heads / shape.n_kv_heads);
+    const int pos = first_query() + i;
+    std::vector<double> sums(static_cast<size_t>(shape.value_dim));
+    double total = 0;
+    for (int row = 0; row < shape.n_rows; ++row) {
+      const int key_pos = shape.first_pos + row;
+      if (key_pos > pos || (shape.window > 0 && key_pos <= pos - shape.window)) continue;
+      const double weight = std::exp(score(i, h, row));  // scores are small: no maximum needed
+      total += weight;
+      const float* value =
+          v[static_cast<size_t>(kv)].values.data() + int64_t{row} * shape.value_dim;
+      for (int d = 0; d < shape.value_dim; ++d) {
+        sums[static_cast<size_t>(d)] += weight * double{value[d]};
+      }
+    }
+    for (double& sum : sums) sum /= total;
+    return sums;
+  }
+};
+
+// f32 sums of up to a few thousand terms; outputs are averages, so the largest is well above the
+// typical error.
+constexpr double kBound = 1e-5;
+
+class Attend : public ::testing::TestWithParam<std::string> {
+ protected:
+  void check(const Case& c, const std::string& what) {
+    const Problem problem(c);
+    EXPECT_LT(testing::relative_error(problem.run(*backend_), problem.reference()), kBound) << what;
+  }
+  std::unique_ptr<Backend> backend_ = make_cpu_backend(2, GetParam());
+};
+
+TEST_P(Attend, HeadSizesAndGroupings) {
+  for (const int dim : {1, 16, 32, 64, 80, 96, 128, 256, 576}) {
+    for (const int kv_heads : {1, 2, 6}) {
+      for (const int queries : {1, 5, 40}) {
+        Case c;
+        c.n_heads = 6;
+        c.n_kv_heads = kv_heads;
+        c.key_dim = c.value_dim = dim;
+        c.n_rows = 150;
+        c.n_queries = queries;
+        check(c, std::to_string(dim) + " x " + std::to_string(kv_heads) + ", " +
+                     std::to_string(queries) + " queries");
+      }
+    }
+  }
+  Case unequal;
+  unequal.key_dim = 192;
+  unequal.value_dim = 128;
+  for (const int queries : {1, 30}) {
+    unequal.n_queries = queries;
+    check(unequal, "unequal key and value sizes");
+  }
+  Case many;  // more query heads to one kv head than a chunk takes
+  many.n_heads = 200;
+  many.n_kv_heads = 1;
+  many.key_dim = many.value_dim = 16;
+  for (const int queries : {1, 9}) {
+    many.n_queries = queries;
+    check(many, "200 heads on one");
+  }
+}
+
+TEST_P(Attend, EveryCodecOnBothSides) {
+  for (const CacheCodec& k_codec : cache_codecs()) {
+    for (const CacheCodec& v_codec : cache_codecs()) {
+      for (const int queries : {1, 33}) {
+        Case c;
+        c.k_codec = {k_codec.id, k_codec.default_group};
+        c.v_codec = {v_codec.id, v_codec.default_group};
+        c.n_rows = 230;
+        c.n_queries = queries;
+        c.k_tail = 3;
+        c.v_tail = 70;
+        check(c, std::string(k_codec.name) + " and " + std::string(v_codec.name));
+      }
+    }
+  }
+}
+
+TEST_P(Attend, GroupSizes) {
+  for (const CacheCodec& coder : cache_codecs()) {
+    if (!coder.group_is_free) continue;
+    for (const int group : {8, 16, 32, 64, 128}) {
+      Case c;
+      c.key_dim = c.value_dim = 128;
+      c.k_codec = c.v_codec = {coder.id, group};
+      check(c, std::string(coder.name) + " group " + std::to_string(group));
+    }
+  }
+}
+
+TEST_P(Attend, PagesAndTails) {
+  for (const int rows : {1, 2, 63, 64, 65, 128, 256, 257, 300, 600, 1100}) {
+    for (const int tail : {0, 1, 64, 2000}) {
+      for (const bool ragged : {false, true}) {
+        Case c;
+        c.n_heads = 2;
+        c.n_kv_heads = 1;
+        c.key_dim = c.value_dim = 32;
+        c.n_rows = rows;
+        c.k_tail = std::min(tail, rows);
+        c.v_tail = std::min(tail / 2, rows);
+        c.ragged = ragged;
+        for (const int queries : {1, 3, 8, 9, 70}) {
+          c.n_queries = std::min(queries, rows);
+          check(c, std::to_string(rows) + " rows, tail " + std::to_string(tail) + ", " +
+                       std::to_string(c.n_queries) + " queries");
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Attend, WindowSoftcapAlibi) {
+  for (const int window : {0, 1, 30, 64, 100, 1000}) {
+    for (const float softcap : {0.0f, 1.5f}) {
+      for (const bool alibi : {false, true}) {
+        for (const int queries : {1, 7, 50}) {
+          Case c;
+          c.n_heads = 4;
+          c.n_rows = 700;
+          c.n_queries = queries;
+          c.window = window;
+          c.softcap = softcap;
+          c.alibi = alibi;
+          c.first_pos = 13;
+          check(c, "window " + std::to_string(window) + ", softcap " + std::to_string(softcap) +
+                       (alibi ? ", alibi" : "") + ", " + std::to_string(queries) + " queries");
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Attend, LargeScoresDoNotOverflow) {
+  Case c;
+  c.n_rows = 500;
+  for (const int queries : {1, 20}) {
+    c.n_queries = queries;
+    Problem problem(c);
+    for (float& value : problem.q) value *= 1000;
+    // Reference: the largest score wins outright unless another is close, so only finiteness and
+    // the range of the values are known.
+    for (const float y : problem.run(*backend_)) {
+      EXPECT_TRUE(std::isfinite(y));
+      EXPECT_LT(std::abs(y), 4.0f);
+    }
+  }
+}
+
+TEST_P(Attend, TasksOfDifferentLength) {
+  Case first;
+  Case second;
+  first.n_rows = 90;
+  second.n_rows = 900;
+  second.n_queries = 20;
+  const Problem a(first);
+  const Problem b(second);
+  std::vector<float> out_a(static_cast<size_t>(4 * 64));
+  std::vector<float> out_b(static_cast<size_t>(20 * 4 * 64));
+  const AttendTask tasks[] = {
+      {ConstMat(a.q.data(), 1, 256), a.heads, a.first_query(), Mat(out_a.data(), 1, 256)},
+      {ConstMat(b.q.data(), 20, 256), b.heads, b.first_query(), Mat(out_b.data(), 20, 256)}};
+  backend_->attend(a.params, tasks);
+  EXPECT_TRUE(testing::same_bits(out_a, a.run(*backend_)));
+  EXPECT_TRUE(testing::same_bits(out_b, b.run(*backend_)));
+}
+
+TEST_P(Attend, DoesNotDependOnThreads) {
+  for (const int queries : {1, 8, 100}) {
+    Case c;
+    c.n_rows = 1500;
+    c.n_queries = queries;
+    const Problem problem(c);
+    const std::vector<float> one = problem.run(*make_cpu_backend(1, GetParam()));
+    for (const int threads : {2, 3, 8}) {
+      EXPECT_TRUE(testing::same_bits(one, problem.run(*make_cpu_backend(threads, GetParam()))));
+    }
+  }
+}
+
+TEST_P(Attend, NotANumberReachesTheOutput) {
+  for (const int queries : {1, 20}) {
+    Case c;
+    c.n_queries = queries;
+    Problem problem(c);
+    problem.q[5] = NAN;  // query 0, head 0
+    const std::vector<float> out = problem.run(*backend_);
+    for (size_t i = 0; i < out.size(); ++i) EXPECT_EQ(std::isnan(out[i]), i < 64) << i;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, Attend, ::testing::ValuesIn(available_isas()),
+                         [](const auto& isa) { return isa.param; });
+
+}  // namespace
+}  // namespace kve

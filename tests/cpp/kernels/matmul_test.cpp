@@ -1,0 +1,200 @@
+#include <gtest/gtest.h>
+
+#include "base/error.h"
+#include "kernels/kernel_testing.h"
+
+namespace kve {
+namespace {
+
+using testing::available_isas;
+using testing::make_weight;
+using testing::Random;
+using testing::TestWeight;
+
+std::vector<float> multiply(Backend& backend, const std::vector<float>& x, int64_t n,
+                            const TestWeight& w, Precision precision, const float* bias = nullptr) {
+  std::vector<float> y(static_cast<size_t>(n * w.weight.rows), NAN);
+  const Product product = {&w.weight, Mat(y.data(), n, w.weight.rows), bias};
+  backend.matmul(ConstMat(x.data(), n, w.weight.cols), {&product, 1}, precision);
+  return y;
+}
+
+std::vector<WeightType> coded_types() {
+  std::vector<WeightType> types;
+  for (const WeightFormat& fmt : weight_formats()) {
+    if (fmt.unpack != nullptr) types.push_back(fmt.type);
+  }
+  return types;
+}
+
+class Matmul : public ::testing::TestWithParam<std::string> {
+ protected:
+  std::unique_ptr<Backend> backend_ = make_cpu_backend(2, GetParam());
+};
+
+// Bounds on the largest error over the largest result. exact: rounding of f32 sums. fine: 15-bit
+// activations. fast: 8-bit activations with a scale per 32, about 0.5 % rms per product (see the
+// error table of the design's kernel notes); the largest of many errors is a few times that.
+constexpr double kExactBound = 2e-6;
+constexpr double kFineBound = 2e-4;
+constexpr double kFastBound = 3e-2;
+
+TEST_P(Matmul, EveryCodedTypeInEveryPrecision) {
+  for (const WeightType type : coded_types()) {
+    // 300 tokens and odd row counts do not divide into any tile; one guard byte unaligns the rows.
+    const TestWeight w = make_weight(type, 37, 512, static_cast<uint64_t>(type) + 1, 1);
+    for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 13, 300}) {
+      const std::vector<float> x = Random(static_cast<uint64_t>(n)).normals(n * 512);
+      const auto expected = testing::reference_matmul(x, n, w);
+      const auto check = [&](Precision precision, double bound) {
+        const auto y = multiply(*backend_, x, n, w, precision);
+        EXPECT_LT(testing::relative_error(y, expected), bound)
+            << format(type).name << ", " << n << " tokens";
+      };
+      check(Precision::exact, kExactBound);
+      check(Precision::fine, kFineBound);
+      check(Precision::fast, kFastBound);
+    }
+  }
+}
+
+TEST_P(Matmul, BlockCountsThatDoNotFillAVector) {
+  for (const WeightFormat& fmt : weight_formats()) {
+    if (fmt.unpack == nullptr || fmt.block_values != 32) continue;
+    for (const int64_t cols : {32, 64, 96, 160, 224, 288, 544}) {
+      const TestWeight w = make_weight(fmt.type, 9, cols, 7, 3);
+      for (const int64_t n : {1, 6, 9}) {
+        const std::vector<float> x = Random(3).normals(n * cols);
+        const auto expected = testing::reference_matmul(x, n, w);
+        EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, Precision::fine), expected),
+                  kFineBound)
+            << fmt.name << ", " << n << " x " << cols;
+        EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, Precision::exact), expected),
+                  kExactBound)
+            << fmt.name << ", " << n << " x " << cols;
+      }
+    }
+  }
+}
+
+TEST_P(Matmul, PlainTypesAreF32InEveryPrecision) {
+  for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16}) {
+    for (const int64_t cols : {1, 7, 33, 100, 256, 600}) {
+      const TestWeight w = make_weight(type, 70, cols, 5, 2);
+      for (const int64_t n : {1, 4, 5, 40}) {
+        const std::vector<float> x = Random(9).normals(n * cols);
+        const auto expected = testing::reference_matmul(x, n, w);
+        for (const Precision precision : {Precision::exact, Precision::fine, Precision::fast}) {
+          EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, precision), expected),
+                    kExactBound)
+              << format(type).name << ", " << n << " x " << cols;
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Matmul, PrecisionsAreOrdered) {
+  for (const WeightType type : {WeightType::q4_1, WeightType::q8_0, WeightType::q6_k}) {
+    const TestWeight w = make_weight(type, 64, 1536, 11);
+    for (const int64_t n : {1, 20}) {
+      std::vector<float> x = Random(12).normals(n * 1536);
+      for (size_t i = 0; i < x.size(); i += 128) x[i] *= 20;  // outlier channels
+      const auto expected = testing::reference_matmul(x, n, w);
+      const double exact =
+          testing::rms_error(multiply(*backend_, x, n, w, Precision::exact), expected);
+      const double fine =
+          testing::rms_error(multiply(*backend_, x, n, w, Precision::fine), expected);
+      const double fast =
+          testing::rms_error(multiply(*backend_, x, n, w, Precision::fast), expected);
+      EXPECT_LT(exact, 1e-6);
+      EXPECT_LT(exact * 4, fine);
+      EXPECT_LT(fine * 20, fast);
+      EXPECT_LT(fine, 2e-4);
+      EXPECT_LT(fast, 3e-2);
+    }
+  }
+}
+
+TEST_P(Matmul, SharesItsInputBetweenProductsAndAddsBias) {
+  const TestWeight q = make_weight(WeightType::q4_0, 40, 256, 1);
+  const TestWeight k = make_weight(WeightType::f16, 17, 256, 2);
+  const TestWeight v = make_weight(WeightType::q6_k, 33, 256, 3);
+  const std::vector<float> bias = Random(4).normals(40);
+  for (const int64_t n : {1, 12}) {
+    const std::vector<float> x = Random(5).normals(n * 256);
+    // One wide output: the products write side by side, as q, k and v do.
+    std::vector<float> y(static_cast<size_t>(n * 90), NAN);
+    const Mat all(y.data(), n, 90);
+    const Product products[] = {{&q.weight, all.columns(0, 40), bias.data()},
+                                {&k.weight, all.columns(40, 17), nullptr},
+                                {&v.weight, all.columns(57, 33), nullptr}};
+    backend_->matmul(ConstMat(x.data(), n, 256), products, Precision::fast);
+    const auto expect_columns = [&](const TestWeight& w, int64_t first, const float* b) {
+      const std::vector<float> alone = multiply(*backend_, x, n, w, Precision::fast, b);
+      for (int64_t t = 0; t < n; ++t) {
+        for (int64_t r = 0; r < w.weight.rows; ++r) {
+          EXPECT_EQ(y[static_cast<size_t>(t * 90 + first + r)],
+                    alone[static_cast<size_t>(t * w.weight.rows + r)]);
+        }
+      }
+      EXPECT_LT(testing::relative_error(alone, testing::reference_matmul(x, n, w, b)), kFastBound);
+    };
+    expect_columns(q, 0, bias.data());
+    expect_columns(k, 40, nullptr);
+    expect_columns(v, 57, nullptr);
+  }
+}
+
+TEST_P(Matmul, DoesNotDependOnThreads) {
+  for (const WeightType type : {WeightType::q4_1, WeightType::q6_k, WeightType::f16}) {
+    const TestWeight w = make_weight(type, 301, 768, 21);
+    for (const int64_t n : {1, 5, 64}) {
+      const std::vector<float> x = Random(22).normals(n * 768);
+      for (const Precision precision : {Precision::exact, Precision::fine, Precision::fast}) {
+        const auto one = multiply(*make_cpu_backend(1, GetParam()), x, n, w, precision);
+        for (const int threads : {2, 3, 8}) {
+          const auto many = multiply(*make_cpu_backend(threads, GetParam()), x, n, w, precision);
+          EXPECT_TRUE(testing::same_bits(one, many)) << threads << " threads, " << n << " tokens";
+        }
+      }
+    }
+  }
+}
+
+TEST_P(Matmul, ExtremeInputs) {
+  const TestWeight w = make_weight(WeightType::q4_1, 20, 256, 31);
+  for (const int64_t n : {1, 9}) {
+    std::vector<float> x(static_cast<size_t>(n * 256), 0.0f);
+    for (const Precision precision : {Precision::exact, Precision::fine, Precision::fast}) {
+      for (const float y : multiply(*backend_, x, n, w, precision)) EXPECT_EQ(y, 0.0f);
+    }
+    // Values whose inverse overflows count as zero in the integer modes.
+    std::fill(x.begin(), x.end(), 1e-40f);
+    for (const float y : multiply(*backend_, x, n, w, Precision::fast)) EXPECT_NEAR(y, 0, 1e-30);
+    std::fill(x.begin(), x.end(), 1e30f);
+    const auto expected = testing::reference_matmul(x, n, w);
+    EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, Precision::fast), expected),
+              kFastBound);
+    // What is not a number stays so, in its own row only.
+    for (const float bad : {NAN, INFINITY}) {
+      std::fill(x.begin(), x.end(), 1.0f);
+      x[100] = bad;
+      const auto y = multiply(*backend_, x, n, w, Precision::fast);
+      for (size_t i = 0; i < y.size(); ++i) EXPECT_EQ(std::isfinite(y[i]), i >= 20);
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, Matmul, ::testing::ValuesIn(available_isas()),
+                         [](const auto& isa) { return isa.param; });
+
+TEST(MakeCpuBackend, RefusesUnknownNames) {
+  if (std::getenv("KVENGINE_ISA") != nullptr) GTEST_SKIP() << "KVENGINE_ISA overrides the name";
+  EXPECT_THROW(make_cpu_backend(1, "mmx"), ConfigError);
+  EXPECT_THROW(make_cpu_backend(0), ConfigError);
+  EXPECT_EQ(make_cpu_backend(1, "scalar")->name(), "cpu-scalar");
+}
+
+}  // namespace
+}  // namespace kve
