@@ -24,7 +24,7 @@ KVE_HD size_t scale_bytes(Q4_0Codec, int rows, int width, int /*group*/) {
 // Of 32 finite values. Where d exceeds binary16, it saturates and the codes are those nearest to x.
 KVE_HD void encode_block(const float* src, BlockQ4_0* block) {
   float largest = 0;
-  float signed_largest = 0;
+  float signed_largest = src[0];  // gives a zero block the sign that gguf gives it
   for (int i = 0; i < 32; ++i) {
     const float magnitude = src[i] < 0 ? -src[i] : src[i];
     signed_largest = magnitude > largest ? src[i] : signed_largest;

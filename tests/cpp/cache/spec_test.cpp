@@ -1,0 +1,183 @@
+#include "cache/spec.h"
+
+#include <gtest/gtest.h>
+
+#include <set>
+#include <string>
+
+#include "base/error.h"
+#include "base/random.h"
+#include "cache/registry.h"
+
+namespace kve {
+namespace {
+
+std::string canonical(std::string_view text) { return CacheSpec::parse(text).str(); }
+
+// The message of the ConfigError that `text` must give.
+std::string error_of(std::string_view text) {
+  try {
+    const CacheSpec spec = CacheSpec::parse(text);
+    ADD_FAILURE() << "'" << text << "' was read as " << spec.str();
+  } catch (const ConfigError& error) {
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+    return error.what();
+  }
+  return {};
+}
+
+testing::AssertionResult says(std::string_view text, std::initializer_list<const char*> parts) {
+  const std::string error = error_of(text);
+  for (const char* part : parts) {
+    if (error.find(part) == std::string::npos) {
+      return testing::AssertionFailure() << "\"" << error << "\" does not say " << part;
+    }
+  }
+  return testing::AssertionSuccess();
+}
+
+TEST(CacheSpecParse, CanonicalForms) {
+  EXPECT_EQ(canonical("f16"), "f16");
+  EXPECT_EQ(canonical("int4"), "int4:group=32,tail=64");
+  EXPECT_EQ(canonical("int4:tail=0"), "int4:group=32,tail=0");
+  EXPECT_EQ(canonical("int4 : tail = 7 , group = 128"), "int4:group=128,tail=7");
+  EXPECT_EQ(canonical("q8_0"), "q8_0");
+  EXPECT_EQ(canonical("q8_0:tail=0"), "q8_0");
+  EXPECT_EQ(canonical("q4_0:tail=64"), "q4_0:tail=64");
+  EXPECT_EQ(canonical("  k=q8_0 +\tv = q4_0 "), "k=q8_0+v=q4_0");
+  EXPECT_EQ(canonical("v=int4 + k=int4"), "int4:group=32,tail=64");
+  EXPECT_EQ(canonical("k=int4"), "k=int4:group=32,tail=64+v=f16");
+  EXPECT_EQ(canonical("v=bf16"), "k=f16+v=bf16");
+  EXPECT_EQ(canonical("int4:tail=1000000"), "int4:group=32,tail=1000000");
+  EXPECT_EQ(canonical("int4:tail=007"), "int4:group=32,tail=7");
+  EXPECT_EQ(canonical("flexgen4"), "int4:group=32,tail=0");
+  EXPECT_EQ(canonical("k=flexgen4+v=f32"), "k=int4:group=32,tail=0+v=f32");
+}
+
+TEST(CacheSpecParse, FieldsOfTheSides) {
+  const CacheSpec spec = CacheSpec::parse("k=int8:group=16 + v=q4_0:tail=5");
+  EXPECT_EQ(spec.k, (SideSpec{{CodecId::int8, 16}, 64}));
+  EXPECT_EQ(spec.v, (SideSpec{{CodecId::q4_0, 32}, 5}));
+  EXPECT_FALSE(spec.v.eager());
+  EXPECT_TRUE(CacheSpec::parse("q4_0").k.eager());
+  EXPECT_EQ(CacheSpec{}, CacheSpec::parse("f16"));
+}
+
+TEST(CacheSpecParse, EveryListedCacheRoundTrips) {
+  const std::vector<CacheListing> listings = list_caches();
+  EXPECT_EQ(listings.size(), cache_codecs().size() + cache_presets().size());
+  std::set<std::string> names;
+  for (const CacheListing& line : listings) {
+    SCOPED_TRACE(line.name);
+    EXPECT_TRUE(names.insert(line.name).second);
+    EXPECT_EQ(canonical(line.name), line.spec);
+    EXPECT_EQ(canonical(line.spec), line.spec);
+    EXPECT_FALSE(line.description.empty());
+    EXPECT_FALSE(line.paper.empty());
+    EXPECT_GT(line.bits_per_value, 0);
+  }
+  EXPECT_EQ(listings[1].name, "f16");
+  EXPECT_EQ(listings[1].bits_per_value, 16);
+}
+
+TEST(CacheSpecParse, UnknownNamesAreNamedWithPositionAndAlternatives) {
+  EXPECT_TRUE(says("kivi2", {"character 1:", "'kivi2'", "known: f32, f16, bf16, q8_0"}));
+  EXPECT_TRUE(says("k=f16 + v=int5:tail=3", {"character 11:", "'int5'", "did you mean int8?"}));
+  EXPECT_TRUE(says("F16", {"did you mean f16?"}));
+  EXPECT_TRUE(says("q8", {"did you mean q8_0?"}));
+  EXPECT_TRUE(says("int-4", {"did you mean int4?"}));
+  EXPECT_EQ(error_of("snapkv:keep=0.25").find("did you mean"), std::string::npos);
+  EXPECT_TRUE(says("f16\n", {"'f16\\n'"}));
+  EXPECT_TRUE(says(std::string("f\0", 2), {"f\\x00"}));
+}
+
+TEST(CacheSpecParse, MalformedTextIsLocated) {
+  EXPECT_TRUE(says("", {"character 1:", "the name of a cache", "the end"}));
+  EXPECT_TRUE(says("   ", {"character 4:", "the end"}));
+  EXPECT_TRUE(says("f16+", {"character 5:", "the end"}));
+  EXPECT_TRUE(says("+f16", {"character 1:", "'+'"}));
+  EXPECT_TRUE(says("f16 f16", {"character 5:", "expected '+' or the end", "'f'"}));
+  EXPECT_TRUE(says("k=", {"character 3:", "the end"}));
+  EXPECT_TRUE(says("q=f16", {"character 1:", "k= or v=", "'q'"}));
+  EXPECT_TRUE(says("k=v=f16", {"character 3:", "unknown name 'v'"}));
+  EXPECT_TRUE(says("int4:", {"character 6:", "name of a parameter"}));
+  EXPECT_TRUE(says("int4:tail", {"character 10:", "'=' after 'tail'"}));
+  EXPECT_TRUE(says("int4:tail=", {"character 11:", "a value"}));
+  EXPECT_TRUE(says("int4:tail=3,", {"character 13:"}));
+  EXPECT_TRUE(says("int4:tail=3:group=8", {"character 12:"}));
+}
+
+TEST(CacheSpecParse, ValuesOutOfRange) {
+  EXPECT_TRUE(says("int4:group=24", {"character 12:", "8, 16, 32, 64 or 128", "'24'"}));
+  EXPECT_TRUE(says("int4:group=032", {"'032'"}));
+  for (const char* tail : {"-1", "1000001", "99999999999999999999", "3x", "0x10", "1e3",
+                           "3.5", "\xff"}) {
+    EXPECT_TRUE(says(std::string("int4:tail=") + tail,
+                     {"character 11:", "from 0 to 1000000"}))
+        << tail;
+  }
+  EXPECT_TRUE(says("int4:tail=+5", {"character 11:", "expected a value, found '+'"}));
+}
+
+TEST(CacheSpecParse, ParametersThatDoNotBelong) {
+  EXPECT_TRUE(says("int4:tale=3", {"character 6:", "'tale'", "known: group, tail"}));
+  EXPECT_TRUE(says("q8_0:group=32", {"q8_0 has no parameter 'group'", "known: tail"}));
+  EXPECT_TRUE(says("f32:tail=64", {"f32 has no parameter 'tail'", "none"}));
+  EXPECT_TRUE(says("int4:tail=3,tail=3", {"character 13:", "'tail' is given twice"}));
+  EXPECT_TRUE(says("flexgen4:tail=3", {"flexgen4 has no parameters", "int4:group=32,tail=0"}));
+}
+
+TEST(CacheSpecParse, SecondChoicesForASide) {
+  EXPECT_TRUE(says("f16+int4", {"character 5:", "second choice for the keys"}));
+  EXPECT_TRUE(says("k=f16+k=f16", {"character 9:", "keys"}));
+  EXPECT_TRUE(says("v=f16+int4", {"values"}));
+  EXPECT_TRUE(says("int4+v=f16", {"values"}));
+}
+
+TEST(CacheSpecParse, LongTextIsRefusedAndNotRepeated) {
+  const std::string longest = "f16" + std::string(kMaxSpecLength - 3, ' ');
+  EXPECT_EQ(canonical(longest), "f16");
+  EXPECT_TRUE(says(longest + " ", {"at most 4096", "found 4097"}));
+  EXPECT_LT(error_of(std::string(100000, 'x')).size(), 200u);
+  EXPECT_LT(error_of(std::string(4000, 'x')).size(), 500u);
+}
+
+// Random strings over the parser's alphabet and random edits of good specs: either a spec that
+// round-trips, or a ConfigError of one line without control characters.
+TEST(CacheSpecParse, RandomTextNeverBreaksTheParser) {
+  const std::string pieces[] = {"k=",    "v=",  "f16",  "int4", "q8_0", ":",   "tail", "=",
+                                "group", "32",  ",",    "+",    " ",    "64",  "-",    "\x80",
+                                "9",     "int", "flexgen4", "\n"};
+  Random random(11);
+  const auto pick = [&](size_t n) { return static_cast<size_t>(random.bits() % n); };
+  int accepted = 0;
+  for (int i = 0; i < 20000; ++i) {
+    std::string text;
+    if (i % 2 == 0) {
+      for (size_t n = pick(9); n > 0; --n) text += pieces[pick(std::size(pieces))];
+    } else {
+      text = "k=int4:group=32,tail=64+v=q8_0:tail=3";
+      for (size_t n = 1 + pick(3); n > 0 && !text.empty(); --n) {
+        const size_t at = pick(text.size());
+        if (pick(2) == 0) {
+          text.erase(at, 1);
+        } else {
+          text[at] = static_cast<char>(pick(256));
+        }
+      }
+    }
+    try {
+      const CacheSpec spec = CacheSpec::parse(text);
+      ASSERT_EQ(CacheSpec::parse(spec.str()), spec) << text;
+      ++accepted;
+    } catch (const ConfigError& error) {
+      for (const char c : std::string_view(error.what())) {
+        ASSERT_TRUE(static_cast<unsigned char>(c) >= 0x20 && c != 0x7f) << text;
+      }
+    }
+  }
+  EXPECT_GT(accepted, 100);
+}
+
+}  // namespace
+}  // namespace kve
