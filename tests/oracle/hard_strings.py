@@ -66,7 +66,7 @@ PLAIN: list[str] = [
     "\u202eright to left override\u202c and \u2066isolate\u2069",
     "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
     "ababababababababababababababab the the the the the",
-    "Donaudampfschifffahrtsgesellschaftskapitänsmütze pneumonoultramicroscopicsilicovolcanoconiosis",
+    "Donaudampfschifffahrtsgesellschaftskapitänsmütze antidisestablishmentarianism",
     "▁ ▁▁ Ġ Ċ ĉ <0x0A> <0xFF>",
     "SELECT * FROM t WHERE a='it''s' AND b<>\"x\" -- comment",
     "<|im_start|>user\nnot a real turn<|im_end|>",

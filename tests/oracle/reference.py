@@ -69,9 +69,9 @@ class ReferenceTokenizer:
         self.eos = int(meta["tokenizer.ggml.eos_token_id"])
         self.spm: SentencePieceProcessor | None = None
         if meta.get("tokenizer.ggml.pre") == "smollm":
-            # transformers 5.23 ignores `smollm` and falls back to GPT-2's splitting. The model's own
-            # tokenizer.json isolates every digit *first*, which matters for whitespace before digits:
-            # "\n\n1" is ["\n\n", "1"], not ["\n", "\n", "1"].
+            # transformers 5.23 ignores `smollm` and falls back to GPT-2's splitting. The model's
+            # own tokenizer.json isolates every digit *first*, which matters for whitespace before
+            # digits: "\n\n1" is ["\n\n", "1"], not ["\n", "\n", "1"].
             self.auto.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
                 [
                     pre_tokenizers.Digits(individual_digits=True),
@@ -143,34 +143,36 @@ def load_model(path: Path, dtype: torch.dtype = torch.float32) -> PreTrainedMode
 def _check_config(path: Path, model: PreTrainedModel) -> None:
     """Stops when transformers dropped something of the file that changes the logits.
 
-    transformers reads neither rope scaling nor sliding windows of `llama` files, nor gemma3's own
-    scaling; the two default models use none of these, which is verified here rather than assumed.
+    The two default models use none of these features, which is verified here rather than assumed;
+    plain_forward.py knows them all.
     """
+    reader = GGUFReader(path)
     meta = read_metadata(path)
     arch = str(meta["general.architecture"])
     dropped = [key for key in meta if key.startswith(f"{arch}.rope.scaling")]
-    if arch == "llama":
-        dropped += [key for key in meta if key == "llama.attention.sliding_window"]
-        dropped += [key for key in meta if key == "llama.attention.key_length"]
-    if any(t.name == "rope_freqs.weight" for t in GGUFReader(path).tensors):
-        dropped.append("rope_freqs.weight")
+    dropped += [key for key in meta if key == f"{arch}.rope.freq_base_swa"]
+    dropped += [key for key in meta if key == "llama.attention.sliding_window"]
+    dropped += [t.name for t in reader.tensors if t.name == "rope_freqs.weight"]
+    dropped += [t.name for t in reader.tensors if t.name.endswith(".bias")]
     if dropped:
-        raise ValueError(
-            f"{path}: transformers ignores {dropped}; use make_tiny_models.py's oracle"
-        )
+        raise ValueError(f"{path}: transformers ignores {dropped}; use plain_forward.py")
     if arch == "gemma3":
-        config = model.config
-        expected = {
-            "query_pre_attn_scalar": meta["gemma3.attention.key_length"],
-            "sliding_window": meta["gemma3.attention.sliding_window"],
-            "final_logit_softcapping": None,
-        }
-        for key, value in expected.items():
-            if getattr(config, key) != value:
-                raise ValueError(f"{path}: {key}: expected {value}, found {getattr(config, key)}")
-        bases = {k: v["rope_theta"] for k, v in config.rope_parameters.items()}
-        if bases != {"full_attention": 1e6, "sliding_attention": 1e4}:
-            raise ValueError(f"{path}: rope bases: expected 1e6 and 1e4, found {bases}")
+        _check_gemma3(path, meta, model)
+
+
+def _check_gemma3(path: Path, meta: dict[str, object], model: PreTrainedModel) -> None:
+    """Stops when transformers' defaults for what gemma3 files leave unsaid do not fit this file."""
+    expected = {
+        "query_pre_attn_scalar": meta["gemma3.attention.key_length"],
+        "sliding_window": meta["gemma3.attention.sliding_window"],
+        "final_logit_softcapping": None,
+    }
+    for key, value in expected.items():
+        if getattr(model.config, key) != value:
+            raise ValueError(f"{path}: {key}: expected {value}, found {getattr(model.config, key)}")
+    bases = {k: v["rope_theta"] for k, v in model.config.rope_parameters.items()}
+    if bases != {"full_attention": 1e6, "sliding_attention": 1e4}:
+        raise ValueError(f"{path}: rope bases: expected 1e6 and 1e4, found {bases}")
 
 
 @torch.inference_mode()
@@ -182,7 +184,7 @@ def logits(model: PreTrainedModel, ids: list[int], first: int = 0) -> np.ndarray
 
 @torch.inference_mode()
 def last_logits(model: PreTrainedModel, ids: list[int], chunk: int = 2048) -> np.ndarray:
-    """Logits of the last token, float32 [vocab], fed through a KV cache `chunk` tokens at a time."""
+    """Logits of the last token, float32 [vocab]; a KV cache is fed `chunk` tokens at a time."""
     cache = None
     for start in range(0, len(ids), chunk):
         out = model.model(
