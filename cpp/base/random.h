@@ -33,9 +33,8 @@ class Random {
 
   // 64 uniform bits. One Philox block per draw, so that draw `i` needs no history.
   constexpr uint64_t bits() {
-    const std::array<uint32_t, 4> block = philox4x32({low(index_), high(index_), low(stream_),
-                                                      high(stream_)},
-                                                     {low(seed_), high(seed_)});
+    const std::array<uint32_t, 4> block = philox4x32(
+        {low(index_), high(index_), low(stream_), high(stream_)}, {low(seed_), high(seed_)});
     ++index_;
     return static_cast<uint64_t>(block[1]) << 32 | block[0];
   }

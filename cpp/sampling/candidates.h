@@ -21,7 +21,8 @@ inline bool likelier(const Candidate& a, const Candidate& b) {
 }
 
 // Between stages the order of `items` is a function of the input alone (ascending ids, likeliest
-// first or most typical first), never of a sorting algorithm: sums over them are the same everywhere.
+// first or most typical first), never of a sorting algorithm: sums over them are the same
+// everywhere.
 struct Candidates {
   std::vector<Candidate> items;
   size_t n_sorted = 0;  // items[0, n_sorted) are the likeliest, likeliest first

@@ -21,19 +21,19 @@
 namespace kve {
 
 struct SamplingOptions {
-  float temperature = 0.8f;        // finite; <= 0 is greedy
-  int top_k = 40;                  // keep the k likeliest; <= 0: off
-  float top_p = 0.95f;             // [0, 1]: keep the likeliest that reach this mass; 1: off
-  float min_p = 0.05f;             // [0, 1]: drop what is less likely than min_p * likeliest; 0: off
-  float typical_p = 1;             // [0, 1]: locally typical sampling, arXiv:2202.00666; 1: off
-  float repeat_penalty = 1;        // > 0: divides positive logits of seen tokens, multiplies others
-  int repeat_last_n = 64;          // tokens the penalties look back; 0: none, -1: all
-  float presence_penalty = 0;      // subtracted once from the logit of every seen token
-  float frequency_penalty = 0;     // subtracted once for each time the token was seen
+  float temperature = 0.8f;     // finite; <= 0 is greedy
+  int top_k = 40;               // keep the k likeliest; <= 0: off
+  float top_p = 0.95f;          // [0, 1]: keep the likeliest that reach this mass; 1: off
+  float min_p = 0.05f;          // [0, 1]: drop what is below min_p * likeliest; 0: off
+  float typical_p = 1;          // [0, 1]: locally typical sampling, arXiv:2202.00666; 1: off
+  float repeat_penalty = 1;     // > 0: divides positive logits of seen tokens, multiplies others
+  int repeat_last_n = 64;       // tokens the penalties look back; 0: none, -1: all
+  float presence_penalty = 0;   // subtracted once from the logit of every seen token
+  float frequency_penalty = 0;  // subtracted once for each time the token was seen
   std::vector<std::pair<Token, float>> logit_bias;  // added to logits; -infinity bans a token
   uint64_t seed = 0;
-  int min_keep = 1;                // no stage leaves fewer candidates than this
-  bool logprobs = true;            // false saves a pass of exp over the vocabulary
+  int min_keep = 1;      // no stage leaves fewer candidates than this
+  bool logprobs = true;  // false saves a pass of exp over the vocabulary
 
   // Throws ConfigError naming the option, what is allowed and what was found. With a vocab_size
   // the ids in logit_bias are checked against it.

@@ -22,7 +22,8 @@ size_t min_keep(const SamplingOptions& options) { return static_cast<size_t>(opt
 void apply_logit_bias(const SamplingOptions& options, const TokenHistory&, Candidates& c) {
   for (const auto& [token, bias] : options.logit_bias) {
     if (static_cast<size_t>(token) >= c.items.size()) {
-      throw ConfigError(message("logit_bias: expected tokens below ", c.items.size(), ", found ", token));
+      throw ConfigError(
+          message("logit_bias: expected tokens below ", c.items.size(), ", found ", token));
     }
     float& logit = c.items[static_cast<size_t>(token)].logit;
     logit = clamp_to_float(static_cast<double>(logit) + bias);
@@ -123,11 +124,14 @@ constexpr std::array kStages = {
     SamplingStage{"logit_bias", true,
                   [](const SamplingOptions& o) { return !o.logit_bias.empty(); }, apply_logit_bias},
     SamplingStage{"penalties", true, penalizes, apply_penalties},
-    SamplingStage{"top_k", false, [](const SamplingOptions& o) { return o.top_k > 0; }, apply_top_k},
+    SamplingStage{"top_k", false, [](const SamplingOptions& o) { return o.top_k > 0; },
+                  apply_top_k},
     SamplingStage{"typical_p", false, [](const SamplingOptions& o) { return o.typical_p < 1; },
                   apply_typical_p},
-    SamplingStage{"top_p", false, [](const SamplingOptions& o) { return o.top_p < 1; }, apply_top_p},
-    SamplingStage{"min_p", false, [](const SamplingOptions& o) { return o.min_p > 0; }, apply_min_p},
+    SamplingStage{"top_p", false, [](const SamplingOptions& o) { return o.top_p < 1; },
+                  apply_top_p},
+    SamplingStage{"min_p", false, [](const SamplingOptions& o) { return o.min_p > 0; },
+                  apply_min_p},
     SamplingStage{"temperature", false, [](const SamplingOptions&) { return true; },
                   apply_temperature},
 };

@@ -33,8 +33,8 @@ bool has_whole_characters(std::string_view text) {
 
 void check(const std::vector<std::string>& stops) {
   if (stops.size() > StopMatcher::kMaxStops) {
-    throw ConfigError(message("stop: expected at most ", StopMatcher::kMaxStops,
-                              " strings, found ", stops.size()));
+    throw ConfigError(message("stop: expected at most ", StopMatcher::kMaxStops, " strings, found ",
+                              stops.size()));
   }
   for (const std::string& stop : stops) {
     if (stop.empty() || stop.size() > StopMatcher::kMaxStopBytes) {

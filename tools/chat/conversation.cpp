@@ -11,10 +11,10 @@ const kve::ChatFormat* find_format(const kve::Model& model, const std::string& n
     known += known.empty() ? "" : ", ";
     known += format;
   }
-  throw kve::UnsupportedError(kve::message(
-      "chat format: expected a template this program knows, found ",
-      model.chat_template().empty() ? "none in the file" : "another",
-      "; name one with --chat-format (", known, ") or use the Python command line"));
+  throw kve::UnsupportedError(
+      kve::message("chat format: expected a template this program knows, found ",
+                   model.chat_template().empty() ? "none in the file" : "another",
+                   "; name one with --chat-format (", known, ") or use the Python command line"));
 }
 
 }  // namespace
@@ -34,10 +34,16 @@ Answer Conversation::ask(const std::string& message, kve::GenerateOptions option
                          const std::function<void(std::string_view)>& show,
                          const std::function<bool()>& interrupted) {
   messages_.push_back({"user", message});
-  for (const std::string_view stop : format_->stops) options.stop.emplace_back(stop);
-  const std::string text = kve::render_chat(*format_, messages_, true);
+  options.stop.emplace_back(format_->stop);
+  const kve::Tokenizer& tokenizer = session_.model().tokenizer();
+  const auto text_of = [&](kve::Token token) {
+    return token == kve::kNoToken ? std::string() : tokenizer.piece(token, true);
+  };
+  const std::string bos = text_of(tokenizer.bos());
+  const std::string eos = text_of(tokenizer.eos());
+  const std::string text = kve::render_chat(*format_, messages_, true, {.bos = bos, .eos = eos});
   const std::vector<kve::Token> prompt =
-      session_.model().tokenizer().encode(text, {.add_special = true, .parse_special = true});
+      tokenizer.encode(text, {.add_special = true, .parse_special = true});
   const int reused = session_.reuse_prefix(prompt);
   Answer answer;
   try {

@@ -24,8 +24,8 @@ TEST(Random, DrawIsAFunctionOfSeedStreamAndIndex) {
   Random random(0x299f31d0a4093822, 0x0370734413198a2e);
   for (uint64_t i = 0; i < 100; ++i) {
     EXPECT_EQ(random.index(), i);
-    const Block block = philox4x32({static_cast<uint32_t>(i), 0, 0x13198a2e, 0x03707344},
-                                   {0xa4093822, 0x299f31d0});
+    const Block block =
+        philox4x32({static_cast<uint32_t>(i), 0, 0x13198a2e, 0x03707344}, {0xa4093822, 0x299f31d0});
     EXPECT_EQ(random.bits(), (static_cast<uint64_t>(block[1]) << 32 | block[0]));
   }
   EXPECT_NE(Random(1).bits(), Random(2).bits());

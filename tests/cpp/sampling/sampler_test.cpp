@@ -67,9 +67,7 @@ class Reference {
     for (size_t i = 0; i < rows_.size(); ++i) out[rows_[i].token] = p[i];
     return out;
   }
-  double logit(Token token) const {
-    return std::ranges::find(rows_, token, &Row::token)->logit;
-  }
+  double logit(Token token) const { return std::ranges::find(rows_, token, &Row::token)->logit; }
 
  private:
   struct Row {
@@ -227,8 +225,8 @@ TEST(Sampler, DrawsFollowTheDistribution) {
   }
 }
 
-// Computed by a separate program (Philox, NumPy float32 logits, float64 probabilities by the library's
-// exp): the same draws on every machine, compiler and thread.
+// Computed by a separate program (Philox, NumPy float32 logits, float64 probabilities by the
+// library's exp): the same draws on every machine, compiler and thread.
 TEST(Sampler, GoldenDraws) {
   const std::vector<float> logits = random_logits(1000, 5);
   SamplingOptions options;
@@ -242,8 +240,9 @@ TEST(Sampler, GoldenDraws) {
     sampler.accept(token);
     tokens.push_back(token);
   }
-  EXPECT_EQ(tokens, (std::vector<Token>{44, 783, 304, 384, 720, 750, 342, 276, 974, 63, 377, 233,
-                                           953, 123, 153, 821, 966, 392, 783, 793, 783, 884, 114, 783}));
+  EXPECT_EQ(tokens,
+            (std::vector<Token>{44,  783, 304, 384, 720, 750, 342, 276, 974, 63,  377, 233,
+                                953, 123, 153, 821, 966, 392, 783, 793, 783, 884, 114, 783}));
 
   options = plain();
   options.typical_p = 0.7f;
@@ -251,8 +250,9 @@ TEST(Sampler, GoldenDraws) {
   sampler = Sampler(options);
   tokens.clear();
   for (int i = 0; i < 24; ++i) tokens.push_back(sampler.sample(logits).token);
-  EXPECT_EQ(tokens, (std::vector<Token>{830, 830, 506, 783, 759, 293, 990, 927, 301, 301, 233, 726,
-                                           959, 44, 506, 646, 330, 112, 240, 821, 959, 44, 111, 869}));
+  EXPECT_EQ(tokens,
+            (std::vector<Token>{830, 830, 506, 783, 759, 293, 990, 927, 301, 301, 233, 726,
+                                959, 44,  506, 646, 330, 112, 240, 821, 959, 44,  111, 869}));
   EXPECT_EQ(sampler.sample(logits).logprob, -0x1.1652c4p+2f);
 }
 
@@ -449,7 +449,8 @@ TEST(Sampler, RefusesBadOptions) {
   };
   using O = SamplingOptions;
   EXPECT_EQ(refused(&O::temperature, kNan), "temperature: expected a finite number, found nan");
-  EXPECT_EQ(refused(&O::temperature, kInfinity), "temperature: expected a finite number, found inf");
+  EXPECT_EQ(refused(&O::temperature, kInfinity),
+            "temperature: expected a finite number, found inf");
   for (const auto& [member, name] : {std::pair{&O::top_p, "top_p"}, std::pair{&O::min_p, "min_p"},
                                      std::pair{&O::typical_p, "typical_p"}}) {
     const std::string expected = std::string(name) + ": expected a number from 0 to 1, found ";
