@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "base/random.h"
 #include "cache/kv_cache.h"
 #include "cache/test_backend.h"
@@ -108,6 +109,10 @@ class Harness {
     for (ModelSide& side : model_) side.truncate(cache_.n_tokens());
   }
   void truncate(int n) {
+    if (!cache_.can_truncate(n)) {
+      ASSERT_THROW(cache_.truncate(n), CapacityError);
+      return;
+    }
     cache_.truncate(n);
     for (ModelSide& side : model_) side.truncate(n);
   }
@@ -265,7 +270,16 @@ TEST(KvCacheModel, RandomOperationsMatchTheModel) {
                          "k=f16 + v=int4:group=32,tail=3"};
   for (const char* spec : specs) {
     for (uint64_t seed = 1; seed <= 3; ++seed) {
-      random_operations(spec, seed, 60, small_shapes());
+      random_operations(spec, seed, 40, small_shapes());
+      if (HasFatalFailure()) return;
+    }
+  }
+}
+
+TEST(KvCacheModel, RandomOperationsOnWindowLayers) {
+  for (const char* spec : {"f16", "q8_0", "int4", "k=q4_0 + v=int4:tail=100"}) {
+    for (uint64_t seed = 1; seed <= 3; ++seed) {
+      random_operations(spec, seed, 80, {{1, 32, 32, 70}, {1, 32, 32, 0}, {1, 32, 32, 1}});
       if (HasFatalFailure()) return;
     }
   }
