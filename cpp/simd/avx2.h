@@ -109,6 +109,17 @@ static inline I32 dot4(I32 acc, I32 w, I32 x) {
 // 32 signed codes as dot4 wants them: as they are.
 static inline void dot_bytes(int8_t* /*codes*/) {}
 
+// The sums of codes 0-15 and 16-31.
+static inline void code_sums(const int8_t* codes, int32_t (&sums)[2]) {
+  const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+  __m256i s = _mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+  s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0x4e));
+  s = _mm256_add_epi32(s, _mm256_shuffle_epi32(s, 0xb1));
+  sums[0] = _mm256_extract_epi32(s, 0);
+  sums[1] = _mm256_extract_epi32(s, 4);
+}
+
 static inline void transpose(F32 (&r)[8]) {
   __m256 t[8];
 #pragma GCC unroll 4

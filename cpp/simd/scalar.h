@@ -130,6 +130,12 @@ static inline I32 dot4(I32 acc, I32 w, I32 x) {
 // 32 signed codes as dot4 wants them: as they are.
 static inline void dot_bytes(int8_t* /*codes*/) {}
 
+// The sums of codes 0-15 and 16-31.
+static inline void code_sums(const int8_t* codes, int32_t (&sums)[2]) {
+  sums[0] = sums[1] = 0;
+  for (int i = 0; i < 32; ++i) sums[i / 16] += codes[i];
+}
+
 static inline void transpose(F32 (&r)[kLanes]) {
   for (int i = 0; i < kLanes; ++i) {
     for (int j = 0; j < i; ++j) {

@@ -13,6 +13,7 @@
 //   transpose(rows)  kLanes x kLanes values of 32 bits, in place
 //   dot4(acc, w, x)  acc + the dot product of the 4 bytes of each lane; w holds weight codes as
 //                    `dot_bytes` writes them, biased by kDotBias, x signed codes in [-127, 127]
+//   code_sums        sums of 2 x 16 int8 codes
 //   group_dot        a group of 32 int8 codes times 32 activations, one scale per 16
 //
 // kMatTokens, kMatVectors, kGemmVectors are the register tiles that suit the set's register file.

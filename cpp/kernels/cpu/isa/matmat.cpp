@@ -39,12 +39,12 @@ size_t pack_bytes(int64_t cols) {
 }
 
 // Group g of input p.
-static void pack_group(const Pack& out, int p, int64_t g, const int8_t* codes, float scale) {
-  for (int64_t i = 0; i < 8; ++i) {
-    memcpy(out.codes + (8 * g + i) * kMatTokens + p, codes + 4 * i, 4);
-  }
-  int32_t total[2] = {0, 0};
-  for (int i = 0; i < 32; ++i) total[i / 16] += codes[i];
+static inline void pack_group(const Pack& out, int p, int64_t g, const int8_t* codes, float scale) {
+  int32_t* words = out.codes + 8 * g * kMatTokens + p;
+#pragma GCC unroll 8
+  for (int64_t i = 0; i < 8; ++i) memcpy(words + i * kMatTokens, codes + 4 * i, 4);
+  int32_t total[2];
+  code_sums(codes, total);
   out.scales[g * kMatTokens + p] = scale;
   for (int64_t half = 0; half < 2; ++half) {
     out.start16[(2 * g + half) * kMatTokens + p] = -kDotBias * total[half];
@@ -56,17 +56,26 @@ static void pack_group(const Pack& out, int p, int64_t g, const int8_t* codes, f
 
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
           std::byte* dst) {
+  constexpr int64_t kGroups = 8;  // quantized at a time
   const Pack out(dst, cols);
-  for (int t = 0; t < kMatTokens / planes; ++t) {
-    for (int64_t g = 0; g < cols / 32; ++g) {
-      int8_t codes[2][32] = {};
-      float scale = 0;
+  int8_t codes[2][32 * kGroups];
+  float scales[kGroups];
+  for (int64_t first = 0; first < cols / 32; first += kGroups) {
+    const int64_t n = least(cols / 32 - first, kGroups);
+    for (int t = 0; t < kMatTokens / planes; ++t) {
       if (t < n_tokens) {
-        quantize_values(x + t * stride + 32 * g, 32, codes[0], planes == 2 ? codes[1] : nullptr,
-                        &scale);
+        quantize_values(x + t * stride + 32 * first, 32 * n, codes[0],
+                        planes == 2 ? codes[1] : nullptr, scales);
+      } else {
+        memset(codes, 0, sizeof(codes));
+        memset(scales, 0, sizeof(scales));
       }
-      pack_group(out, t * planes, g, codes[0], scale);
-      if (planes == 2) pack_group(out, t * planes + 1, g, codes[1], scale / 254.0f);
+      for (int64_t g = 0; g < n; ++g) {
+        pack_group(out, t * planes, first + g, codes[0] + 32 * g, scales[g]);
+        if (planes == 2) {
+          pack_group(out, t * planes + 1, first + g, codes[1] + 32 * g, scales[g] / 254.0f);
+        }
+      }
     }
   }
 }

@@ -11,8 +11,18 @@
 #include "formats/weight/q6_k.h"
 #include "formats/weight/q8_0.h"
 #include "kernels/cpu/isa/isa.h"
+#if defined(__AVX2__)
+#include "kernels/cpu/isa/unpack_avx2.h"
+#endif
 
 namespace kve::KVE_ISA {
+
+#if !defined(__AVX2__)
+template <class Block>
+static inline void unpack_native(const Block& block, int group, CodeGroup* out) {
+  unpack_group(block, group, out);
+}
+#endif
 
 template <class Block>
 static void unpack_blocks(const std::byte* row, int64_t first_group, int64_t n_groups,
@@ -20,7 +30,7 @@ static void unpack_blocks(const std::byte* row, int64_t first_group, int64_t n_g
   constexpr int kGroups = Block::kValues / kGroupValues;
   const Block* blocks = reinterpret_cast<const Block*>(row);
   for (int64_t g = first_group; g < first_group + n_groups; ++g) {
-    unpack_group(blocks[g / kGroups], static_cast<int>(g % kGroups), out++);
+    unpack_native(blocks[g / kGroups], static_cast<int>(g % kGroups), out++);
   }
 }
 

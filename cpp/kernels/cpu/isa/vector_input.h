@@ -50,10 +50,11 @@ struct VectorInput {
     const int64_t n = padded(cols);
     memset(codes + cols, 0, static_cast<size_t>(n - cols));
     for (int64_t g = cols / 32; g < n / 32; ++g) scales[g] = 0;
-    for (int64_t h = 0; h < n / 16; ++h) {
-      int32_t total = 0;
-      for (int64_t i = 16 * h; i < 16 * h + 16; ++i) total += codes[i];
-      sums[h] = scales[h / 2] * static_cast<float>(total);
+    for (int64_t g = 0; g < n / 32; ++g) {
+      int32_t totals[2];
+      code_sums(codes + 32 * g, totals);
+      sums[2 * g] = scales[g] * static_cast<float>(totals[0]);
+      sums[2 * g + 1] = scales[g] * static_cast<float>(totals[1]);
     }
 #if defined(KVE_ISA_AVX512)
     complete_lanes(n);
