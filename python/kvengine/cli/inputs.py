@@ -1,0 +1,102 @@
+"""What verbs read: models, prompts and files."""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+from kvengine import GgufFile, Model, Session, Tokenizer
+from kvengine.cli.arguments import InputError, cache_spec
+from kvengine.cli.output import Progress, say
+
+
+def model_path(args: argparse.Namespace) -> Path:
+    """The file -m names; a model that can be pulled is pulled when it is absent."""
+    from kvengine import pull
+
+    name = getattr(args, "model", pull.DEFAULT_MODEL)
+    if name == "":
+        raise InputError("-m/--model: expected a GGUF file, found nothing")
+    if (name in pull.MODELS or name.startswith("hf:")) and not Path(name).exists():
+        return obtain(name)
+    return Path(name)
+
+
+def obtain(name: str, verify: bool = False) -> Path:
+    """Fetch a model by name, with a bar and what has to be said about its licence."""
+    from kvengine import pull
+
+    announced = set()
+
+    def report(text: str, done: int, total: int) -> None:
+        if text not in announced:
+            announced.add(text)
+            say(text)
+        progress.update(done, total, text)
+
+    with Progress(f"fetching {name}") as progress:
+        return pull.obtain(name, report, verify)
+
+
+def load_model(args: argparse.Namespace) -> Model:
+    path = model_path(args)
+    with Progress(f"loading {path.name}"):
+        return Model.load(path, threads=args.threads)
+
+
+def open_session(model: Model, args: argparse.Namespace) -> Session:
+    return model.session(n_ctx=args.ctx_size, cache=cache_spec(args), exact=args.exact)
+
+
+def open_vocabulary(args: argparse.Namespace) -> tuple[GgufFile, Tokenizer]:
+    """The file -m names, which needs no tensors, and its tokenizer."""
+    file = GgufFile(model_path(args))
+    return file, Tokenizer.from_gguf(file)
+
+
+def prompt_bytes(args: argparse.Namespace) -> bytes:
+    """What -p or -f gave, as it is."""
+    if hasattr(args, "prompt"):
+        return args.prompt.encode("utf-8", "surrogateescape")
+    return read_file(Path(args.file))
+
+
+def prompt_text(args: argparse.Namespace) -> str:
+    """What -p or -f gave: some UTF-8 text."""
+    text = decoded(prompt_bytes(args), "prompt" if hasattr(args, "prompt") else args.file)
+    if not text:
+        raise InputError("prompt: expected some text, found none")
+    return text
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a file; a .gz is unpacked."""
+    try:
+        data = path.read_bytes()
+        return gzip.decompress(data) if path.suffix == ".gz" else data
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: expected a gzip file, found a damaged one ({error})") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: could not be read ({reason})") from None
+
+
+def decoded(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{name}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at offset "
+            f"{error.start}"
+        ) from None
+
+
+def read_json(path: Path) -> Any:
+    try:
+        return json.loads(decoded(read_file(path), str(path)))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: expected JSON ({error})") from None

@@ -1,0 +1,253 @@
+"""Models and sessions: the engine's classes, and what Python adds to them.
+
+That is little: prompts may be text or conversations, and models may be fetched by name.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from kvengine import _core
+from kvengine.chat import render_template
+
+Message = Mapping[str, Any]
+"""One message of a conversation: at least ``role`` and ``content``."""
+
+Progress = Callable[[int, int], "bool | None"]
+"""Called with the tokens done and to do; returning False cancels."""
+
+
+class Model(_core.Model):
+    """A loaded model: immutable weights and a tokenizer, shared by any number of sessions.
+
+    Several threads may use sessions of one model; their forward passes take turns.
+    """
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], threads: int = 0, isa: str = "") -> Model:
+        """Load a GGUF file (of a split model: its first part).
+
+        Args:
+            path: the file.
+            threads: 0 uses every processor this process may use.
+            isa: ``"scalar"``, ``"avx2"``, ``"avx512"``, ...; ``""`` uses the best there is.
+
+        Raises:
+            IoError: the file is missing or unreadable.
+            FormatError: it is malformed.
+            UnsupportedError: its architecture, tokenizer or a feature is not supported.
+            ConfigError: a bad option.
+        """
+        return cls(path, threads, isa)
+
+    @classmethod
+    def pull(cls, name: str = "smollm2-135m", threads: int = 0, isa: str = "") -> Model:
+        """Load a model by name, downloading it first when it is absent (see :mod:`kvengine.pull`).
+
+        Args:
+            name: a known name, or ``hf:OWNER/REPO/FILE.gguf``.
+
+        Raises:
+            ConfigError: an unknown name.
+            IoError: the download failed.
+        """
+        from kvengine.pull import obtain
+
+        return cls.load(obtain(name), threads, isa)
+
+    def session(
+        self, n_ctx: int = 0, cache: str = "f16", exact: bool = False, n_batch: int = 256
+    ) -> Session:
+        """Start an empty conversation.
+
+        Args:
+            n_ctx: most tokens it may hold; 0: what the model was trained for.
+            cache: how keys and values are kept, e.g. ``"int4:group=32,tail=64"``; see
+                :func:`kvengine.caches`.
+            exact: compute with f32 activations instead of int8: slower, the reference.
+            n_batch: tokens per forward pass while a prompt is read.
+
+        Raises:
+            ConfigError: a bad option, or a cache spec that does not fit the model.
+        """
+        return Session(self, n_ctx=n_ctx, cache=cache, exact=exact, n_batch=n_batch)
+
+    def restore(self, path: str | os.PathLike[str]) -> Session:
+        """Go on, bit-identically, with a session that :meth:`Session.save` wrote.
+
+        Raises:
+            IoError: the file is missing or unreadable.
+            FormatError: it is damaged or cut short.
+            ConfigError: it was written by another model.
+            UnsupportedError: it was written by a newer version.
+        """
+        return Session(self, restore=path)
+
+    def render(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """Write a conversation the way the model's own chat template does.
+
+        Raises:
+            UnsupportedError: the model carries no template.
+            ConfigError: the template refuses the messages.
+        """
+        variables["add_generation_prompt"] = add_generation_prompt
+        return render_messages(self.file, self.tokenizer, messages, **variables)
+
+    def encode_chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
+    ) -> list[int]:
+        """Token ids of :meth:`render`, beginning with BOS (once) if the vocabulary asks for it."""
+        text = self.render(messages, add_generation_prompt, **variables)
+        tokens = self.tokenizer.encode(text, add_special=False, parse_special=True)
+        bos = self.tokenizer.bos
+        if self.tokenizer.add_bos and bos is not None and tokens[:1] != [bos]:
+            tokens.insert(0, bos)
+        return tokens
+
+    def __repr__(self) -> str:
+        return f"<Model {self.architecture} {self.name!r}, {self.n_layers} layers, {self.backend}>"
+
+
+class Session(_core.Session):
+    """One conversation: its tokens and their compressed cache. Made by :meth:`Model.session`.
+
+    Belongs to one thread at a time. A call that raises leaves the session as it was, except that
+    finished chunks of a long :meth:`forward` stay (see ``n_tokens``).
+    """
+
+    def __init__(self, model: Model, **options: Any) -> None:
+        super().__init__(model, **options)
+        self._model = model
+
+    @property
+    def model(self) -> Model:
+        """The model the session belongs to."""
+        return self._model
+
+    @property
+    def cache(self) -> _core.Cache:
+        """The keys and values: ``cache.stats()``, ``cache.keys(layer, head)``, ..."""
+        return _core.Cache(self)
+
+    def fork(self) -> Session:
+        """Copy the session; the copy shares full pages and goes its own way."""
+        copy = Session.__new__(Session)
+        _core.Session.__init__(copy, self)
+        copy._model = self._model
+        return copy
+
+    def generate(
+        self,
+        prompt: str | bytes | Sequence[int] | Sequence[Message],
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        *,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+        stop: str | Sequence[str] | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        ignore_eos: bool = False,
+        render_special: bool = False,
+        progress: Progress | None = None,
+    ) -> _core.Generation:
+        """Read a prompt and return an iterator over the pieces of the answer.
+
+        A piece has ``.text`` (complete UTF-8, maybe empty), ``.token`` and ``.logprob``. The
+        iterator has ``.finish_reason``; closing it cancels the answer.
+
+        Args:
+            prompt: Text or token ids, which follow what the session holds; or the messages of a
+                whole conversation, of which only what is new is read. Text that spells a control
+                token becomes that token.
+            max_tokens: most tokens of the answer; -1: until the context is full.
+            temperature: 0 always takes the likeliest token.
+            top_k: keep the k likeliest tokens; 0: off.
+            top_p: keep the likeliest tokens that reach this mass; 1: off.
+            min_p: drop tokens less likely than this times the likeliest; 0: off.
+            typical_p: locally typical sampling; 1: off.
+            repeat_penalty: divides the logits of tokens seen before; 1: off.
+            repeat_last_n: how many tokens the penalties look back; 0: none, -1: all.
+            presence_penalty: subtracted from the logit of every token seen before.
+            frequency_penalty: subtracted once for each time a token was seen.
+            seed: the same seed draws the same text on every machine.
+            stop: texts that end the answer and are not part of it.
+            logit_bias: added to the logits of tokens; ``-inf`` bans one.
+            ignore_eos: never choose a token that ends the answer.
+            render_special: spell control tokens out in the text.
+            progress: called while a long prompt is read.
+
+        Raises:
+            ConfigError: a bad option, an empty prompt in an empty session.
+            CapacityError: the prompt does not fit the context.
+            UnsupportedError: messages, but the model carries no chat template.
+        """
+        return _core.Generation(
+            self,
+            self._prompt_tokens(prompt),
+            max_tokens=max_tokens,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            typical_p=typical_p,
+            repeat_penalty=repeat_penalty,
+            repeat_last_n=repeat_last_n,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            seed=seed,
+            stop=[stop] if isinstance(stop, str) else list(stop or ()),
+            logit_bias=list((logit_bias or {}).items()),
+            ignore_eos=ignore_eos,
+            render_special=render_special,
+            progress=progress,
+        )
+
+    def _prompt_tokens(
+        self, prompt: str | bytes | Sequence[int] | Sequence[Message]
+    ) -> Sequence[int]:
+        """The tokens of `prompt` that have yet to be read."""
+        if isinstance(prompt, str | bytes):
+            return self._model.tokenizer.encode(
+                prompt, add_special=self.n_tokens == 0, parse_special=True
+            )
+        if len(prompt) > 0 and isinstance(prompt[0], Mapping):
+            tokens = self._model.encode_chat(prompt)  # type: ignore[arg-type]
+            return tokens[self.reuse_prefix(tokens) :]
+        return prompt  # type: ignore[return-value]
+
+    def __repr__(self) -> str:
+        return f"<Session {self.n_tokens}/{self.n_ctx} tokens, cache {self.cache.spec}>"
+
+
+def render_messages(
+    file: _core.GgufFile,
+    tokenizer: _core.Tokenizer,
+    messages: Sequence[Message],
+    /,
+    **variables: Any,
+) -> str:
+    """Render a conversation by the template in `file`, which needs no tensors; see Model.render."""
+    template = file.get("tokenizer.chat_template", "")
+    if not template:
+        raise _core.UnsupportedError(
+            f"{file.path}: expected a chat template (tokenizer.chat_template), found none"
+        )
+    if "template" in variables:
+        raise _core.ConfigError("variables: expected names other than 'template', found it")
+
+    def text(token: int | None) -> str:
+        return "" if token is None else tokenizer.token_text(token)
+
+    tokens = {"bos_token": text(tokenizer.bos), "eos_token": text(tokenizer.eos)}
+    return render_template(template, messages, **(tokens | variables))
