@@ -26,11 +26,11 @@ namespace {
 // Unique among the processes and threads that may write beside `path`.
 std::filesystem::path temporary_name(const std::filesystem::path& path) {
   static std::atomic<unsigned> counter{0};
-  std::string suffix = ".tmp";
 #ifdef KVE_HAS_FSYNC
-  suffix += "-" + std::to_string(::getpid());
+  const std::string suffix = message(".tmp-", ::getpid(), "-", counter.fetch_add(1));
+#else
+  const std::string suffix = message(".tmp-", counter.fetch_add(1));
 #endif
-  suffix += "-" + std::to_string(counter.fetch_add(1));
   std::filesystem::path result = path;
   result += suffix;
   return result;

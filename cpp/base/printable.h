@@ -16,7 +16,10 @@ std::string printable(std::string_view text, size_t max_bytes = 80);
 // so that argument-dependent lookup cannot find std::quoted for a std::string instead.
 struct Quoted {
   std::string operator()(std::string_view text, size_t max_bytes = 80) const {
-    return "'" + printable(text, max_bytes) + "'";
+    std::string result = printable(text, max_bytes);
+    result.insert(result.begin(), '\'');
+    result.push_back('\'');
+    return result;
   }
 };
 inline constexpr Quoted quoted;

@@ -41,10 +41,6 @@ size_t checked_bytes(const std::string& name, WeightType type, std::span<const i
   return static_cast<size_t>(*bytes);
 }
 
-uint64_t padding(uint64_t position, uint64_t alignment) {
-  return gguf::align_up(position, alignment) - position;
-}
-
 }  // namespace
 
 GgufWriter GgufWriter::copy_of(std::shared_ptr<const GgufFile> file) {
@@ -65,8 +61,15 @@ GgufWriter GgufWriter::copy_of(std::shared_ptr<const GgufFile> file) {
 
 void GgufWriter::append_string(Bytes& out, std::string_view text, bool with_length) {
   if (with_length) append(out, static_cast<uint64_t>(text.size()));
-  const auto bytes = std::as_bytes(std::span(text));
-  out.insert(out.end(), bytes.begin(), bytes.end());
+  append_bytes(out, std::as_bytes(std::span(text)));
+}
+
+// Not insert(): GCC 12 warns of an overflow that cannot happen when it inlines that.
+void GgufWriter::append_bytes(Bytes& out, std::span<const std::byte> bytes) {
+  if (bytes.empty()) return;
+  const size_t old_size = out.size();
+  out.resize(old_size + bytes.size());
+  std::memcpy(out.data() + old_size, bytes.data(), bytes.size());
 }
 
 void GgufWriter::set_value(std::string_view key, const MetaValue& value) {
@@ -145,8 +148,9 @@ Bytes GgufWriter::header() const {
     if (item.type == MetaType::array || item.type == MetaType::string) {
       append(out, static_cast<uint64_t>(item.size));
     }
-    out.insert(out.end(), item.payload.begin(), item.payload.end());
+    append_bytes(out, item.payload);
   }
+  const uint64_t align = alignment();
   uint64_t offset = 0;
   for (const Tensor& tensor : tensors_) {
     append_string(out, tensor.name, true);
@@ -154,15 +158,17 @@ Bytes GgufWriter::header() const {
     for (const int64_t size : tensor.shape) append(out, static_cast<uint64_t>(size));
     append(out, static_cast<uint32_t>(tensor.type));
     append(out, offset);
-    offset = gguf::align_up(offset + tensor.bytes, alignment());
+    offset = gguf::align_up(offset + tensor.bytes, align);
   }
   return out;
 }
 
 void GgufWriter::emit(const Sink& sink) const {
-  const Bytes zeros(alignment(), std::byte{0});
+  const uint64_t align = alignment();
+  const Bytes zeros(align, std::byte{0});
   const auto pad = [&](uint64_t position) {
-    sink(std::span(zeros).first(static_cast<size_t>(padding(position, alignment()))));
+    const uint64_t n_bytes = gguf::align_up(position, align) - position;
+    sink(std::span(zeros).first(static_cast<size_t>(n_bytes)));
   };
   const Bytes head = header();
   sink(head);
@@ -188,8 +194,7 @@ void GgufWriter::write(const std::filesystem::path& path) const {
 
 Bytes GgufWriter::to_bytes() const {
   Bytes out;
-  emit(
-      [&](std::span<const std::byte> bytes) { out.insert(out.end(), bytes.begin(), bytes.end()); });
+  emit([&](std::span<const std::byte> bytes) { append_bytes(out, bytes); });
   return out;
 }
 

@@ -90,6 +90,7 @@ class GgufWriter {
   static constexpr MetaType type_of();
   template <class T>
   static void append(std::vector<std::byte>& out, const T& value);
+  static void append_bytes(std::vector<std::byte>& out, std::span<const std::byte> bytes);
   static void append_string(std::vector<std::byte>& out, std::string_view text, bool with_length);
   void set_item(std::string_view key, MetaType type, MetaType element_type, size_t size,
                 std::vector<std::byte> payload);
@@ -127,8 +128,7 @@ constexpr MetaType GgufWriter::type_of() {
 
 template <class T>
 void GgufWriter::append(std::vector<std::byte>& out, const T& value) {
-  const std::span<const std::byte> bytes = std::as_bytes(std::span<const T, 1>(&value, 1));
-  out.insert(out.end(), bytes.begin(), bytes.end());
+  append_bytes(out, std::as_bytes(std::span<const T, 1>(&value, 1)));
 }
 
 template <class T>

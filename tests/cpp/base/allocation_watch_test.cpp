@@ -3,10 +3,11 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstddef>
+#include <cstdint>
 #include <cstdlib>
 #include <memory>
 #include <new>
-#include <vector>
 
 namespace kve::test {
 namespace {
@@ -81,22 +82,32 @@ void operator delete[](void* p, std::align_val_t, const std::nothrow_t&) noexcep
 namespace kve::test {
 namespace {
 
+// Through a volatile pointer, or the compiler may remove an allocation that nobody uses.
+template <class T>
+std::unique_ptr<T> keep(T* memory) {
+  T* volatile seen = memory;
+  return std::unique_ptr<T>(seen);
+}
+
 TEST(AllocationWatch, CountsWhatIsAllocatedWhileItLives) {
-  const std::vector<int> before(1000);
-  AllocationWatch watch;
+  struct Large {
+    std::byte bytes[5000];
+  };
+  struct alignas(256) Aligned {
+    std::byte bytes[256];
+  };
+  const auto before = keep(new Large);
+  const AllocationWatch watch;
   EXPECT_EQ(watch.seen().count, 0u);
   {
-    const std::vector<std::byte> large(5000);
-    const auto small = std::make_unique<std::byte[]>(10);
-    struct alignas(256) Aligned {
-      std::byte bytes[256];
-    };
-    const auto aligned = std::make_unique<Aligned>();
+    const auto large = keep(new Large);
+    const auto small = keep(new std::byte);
+    const auto aligned = keep(new Aligned);
     EXPECT_EQ(reinterpret_cast<uintptr_t>(aligned.get()) % 256, 0u);
   }
   const Allocations seen = watch.seen();
   EXPECT_EQ(seen.count, 3u);
-  EXPECT_EQ(seen.bytes, 5266u);
+  EXPECT_EQ(seen.bytes, 5000u + 1 + 256);
   EXPECT_EQ(seen.largest, 5000u);
 }
 

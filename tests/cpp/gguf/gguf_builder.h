@@ -4,8 +4,6 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -26,13 +24,10 @@ class GgufBuilder {
   template <class T>
   GgufBuilder& number(std::string name, T value) {
     fields.push_back({std::move(name), bytes.size(), sizeof(T)});
-    const auto raw = std::as_bytes(std::span<const T, 1>(&value, 1));
-    bytes.insert(bytes.end(), raw.begin(), raw.end());
-    return *this;
+    return raw({reinterpret_cast<const char*>(&value), sizeof(T)});
   }
   GgufBuilder& raw(std::string_view text) {
-    const auto data = std::as_bytes(std::span(text));
-    bytes.insert(bytes.end(), data.begin(), data.end());
+    for (const char c : text) bytes.push_back(static_cast<std::byte>(c));
     return *this;
   }
   GgufBuilder& string(const std::string& name, std::string_view text) {
