@@ -18,6 +18,8 @@ namespace {
 // Joins inside a decode step come every few microseconds: spinning that long is far cheaper than a
 // futex wake (about 26 us); after that the processor is given back.
 constexpr int kSpins = 4000;
+// With more threads than processors, spinning keeps the thread that is waited for from running.
+constexpr int kCrowdedSpins = 20;
 constexpr int kYields = 50;
 
 void pause_briefly() {
@@ -30,8 +32,8 @@ void pause_briefly() {
 
 // Spins, then yields, while `still` holds; false when it gave up waiting.
 template <class Condition>
-bool spin_while(const Condition& still) {
-  for (int i = 0; i < kSpins; ++i) {
+bool spin_while(int spins, const Condition& still) {
+  for (int i = 0; i < spins; ++i) {
     if (!still()) return true;
     pause_briefly();
   }
@@ -48,6 +50,7 @@ ThreadPool::ThreadPool(int n_threads) {
   if (n_threads < 1 || n_threads > 1024) {
     throw ConfigError(message("threads: expected 1 to 1024, found ", n_threads));
   }
+  spins_ = n_threads <= default_thread_count() ? kSpins : kCrowdedSpins;
   workers_.reserve(static_cast<size_t>(n_threads - 1));
   try {
     for (int i = 1; i < n_threads; ++i) workers_.emplace_back([this, i] { worker_loop(i); });
@@ -82,7 +85,7 @@ void ThreadPool::run(int64_t n, Function function, const void* context) {
   generation_.notify_all();
   drain(0);
   const auto others_busy = [this] { return busy_.load(std::memory_order_acquire) != 0; };
-  while (!spin_while(others_busy)) {
+  while (!spin_while(spins_, others_busy)) {
     const int32_t busy = busy_.load(std::memory_order_acquire);
     if (busy != 0) busy_.wait(busy);
   }
@@ -107,7 +110,7 @@ void ThreadPool::worker_loop(int thread) {
   uint32_t seen = 0;
   for (;;) {
     const auto unchanged = [&] { return generation_.load(std::memory_order_acquire) == seen; };
-    while (!spin_while(unchanged)) generation_.wait(seen);
+    while (!spin_while(spins_, unchanged)) generation_.wait(seen);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
     drain(thread);

@@ -51,6 +51,7 @@ class ThreadPool {
 
   void stop();
 
+  int spins_ = 0;
   std::vector<std::thread> workers_;
   std::mutex callers_;
   // The job: written by the caller before `generation_` is bumped, read by workers after.

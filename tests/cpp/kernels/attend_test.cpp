@@ -6,8 +6,8 @@
 namespace kve {
 namespace {
 
-using testing::available_isas;
-using testing::Random;
+using test::available_isas;
+using test::Random;
 
 // One side of one head, coded as the cache would: pages of kPageTokens rows, the rest in f16. With
 // `ragged`, pages hold fewer rows each.
@@ -159,7 +159,7 @@ class Attend : public ::testing::TestWithParam<std::string> {
  protected:
   void check(const Case& c, const std::string& what) {
     const Problem problem(c);
-    EXPECT_LT(testing::relative_error(problem.run(*backend_), problem.reference()), kBound) << what;
+    EXPECT_LT(test::relative_error(problem.run(*backend_), problem.reference()), kBound) << what;
   }
   std::unique_ptr<Backend> backend_ = make_cpu_backend(2, GetParam());
 };
@@ -298,8 +298,8 @@ TEST_P(Attend, TasksOfDifferentLength) {
       {ConstMat(a.q.data(), 1, 256), a.heads, a.first_query(), Mat(out_a.data(), 1, 256)},
       {ConstMat(b.q.data(), 20, 256), b.heads, b.first_query(), Mat(out_b.data(), 20, 256)}};
   backend_->attend(a.params, tasks);
-  EXPECT_TRUE(testing::same_bits(out_a, a.run(*backend_)));
-  EXPECT_TRUE(testing::same_bits(out_b, b.run(*backend_)));
+  EXPECT_TRUE(test::same_bits(out_a, a.run(*backend_)));
+  EXPECT_TRUE(test::same_bits(out_b, b.run(*backend_)));
 }
 
 TEST_P(Attend, DoesNotDependOnThreads) {
@@ -310,7 +310,7 @@ TEST_P(Attend, DoesNotDependOnThreads) {
     const Problem problem(c);
     const std::vector<float> one = problem.run(*make_cpu_backend(1, GetParam()));
     for (const int threads : {2, 3, 8}) {
-      EXPECT_TRUE(testing::same_bits(one, problem.run(*make_cpu_backend(threads, GetParam()))));
+      EXPECT_TRUE(test::same_bits(one, problem.run(*make_cpu_backend(threads, GetParam()))));
     }
   }
 }

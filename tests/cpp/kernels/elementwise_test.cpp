@@ -5,8 +5,8 @@
 namespace kve {
 namespace {
 
-using testing::available_isas;
-using testing::Random;
+using test::available_isas;
+using test::Random;
 
 // Sizes around the widths of vectors.
 const int64_t kSizes[] = {1, 3, 8, 15, 16, 17, 33, 64, 100, 577};
@@ -35,11 +35,11 @@ TEST_P(Elementwise, RmsNorm) {
       std::vector<float> out(x.size());
       backend_->rms_norm(ConstMat(x.data(), rows, n), weight.data(), 1e-5f,
                          Mat(out.data(), rows, n));
-      EXPECT_LT(testing::relative_error(out, expected), 1e-6) << n;
+      EXPECT_LT(test::relative_error(out, expected), 1e-6) << n;
       std::vector<float> in_place = x;
       const Mat same(in_place.data(), rows, n);
       backend_->rms_norm(same, weight.data(), 1e-5f, same);
-      EXPECT_TRUE(testing::same_bits(in_place, out));
+      EXPECT_TRUE(test::same_bits(in_place, out));
     }
   }
 }
@@ -78,7 +78,7 @@ TEST_P(Elementwise, RopeBothLayoutsAndPartial) {
         std::vector<float> out = x;
         backend_->rope(Mat(out.data(), rows, heads * head_dim), head_dim, layout,
                        ConstMat(cos.data(), rows, half), ConstMat(sin.data(), rows, half));
-        EXPECT_LT(testing::relative_error(out, expected), 3e-7);
+        EXPECT_LT(test::relative_error(out, expected), 3e-7);
         // The rest of each head is untouched.
         for (size_t i = 0; i < x.size(); ++i) {
           if (static_cast<int>(i) % head_dim >= rotary_dim) {
@@ -167,7 +167,7 @@ TEST_P(Elementwise, Softcap) {
 TEST_P(Elementwise, EmbedDecodesRowsOfEveryType) {
   for (const WeightFormat& fmt : weight_formats()) {
     if (fmt.unpack == nullptr && fmt.encode == nullptr) continue;
-    const testing::TestWeight table = testing::make_weight(fmt.type, 11, 256, 3, 1);
+    const test::TestWeight table = test::make_weight(fmt.type, 11, 256, 3, 1);
     const Token tokens[] = {10, 0, 3, 3};
     std::vector<float> out(4 * 256);
     backend_->embed(table.weight, tokens, 2.5f, Mat(out.data(), 4, 256));

@@ -11,7 +11,7 @@
 #include "base/cpu_features.h"
 #include "kernels/backend.h"
 
-namespace kve::testing {
+namespace kve::test {
 
 inline std::vector<std::string> available_isas() {
   std::vector<std::string> names = {"scalar"};
@@ -138,4 +138,4 @@ inline std::vector<double> reference_matmul(const std::vector<float>& x, int64_t
   return y;
 }
 
-}  // namespace kve::testing
+}  // namespace kve::test

@@ -1,15 +1,14 @@
 #include <gtest/gtest.h>
 
-#include "base/error.h"
 #include "kernels/kernel_testing.h"
 
 namespace kve {
 namespace {
 
-using testing::available_isas;
-using testing::make_weight;
-using testing::Random;
-using testing::TestWeight;
+using test::available_isas;
+using test::make_weight;
+using test::Random;
+using test::TestWeight;
 
 std::vector<float> multiply(Backend& backend, const std::vector<float>& x, int64_t n,
                             const TestWeight& w, Precision precision, const float* bias = nullptr) {
@@ -45,10 +44,10 @@ TEST_P(Matmul, EveryCodedTypeInEveryPrecision) {
     const TestWeight w = make_weight(type, 37, 512, static_cast<uint64_t>(type) + 1, 1);
     for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 13, 300}) {
       const std::vector<float> x = Random(static_cast<uint64_t>(n)).normals(n * 512);
-      const auto expected = testing::reference_matmul(x, n, w);
+      const auto expected = test::reference_matmul(x, n, w);
       const auto check = [&](Precision precision, double bound) {
         const auto y = multiply(*backend_, x, n, w, precision);
-        EXPECT_LT(testing::relative_error(y, expected), bound)
+        EXPECT_LT(test::relative_error(y, expected), bound)
             << format(type).name << ", " << n << " tokens";
       };
       check(Precision::exact, kExactBound);
@@ -65,11 +64,11 @@ TEST_P(Matmul, BlockCountsThatDoNotFillAVector) {
       const TestWeight w = make_weight(fmt.type, 9, cols, 7, 3);
       for (const int64_t n : {1, 6, 9}) {
         const std::vector<float> x = Random(3).normals(n * cols);
-        const auto expected = testing::reference_matmul(x, n, w);
-        EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, Precision::fine), expected),
+        const auto expected = test::reference_matmul(x, n, w);
+        EXPECT_LT(test::relative_error(multiply(*backend_, x, n, w, Precision::fine), expected),
                   kFineBound)
             << fmt.name << ", " << n << " x " << cols;
-        EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, Precision::exact), expected),
+        EXPECT_LT(test::relative_error(multiply(*backend_, x, n, w, Precision::exact), expected),
                   kExactBound)
             << fmt.name << ", " << n << " x " << cols;
       }
@@ -83,9 +82,9 @@ TEST_P(Matmul, PlainTypesAreF32InEveryPrecision) {
       const TestWeight w = make_weight(type, 70, cols, 5, 2);
       for (const int64_t n : {1, 4, 5, 40}) {
         const std::vector<float> x = Random(9).normals(n * cols);
-        const auto expected = testing::reference_matmul(x, n, w);
+        const auto expected = test::reference_matmul(x, n, w);
         for (const Precision precision : {Precision::exact, Precision::fine, Precision::fast}) {
-          EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, precision), expected),
+          EXPECT_LT(test::relative_error(multiply(*backend_, x, n, w, precision), expected),
                     kExactBound)
               << format(type).name << ", " << n << " x " << cols;
         }
@@ -100,13 +99,13 @@ TEST_P(Matmul, PrecisionsAreOrdered) {
     for (const int64_t n : {1, 20}) {
       std::vector<float> x = Random(12).normals(n * 1536);
       for (size_t i = 0; i < x.size(); i += 128) x[i] *= 20;  // outlier channels
-      const auto expected = testing::reference_matmul(x, n, w);
+      const auto expected = test::reference_matmul(x, n, w);
       const double exact =
-          testing::rms_error(multiply(*backend_, x, n, w, Precision::exact), expected);
+          test::rms_error(multiply(*backend_, x, n, w, Precision::exact), expected);
       const double fine =
-          testing::rms_error(multiply(*backend_, x, n, w, Precision::fine), expected);
+          test::rms_error(multiply(*backend_, x, n, w, Precision::fine), expected);
       const double fast =
-          testing::rms_error(multiply(*backend_, x, n, w, Precision::fast), expected);
+          test::rms_error(multiply(*backend_, x, n, w, Precision::fast), expected);
       EXPECT_LT(exact, 1e-6);
       EXPECT_LT(exact * 4, fine);
       EXPECT_LT(fine * 20, fast);
@@ -138,7 +137,7 @@ TEST_P(Matmul, SharesItsInputBetweenProductsAndAddsBias) {
                     alone[static_cast<size_t>(t * w.weight.rows + r)]);
         }
       }
-      EXPECT_LT(testing::relative_error(alone, testing::reference_matmul(x, n, w, b)), kFastBound);
+      EXPECT_LT(test::relative_error(alone, test::reference_matmul(x, n, w, b)), kFastBound);
     };
     expect_columns(q, 0, bias.data());
     expect_columns(k, 40, nullptr);
@@ -155,7 +154,7 @@ TEST_P(Matmul, DoesNotDependOnThreads) {
         const auto one = multiply(*make_cpu_backend(1, GetParam()), x, n, w, precision);
         for (const int threads : {2, 3, 8}) {
           const auto many = multiply(*make_cpu_backend(threads, GetParam()), x, n, w, precision);
-          EXPECT_TRUE(testing::same_bits(one, many)) << threads << " threads, " << n << " tokens";
+          EXPECT_TRUE(test::same_bits(one, many)) << threads << " threads, " << n << " tokens";
         }
       }
     }
@@ -173,8 +172,8 @@ TEST_P(Matmul, ExtremeInputs) {
     std::fill(x.begin(), x.end(), 1e-40f);
     for (const float y : multiply(*backend_, x, n, w, Precision::fast)) EXPECT_NEAR(y, 0, 1e-30);
     std::fill(x.begin(), x.end(), 1e30f);
-    const auto expected = testing::reference_matmul(x, n, w);
-    EXPECT_LT(testing::relative_error(multiply(*backend_, x, n, w, Precision::fast), expected),
+    const auto expected = test::reference_matmul(x, n, w);
+    EXPECT_LT(test::relative_error(multiply(*backend_, x, n, w, Precision::fast), expected),
               kFastBound);
     // What is not a number stays so, in its own row only.
     for (const float bad : {NAN, INFINITY}) {
@@ -188,13 +187,6 @@ TEST_P(Matmul, ExtremeInputs) {
 
 INSTANTIATE_TEST_SUITE_P(Isa, Matmul, ::testing::ValuesIn(available_isas()),
                          [](const auto& isa) { return isa.param; });
-
-TEST(MakeCpuBackend, RefusesUnknownNames) {
-  if (std::getenv("KVENGINE_ISA") != nullptr) GTEST_SKIP() << "KVENGINE_ISA overrides the name";
-  EXPECT_THROW(make_cpu_backend(1, "mmx"), ConfigError);
-  EXPECT_THROW(make_cpu_backend(0), ConfigError);
-  EXPECT_EQ(make_cpu_backend(1, "scalar")->name(), "cpu-scalar");
-}
 
 }  // namespace
 }  // namespace kve
