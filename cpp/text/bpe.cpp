@@ -232,16 +232,19 @@ class Bpe final : public TokenizerAlgorithm {
     }
   }
 
-  // Spells what is no piece of the vocabulary byte by byte.
+  // Spells what is no piece of the vocabulary byte by byte. Byte-level vocabularies leave out bytes
+  // that did not occur in training, and have no token for "unknown": such a byte is dropped, by the
+  // reference implementations too.
   void append_bytes(std::string_view text, std::vector<Token>& out) const {
+    const bool raw = pre_tokenizer_.traits().raw_text;
     for (const char byte : text) {
       const size_t value = static_cast<uint8_t>(byte);
-      Token token = byte_tokens_[value];
-      if (!pre_tokenizer_.traits().raw_text) {
-        const Symbol symbol = byte_symbols_[value];
-        token = symbol < vocabulary_.pieces.size() ? static_cast<Token>(symbol) : kNoToken;
+      Token token = kNoToken;
+      if (raw) {
+        token = byte_tokens_[value] == kNoToken ? vocabulary_.special.unk : byte_tokens_[value];
+      } else if (byte_symbols_[value] < vocabulary_.pieces.size()) {
+        token = static_cast<Token>(byte_symbols_[value]);
       }
-      if (token == kNoToken) token = vocabulary_.special.unk;
       if (token != kNoToken) out.push_back(token);
     }
   }

@@ -191,7 +191,7 @@ std::vector<Stage> afmoe() {
 }
 
 std::vector<Stage> tiny_aya() {
-  CharSet word_characters = set(kLetter | kMark | kNumber);
+  CharSet word_characters = set(kLetter | kMark | kNumber);  // \w
   word_characters.ranges = kUnderscore;
   return {{groups_of_three(set(kDecimal), word_characters)}, o200k()};
 }
@@ -215,7 +215,7 @@ Stage lines() {
 
 std::vector<Stage> minicpm5() { return {{some(set(kNumber), 3)}, llama3({.digits = kUnlimited})}; }
 std::vector<Stage> superbpe() {
-  return {{some(set(kNumber))}, {groups_of_three({.ranges = kAsciiDigits})}};
+  return {{some(set(kNumber))}, {{.match = match_to_thousands, .body = set(kDecimal)}}};
 }
 
 struct Entry {

@@ -142,6 +142,15 @@ size_t match_groups_of_three(const Rule& rule, Fragment& text, size_t pos) {
   return pos + (rest == 0 ? 3 : rest);
 }
 
+size_t match_to_thousands(const Rule& rule, Fragment& text, size_t pos) {
+  size_t end = pos + 1;
+  while (end < text.end &&
+         !(text.in(rule.body, end) && (text.run_of(rule.body, end).end - end) % 3 == 0)) {
+    ++end;
+  }
+  return end;
+}
+
 size_t match_sentinel(const Rule&, Fragment& text, size_t pos) {
   constexpr std::u32string_view kOpening = U"<sentinel:";
   if (!text.starts_with(kOpening, pos)) return kNoMatch;

@@ -109,6 +109,9 @@ size_t match_phrase(const Rule&, Fragment&, size_t pos);
 // Groups of three of `body` counted from the end of the run: 1 234 567. Runs before a character of
 // `tail` are not matched.
 size_t match_groups_of_three(const Rule&, Fragment&, size_t pos);
+// Up to the next place that the end of the run of `body` is a multiple of three behind:
+// what is between the empty matches of (?=(\d{3})+(?!\d)).
+size_t match_to_thousands(const Rule&, Fragment&, size_t pos);
 // <sentinel:123>
 size_t match_sentinel(const Rule&, Fragment&, size_t pos);
 // IMGIMGABCDZ: up to four letters A to I

@@ -8,8 +8,8 @@
 
 namespace kve::unicode {
 
-// Properties of a code point; a character has one bit of the general category (L, M, N, P, S, Z, C
-// or none if it is unassigned) and any of the others.
+// Properties of a code point: one bit of the general category (none for unassigned code points) and
+// any of the others.
 enum Property : uint16_t {
   kUpper = 1 << 0,        // Lu, Lt
   kLower = 1 << 1,        // Ll
@@ -25,7 +25,7 @@ enum Property : uint16_t {
   kSpace = 1 << 11,       // White_Space
   kNewline = 1 << 12,     // \r and \n
   kBlank = 1 << 13,       // ' '
-  kHan = 1 << 14,         // Chinese characters
+  kHan = 1 << 14,         // script Han
 };
 inline constexpr uint16_t kLetter = kUpper | kLower | kOtherLetter;
 inline constexpr uint16_t kMark = kNonspacing | kOtherMark;
@@ -33,7 +33,7 @@ inline constexpr uint16_t kNumber = kDecimal | kOtherNumber;
 
 inline constexpr char32_t kReplacement = 0xFFFD;
 
-// The Property bits; 0 for unassigned code points and values above U+10FFFF.
+// The Property bits; 0 for values above U+10FFFF.
 uint16_t properties(char32_t code_point);
 // Simple lower-case mapping.
 char32_t to_lower(char32_t code_point);

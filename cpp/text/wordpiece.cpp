@@ -70,8 +70,7 @@ class WordPiece final : public TokenizerAlgorithm {
   Token unknown_;
 
   static bool is_removed(char32_t c, uint16_t properties) {
-    return c == 0 || c == unicode::kReplacement || properties == 0 ||
-           (properties & unicode::kControl);
+    return c == 0 || c == unicode::kReplacement || (properties & unicode::kControl);
   }
 
   static bool is_punctuation(char32_t c) {
