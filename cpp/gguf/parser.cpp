@@ -138,12 +138,13 @@ uint64_t checked_bytes(const ByteReader& reader, const WeightFormat& format,
 
 // The offset from the start of the tensor data is returned, for it cannot be checked yet.
 uint64_t read_tensor(ByteReader& reader, TensorInfo& tensor) {
-  tensor.name = reader.string("name");
-  if (tensor.name.empty() || tensor.name.size() > kMaxTensorNameBytes) {
-    reader.fail(message("expected a name of 1 to ", kMaxTensorNameBytes, " bytes, found ",
-                        tensor.name.size()));
+  const std::string_view name = reader.string("name");
+  if (name.empty() || name.size() > kMaxTensorNameBytes) {
+    reader.fail(
+        message("expected a name of 1 to ", kMaxTensorNameBytes, " bytes, found ", name.size()));
   }
-  reader.set_subject("tensor", tensor.name);
+  reader.set_subject("tensor", name);
+  tensor.name = name;
   const auto n_dims = reader.number<uint32_t>("number of dimensions");
   if (n_dims < 1 || n_dims > kMaxDims) {
     reader.fail(message("expected 1 to ", kMaxDims, " dimensions, found ", n_dims));
