@@ -4,6 +4,7 @@
 #include <limits>
 
 #include "base/error.h"
+#include "sampling/weights.h"
 
 namespace kve {
 namespace {
@@ -80,6 +81,10 @@ float Candidates::max_logit() const {
     if (item.logit > max) max = item.logit;
   }
   return max;
+}
+
+double Candidates::weight(const Candidate& candidate, float max) const {
+  return exp_weight((static_cast<double>(candidate.logit) - max) / temperature);
 }
 
 double Candidates::total_weight(float max) const {

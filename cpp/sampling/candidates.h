@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "base/token.h"
-#include "sampling/weights.h"
 
 namespace kve {
 
@@ -40,9 +39,7 @@ struct Candidates {
   void keep_first(size_t n);
   float max_logit() const;  // -infinity when no token is possible
   // exp((logit - max) / temperature), the probability but for a constant.
-  double weight(const Candidate& candidate, float max) const {
-    return exp_weight((static_cast<double>(candidate.logit) - max) / temperature);
-  }
+  double weight(const Candidate& candidate, float max) const;
   // In the order of the items.
   double total_weight(float max) const;
 };

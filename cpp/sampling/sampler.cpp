@@ -8,6 +8,7 @@
 
 #include "base/error.h"
 #include "sampling/stages.h"
+#include "sampling/weights.h"
 
 namespace kve {
 namespace {
