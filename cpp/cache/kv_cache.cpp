@@ -25,9 +25,9 @@ void check_side(const SideSpec& side, std::string_view what, size_t layer, int d
   const CacheCodec& c = codec(side.codec.id);
   const int group = side.codec.group;
   check_range("tail", layer, side.tail, 0, kMaxTail);
-  const bool known = c.group_is_free ? std::ranges::find(kCacheGroups, group) !=
-                                           std::end(kCacheGroups)
-                                     : group == c.default_group;
+  const bool known = c.group_is_free
+                         ? std::ranges::find(kCacheGroups, group) != std::end(kCacheGroups)
+                         : group == c.default_group;
   if (!known) {
     throw ConfigError(message("cache ", c.name, ": group ", group, " is not one it has"));
   }
@@ -54,8 +54,8 @@ std::string locate_not_finite(int layer, int n_heads, int first_pos, ConstMat k,
       for (int64_t i = 0; i < dim; ++i) {
         const float value = m.row(row)[side / 2 * dim + i];
         if (std::isfinite(value)) continue;
-        return message(side_name(static_cast<size_t>(layer), static_cast<size_t>(side)),
-                       ", token ", first_pos + row, ": expected finite values, found ",
+        return message(side_name(static_cast<size_t>(layer), static_cast<size_t>(side)), ", token ",
+                       first_pos + row, ": expected finite values, found ",
                        std::isnan(value) ? "NaN" : "infinity", " in channel ", i);
       }
     }
@@ -67,9 +67,7 @@ std::string locate_not_finite(int layer, int n_heads, int first_pos, ConstMat k,
 int64_t oldest_kept(int window, int n_tokens) { return int64_t{n_tokens} - 2 * int64_t{window}; }
 
 // The first position that a token at position n attends to.
-int64_t oldest_visible(int window, int n) {
-  return std::max<int64_t>(0, int64_t{n} - window + 1);
-}
+int64_t oldest_visible(int window, int n) { return std::max<int64_t>(0, int64_t{n} - window + 1); }
 
 }  // namespace
 
@@ -91,10 +89,7 @@ LayerCache::LayerCache(const CacheSpec& spec, const LayerShape& shape,
 }
 
 LayerCache::LayerCache(const LayerCache& other)
-    : sides(other.sides),
-      views(other.views),
-      first_pos(other.first_pos),
-      appended(other.appended) {
+    : sides(other.sides), views(other.views), first_pos(other.first_pos), appended(other.appended) {
   refresh_views();
 }
 
@@ -167,8 +162,8 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
   if (k.rows == 0) return;
   const int first_new = state_->n_tokens + cache.appended;
   if (k.rows > kMaxTokens - first_new) {
-    throw CapacityError(message("cache: expected at most ", kMaxTokens, " tokens, found ",
-                                first_new + k.rows));
+    throw CapacityError(
+        message("cache: expected at most ", kMaxTokens, " tokens, found ", first_new + k.rows));
   }
   const int before = cache.rows();
   std::vector<SealJob>& jobs = state_->jobs;
@@ -251,8 +246,7 @@ bool KvCache::can_truncate(int n) const {
 void KvCache::truncate(int n) {
   State& s = *state_;
   if (n < 0 || n > s.n_tokens) {
-    throw ConfigError(
-        message("cache: cannot truncate to ", n, " tokens, it holds ", s.n_tokens));
+    throw ConfigError(message("cache: cannot truncate to ", n, " tokens, it holds ", s.n_tokens));
   }
   if (!can_truncate(n)) {
     throw CapacityError(message("cache: cannot go back from ", s.n_tokens, " to ", n,
@@ -299,9 +293,7 @@ CacheStats KvCache::stats() const {
   return out;
 }
 
-int KvCache::rows(int layer) const {
-  return state_->layers.at(static_cast<size_t>(layer)).rows();
-}
+int KvCache::rows(int layer) const { return state_->layers.at(static_cast<size_t>(layer)).rows(); }
 
 void KvCache::read_keys(int layer, int head, Mat out) const {
   const LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));

@@ -69,8 +69,8 @@ class KvCache {
   // the State object itself and a list of pending jobs.
   const MemoryCounter& memory() const;
 
-  // Rows that a layer stores (those of positions first_pos ... ), committed or appended: n_tokens(),
-  // or less where a window has dropped some.
+  // Rows that a layer stores (those of positions first_pos ... ), committed or appended:
+  // n_tokens(), or less where a window has dropped some.
   int rows(int layer) const;
   // Keys or values as attention sees them, [rows(layer), dim], decoded to f32. out has that shape.
   void read_keys(int layer, int head, Mat out) const;

@@ -1,6 +1,6 @@
 // KvCache as bytes, little-endian:
-//   u32 version | string spec | u32 n_layers | n_layers x i32 {n_kv_heads, key_dim, value_dim, window}
-//   i32 n_tokens | per layer: i32 first_pos, then per head keys and values:
+//   u32 version | string spec | u32 n_layers | n_layers x i32 {n_kv_heads, key_dim, value_dim,
+//   window} i32 n_tokens | per layer: i32 first_pos, then per head keys and values:
 //     i32 coded_rows | i32 tail_rows | the bytes of coded rows, page by page | f16 tail
 // A string is a u32 length and its bytes. Of the last page only its rows are written, so that equal
 // caches give equal bytes.
@@ -51,8 +51,8 @@ class Reader {
 
   std::span<const std::byte> take(size_t size, std::string_view what) {
     if (size > left()) {
-      throw FormatError(message("cache state: ", what, ": expected ", size, " more bytes, found ",
-                                left()));
+      throw FormatError(
+          message("cache state: ", what, ": expected ", size, " more bytes, found ", left()));
     }
     at_ += size;
     return bytes_.subspan(at_ - size, size);
@@ -66,8 +66,8 @@ class Reader {
   std::string get_string(size_t most, std::string_view what) {
     const auto size = get<uint32_t>(what);
     if (size > most) {
-      throw FormatError(message("cache state: ", what, ": expected at most ", most,
-                                " characters, found ", size));
+      throw FormatError(
+          message("cache state: ", what, ": expected at most ", most, " characters, found ", size));
     }
     const std::span<const std::byte> text = take(size, what);
     return {reinterpret_cast<const char*>(text.data()), text.size()};
@@ -76,8 +76,7 @@ class Reader {
   void expect(T expected, std::string_view what) {
     const T found = get<T>(what);
     if (found != expected) {
-      throw FormatError(
-          message("cache state: ", what, ": expected ", expected, ", found ", found));
+      throw FormatError(message("cache state: ", what, ": expected ", expected, ", found ", found));
     }
   }
 
@@ -99,8 +98,8 @@ void save_side(const SideCache& side, Writer* out) {
       out->put_bytes(page.data + range.offset, range.length);
     }
   }
-  const size_t tail_bytes = sizeof(uint16_t) * static_cast<size_t>(view.tail_rows) *
-                            static_cast<size_t>(view.width);
+  const size_t tail_bytes =
+      sizeof(uint16_t) * static_cast<size_t>(view.tail_rows) * static_cast<size_t>(view.width);
   out->put_bytes(reinterpret_cast<const std::byte*>(view.tail), tail_bytes);
 }
 

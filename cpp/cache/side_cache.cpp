@@ -6,8 +6,7 @@
 
 namespace kve {
 
-SideCache::SideCache(const SideSpec& spec, int width,
-                     const std::shared_ptr<MemoryCounter>& counter)
+SideCache::SideCache(const SideSpec& spec, int width, const std::shared_ptr<MemoryCounter>& counter)
     : spec_(spec),
       width_(width),
       pages_(counter, spec.codec, width),
@@ -122,8 +121,9 @@ void SideCache::decode(Mat out) const {
     c.decode(page.data, 0, page.rows, width_, spec_.codec.group, out.row(row), out.stride);
     row += page.rows;
   }
-  codec(CodecId::f16).decode(reinterpret_cast<const std::byte*>(tail_.data()), 0, tail_rows(),
-                             width_, 0, out.row(row), out.stride);
+  codec(CodecId::f16)
+      .decode(reinterpret_cast<const std::byte*>(tail_.data()), 0, tail_rows(), width_, 0,
+              out.row(row), out.stride);
 }
 
 void SideCache::count(CacheStats* stats) const {

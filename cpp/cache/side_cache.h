@@ -52,9 +52,7 @@ class SideCache {
 
  private:
   int tail_rows() const { return static_cast<int>(tail_.size() / static_cast<size_t>(width_)); }
-  size_t values(int rows) const {
-    return static_cast<size_t>(rows) * static_cast<size_t>(width_);
-  }
+  size_t values(int rows) const { return static_cast<size_t>(rows) * static_cast<size_t>(width_); }
   int sealable_rows() const;
   void reserve_tail(int rows);
   void add_page_jobs(int first_row, int n, SealJob source, std::vector<SealJob>* jobs);

@@ -54,8 +54,7 @@ class Parser {
 
  private:
   [[noreturn]] void fail(size_t at, const std::string& what) const {
-    throw ConfigError(
-        message("cache spec ", quoted(text_), ", character ", at + 1, ": ", what));
+    throw ConfigError(message("cache spec ", quoted(text_), ", character ", at + 1, ": ", what));
   }
 
   void skip_blanks() {

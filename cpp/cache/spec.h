@@ -1,8 +1,8 @@
 // cache/: what to remember. A cache spec names the choices; kv_cache.h keeps the pages.
 //
 // spec  = stage {"+" stage}      stage = ["k=" | "v="] name [":" key=value {"," key=value}]
-// Blanks around names and signs are ignored. A stage without k= or v= is for both sides; a side that
-// no stage names is f16. "int4:group=32,tail=64", "k=q8_0 + v=q4_0", "flexgen4".
+// Blanks around names and signs are ignored. A stage without k= or v= is for both sides; a side
+// that no stage names is f16. "int4:group=32,tail=64", "k=q8_0 + v=q4_0", "flexgen4".
 #pragma once
 
 #include <string>

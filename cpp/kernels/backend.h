@@ -88,6 +88,8 @@ struct AttendTask {
 };
 
 // Rows to be coded into a page, from f32 or (when f32 is null) from f16 memory.
+// The f16 tail is written the same way, as one f16 page of any number of rows: first_row and n_rows
+// may then exceed kPageTokens.
 struct SealJob {
   CodecSpec codec;
   const float* f32 = nullptr;  // [n_rows, width], row stride `stride`

@@ -4,8 +4,8 @@
 //   size_t scale_bytes(Tag, int rows, int width, int group);
 //   bool encode_row(Tag, const float* src, std::byte* page, int row, int width, int group);
 //   void decode_row(Tag, const std::byte* page, int row, int width, int group, float* dst);
-// A page is laid out for kPageTokens rows. encode_row returns false, leaving the row undefined, when
-// a value is NaN or infinite; finite values that are too large for a field saturate.
+// A page is laid out for kPageTokens rows. encode_row returns false, leaving the row undefined,
+// when a value is NaN or infinite; finite values that are too large for a field saturate.
 //
 // Compile encoders without floating-point contraction (as cache_codecs.cpp is): a fused
 // multiply-add may round a code the other way. Decoders give the same bits either way.
@@ -37,6 +37,19 @@ KVE_HD bool all_finite(const float* values, int n) {
   uint32_t bad = 0;
   for (int i = 0; i < n; ++i) bad |= static_cast<uint32_t>(!is_finite(values[i]));
   return bad == 0;
+}
+
+// An integer that orders finite floats as they order themselves. Compilers vectorise minima and
+// maxima of integers, but not of floats.
+KVE_HD int32_t ordered(float value) {
+  const int32_t bits = std::bit_cast<int32_t>(value);
+  return bits ^ ((bits >> 31) & 0x7fffffff);
+}
+KVE_HD float from_ordered(int32_t order) {
+  return std::bit_cast<float>(order ^ ((order >> 31) & 0x7fffffff));
+}
+KVE_HD float magnitude_of(float value) {
+  return std::bit_cast<float>(std::bit_cast<uint32_t>(value) & 0x7fffffffu);
 }
 
 // Nearest binary16, ties to even; what rounds beyond +-65504 (infinity too) becomes +-65504.

@@ -1,11 +1,11 @@
 // int8 and int4: asymmetric integers with a scale and a minimum per `group` consecutive channels of
 // a row (FlexGen's scheme, arXiv 2303.06865, along the head dimension).
 //
-// A value is scale * code + minimum. scale = (max - min) / (2^bits - 1); both are stored in binary16
-// (ties to even, saturating at +-65504) and the codes, rounded half to even, are computed from the
-// stored ones. A scale of zero (a constant group) gives code 0 everywhere: the minimum as stored.
-// Page: codes [64, width * bits / 8], then {binary16 scale, binary16 minimum} [64, width / group].
-// int4 packs values 2i and 2i + 1 into the low and high nibble of byte i.
+// A value is scale * code + minimum. scale = (max - min) / (2^bits - 1); both are stored in
+// binary16 (ties to even, saturating at +-65504) and the codes, rounded half to even, are computed
+// from the stored ones. A scale of zero (a constant group) gives code 0 everywhere: the minimum as
+// stored. Page: codes [64, width * bits / 8], then {binary16 scale, binary16 minimum} [64, width /
+// group]. int4 packs values 2i and 2i + 1 into the low and high nibble of byte i.
 #pragma once
 
 #include "formats/cache/codec_math.h"
@@ -41,12 +41,15 @@ template <int kBits>
 KVE_HD void encode_group(IntGroupCodec<kBits>, const float* src, int n, uint8_t* codes,
                          std::byte* scale_and_min) {
   constexpr float kTop = static_cast<float>((1 << kBits) - 1);
-  float low = src[0];
-  float high = src[0];
+  int32_t least = ordered(src[0]);
+  int32_t most = least;
   for (int i = 1; i < n; ++i) {
-    low = src[i] < low ? src[i] : low;
-    high = src[i] > high ? src[i] : high;
+    const int32_t order = ordered(src[i]);
+    least = order < least ? order : least;
+    most = order > most ? order : most;
   }
+  const float low = from_ordered(least);
+  const float high = from_ordered(most);
   const uint16_t stored_scale = saturate_to_half((high - low) / kTop);
   const uint16_t stored_min = saturate_to_half(low);
   write_u16(scale_and_min, stored_scale);

@@ -1,10 +1,11 @@
 // q4_0: ggml's blocks of 32 values with 4-bit codes around 8 and one binary16 scale, row after row.
-// Page: BlockQ4_0 [64, width / 32]; value i is in the low nibble of byte i, value i + 16 in the high.
+// Page: BlockQ4_0 [64, width / 32]; value i is in the low nibble of byte i, value i + 16 in the
+// high.
 //
 // The bytes are those of ggml's reference: d = (signed value of largest magnitude, the first of
-// equals) / -8 and code = min(15, trunc(x * (1 / d) + 8.5)), with d before its rounding to binary16.
-// Dividing by d instead of multiplying by its rounded inverse gives another code where x / d lies
-// within rounding error of k + 0.5.
+// equals) / -8 and code = min(15, trunc(x * (1 / d) + 8.5)), with d before its rounding to
+// binary16. Dividing by d instead of multiplying by its rounded inverse gives another code where x
+// / d lies within rounding error of k + 0.5.
 #pragma once
 
 #include "formats/cache/codec_math.h"
@@ -26,7 +27,7 @@ KVE_HD void encode_block(const float* src, BlockQ4_0* block) {
   float largest = 0;
   float signed_largest = src[0];  // gives a zero block the sign that gguf gives it
   for (int i = 0; i < 32; ++i) {
-    const float magnitude = src[i] < 0 ? -src[i] : src[i];
+    const float magnitude = magnitude_of(src[i]);
     signed_largest = magnitude > largest ? src[i] : signed_largest;
     largest = magnitude > largest ? magnitude : largest;
   }

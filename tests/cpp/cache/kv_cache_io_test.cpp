@@ -35,7 +35,7 @@ KvCache filled(const char* spec, int n) {
   return cache;
 }
 
-const char* const kSpecs[] = {"f32",  "f16",  "bf16",           "q8_0",
+const char* const kSpecs[] = {"f32",  "f16",  "bf16",        "q8_0",
                               "q4_0", "int8", "int4:tail=0", "k=int4:tail=5+v=q8_0"};
 
 TEST(KvCacheIo, RestoredCachesContinueBitIdentically) {

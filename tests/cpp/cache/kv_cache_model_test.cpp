@@ -100,7 +100,11 @@ class Harness {
     }
   }
   void commit(Backend& backend, int n) {
-    cache_.commit(backend, n);
+    commit_cache_only(backend, n);
+    commit_model_only();
+  }
+  void commit_cache_only(Backend& backend, int n) { cache_.commit(backend, n); }
+  void commit_model_only() {
     for (ModelSide& side : model_) side.commit();
   }
   // Undoes an append that was not committed.
@@ -136,8 +140,7 @@ class Harness {
       }
     }
     const CacheStats stats = cache_.stats();
-    ASSERT_EQ(stats.bytes,
-              stats.codes + stats.scales + stats.bases + stats.tail + stats.meta);
+    ASSERT_EQ(stats.bytes, stats.codes + stats.scales + stats.bases + stats.tail + stats.meta);
     ASSERT_EQ(stats.tokens_seen, cache_.n_tokens());
     if (has_forks) {
       ASSERT_LE(stats.bytes, cache_.memory().live());
@@ -186,72 +189,97 @@ class Harness {
 
 std::vector<LayerShape> small_shapes() { return {{2, 32, 64, 0}, {1, 64, 32, 0}}; }
 
+// Random operations on a cache and up to three forks of it.
+class Operations {
+ public:
+  Operations(const std::string& spec, const std::vector<LayerShape>& shapes, uint64_t seed)
+      : random_(seed) {
+    caches_.push_back(std::make_unique<Harness>(CacheSpec::parse(spec), shapes));
+  }
+
+  void step() {
+    Harness& one = *caches_[pick(caches_.size())];
+    switch (pick(12)) {
+      case 0:
+      case 1:
+      case 2:
+        return pass(&one, 1);
+      case 3:
+      case 4:
+        return pass(&one, 1 + count(150));
+      case 5:
+        return pass_of_two_appends(&one);
+      case 6:
+        one.append(backend_, &random_, 1 + count(100));
+        return one.rollback();
+      case 7:
+        return failing_pass(&one, 1 + count(200));
+      case 8:
+      case 9: {
+        const int tokens = one.cache().n_tokens();
+        return one.truncate(pick(4) == 0 ? 0 : tokens - std::min(tokens, count(130)));
+      }
+      case 10:
+        return fork_or_drop(one);
+      default:
+        return one.save_and_load();
+    }
+  }
+
+  void check() {
+    // A cache that was loaded from bytes has its own allocator; only a lone one must own all of it.
+    for (const auto& cache : caches_) cache->check(caches_.size() > 1);
+  }
+
+ private:
+  size_t pick(size_t n) { return static_cast<size_t>(random_.bits() % n); }
+  int count(int below) { return static_cast<int>(pick(static_cast<size_t>(below))); }
+
+  void pass(Harness* one, int n) {
+    one->append(backend_, &random_, n);
+    one->commit(backend_, n);
+  }
+  void pass_of_two_appends(Harness* one) {
+    one->append(backend_, &random_, 3);
+    one->append(backend_, &random_, 70);
+    one->check(caches_.size() > 1);
+    one->commit(backend_, 73);
+  }
+  void failing_pass(Harness* one, int n) {
+    one->append(backend_, &random_, n);
+    const int calls = backend_.calls;
+    backend_.fail_next = true;
+    try {
+      one->commit_cache_only(backend_, n);
+      // There was nothing to seal, so nothing could fail.
+      ASSERT_EQ(backend_.calls, calls);
+      one->commit_model_only();
+    } catch (const DeviceError&) {
+      one->rollback();
+    }
+    backend_.fail_next = false;
+  }
+  void fork_or_drop(const Harness& one) {
+    if (caches_.size() < 4) {
+      caches_.push_back(std::make_unique<Harness>(one));
+    } else {
+      caches_.erase(caches_.begin() + count(4));
+    }
+  }
+
+  SealOnlyBackend backend_;
+  Random random_;
+  std::vector<std::unique_ptr<Harness>> caches_;
+};
+
 void random_operations(const std::string& spec, uint64_t seed, int steps,
                        const std::vector<LayerShape>& shapes) {
   SCOPED_TRACE("spec " + spec + " seed " + std::to_string(seed));
-  SealOnlyBackend backend;
-  Random random(seed);
-  const auto pick = [&](int n) { return static_cast<int>(random.bits() % static_cast<uint64_t>(n)); };
-  std::vector<std::unique_ptr<Harness>> caches;
-  caches.push_back(std::make_unique<Harness>(CacheSpec::parse(spec), shapes));
+  Operations operations(spec, shapes, seed);
   for (int step = 0; step < steps; ++step) {
-    Harness& one = *caches[static_cast<size_t>(pick(static_cast<int>(caches.size())))];
-    const int tokens = one.cache().n_tokens();
-    switch (pick(12)) {
-      case 0: case 1: case 2: case 3: case 4: {
-        const int n = pick(3) == 0 ? 1 + pick(150) : 1;
-        one.append(backend, &random, n);
-        one.commit(backend, n);
-        break;
-      }
-      case 5: {  // two appends in a pass
-        one.append(backend, &random, 3);
-        one.append(backend, &random, 70);
-        one.check(caches.size() > 1);
-        one.commit(backend, 73);
-        break;
-      }
-      case 6: {
-        one.append(backend, &random, 1 + pick(100));
-        one.rollback();
-        break;
-      }
-      case 7: {
-        const int n = 1 + pick(200);
-        one.append(backend, &random, n);
-        const int calls = backend.calls;
-        backend.fail_next = true;
-        try {
-          one.cache().commit(backend, n);
-          // Nothing to seal, so nothing could fail.
-          ASSERT_EQ(backend.calls, calls);
-          one.truncate(tokens);
-          backend.fail_next = false;
-        } catch (const DeviceError&) {
-          one.rollback();
-        }
-        break;
-      }
-      case 8: case 9: {
-        one.truncate(pick(4) == 0 ? 0 : tokens - std::min(tokens, pick(130)));
-        break;
-      }
-      case 10: {
-        if (caches.size() < 4) {
-          caches.push_back(std::make_unique<Harness>(one));
-        } else {
-          caches.erase(caches.begin() + pick(static_cast<int>(caches.size())));
-        }
-        break;
-      }
-      default:
-        one.save_and_load();
-    }
-    // Forks that were loaded from bytes have their own allocator; only a lone cache must own all.
-    for (const auto& cache : caches) {
-      cache->check(caches.size() > 1);
-      if (::testing::Test::HasFatalFailure()) return;
-    }
+    operations.step();
+    operations.check();
+    if (::testing::Test::HasFatalFailure()) return;
   }
 }
 

@@ -170,16 +170,14 @@ TEST(KvCache, NonFiniteValuesAreLocatedAndUndone) {
     std::vector<float> k = values(&random, 5 * 64);
     std::vector<float> v = values(&random, 5 * 128);
     v[3 * 128 + 64 + 7] = std::numeric_limits<float>::quiet_NaN();
-    const std::string nan = message_of<Error>([&] {
-      cache.append(backend, 0, ConstMat(k.data(), 5, 64), ConstMat(v.data(), 5, 128));
-    });
+    const std::string nan = message_of<Error>(
+        [&] { cache.append(backend, 0, ConstMat(k.data(), 5, 64), ConstMat(v.data(), 5, 128)); });
     EXPECT_EQ(nan,
               "layer 0, kv head 1, values, token 103: expected finite values, found NaN in "
               "channel 7");
     k[0] = -std::numeric_limits<float>::infinity();
-    const std::string inf = message_of<Error>([&] {
-      cache.append(backend, 0, ConstMat(k.data(), 5, 64), ConstMat(v.data(), 5, 128));
-    });
+    const std::string inf = message_of<Error>(
+        [&] { cache.append(backend, 0, ConstMat(k.data(), 5, 64), ConstMat(v.data(), 5, 128)); });
     EXPECT_TRUE(contains(inf, "layer 0, kv head 0, keys, token 100:")) << inf;
     EXPECT_TRUE(contains(inf, "infinity in channel 0")) << inf;
     // The layer is as before: the same pass succeeds with good values.

@@ -110,10 +110,9 @@ TEST(CacheSpecParse, MalformedTextIsLocated) {
 TEST(CacheSpecParse, ValuesOutOfRange) {
   EXPECT_TRUE(says("int4:group=24", {"character 12:", "8, 16, 32, 64 or 128", "'24'"}));
   EXPECT_TRUE(says("int4:group=032", {"'032'"}));
-  for (const char* tail : {"-1", "1000001", "99999999999999999999", "3x", "0x10", "1e3",
-                           "3.5", "\xff"}) {
-    EXPECT_TRUE(says(std::string("int4:tail=") + tail,
-                     {"character 11:", "from 0 to 1000000"}))
+  for (const char* tail :
+       {"-1", "1000001", "99999999999999999999", "3x", "0x10", "1e3", "3.5", "\xff"}) {
+    EXPECT_TRUE(says(std::string("int4:tail=") + tail, {"character 11:", "from 0 to 1000000"}))
         << tail;
   }
   EXPECT_TRUE(says("int4:tail=+5", {"character 11:", "expected a value, found '+'"}));
@@ -145,9 +144,9 @@ TEST(CacheSpecParse, LongTextIsRefusedAndNotRepeated) {
 // Random strings over the parser's alphabet and random edits of good specs: either a spec that
 // round-trips, or a ConfigError of one line without control characters.
 TEST(CacheSpecParse, RandomTextNeverBreaksTheParser) {
-  const std::string pieces[] = {"k=",    "v=",  "f16",  "int4", "q8_0", ":",   "tail", "=",
-                                "group", "32",  ",",    "+",    " ",    "64",  "-",    "\x80",
-                                "9",     "int", "flexgen4", "\n"};
+  const std::string pieces[] = {"k=", "v=",    "f16", "int4", "q8_0",     ":", "tail",
+                                "=",  "group", "32",  ",",    "+",        " ", "64",
+                                "-",  "\x80",  "9",   "int",  "flexgen4", "\n"};
   Random random(11);
   const auto pick = [&](size_t n) { return static_cast<size_t>(random.bits() % n); };
   int accepted = 0;

@@ -43,8 +43,7 @@ struct Page {
 
   bool encode(const std::vector<float>& rows, int first_row = 0) {
     const int n = static_cast<int>(rows.size()) / width;
-    return codec(spec.id).encode(rows.data(), width, bytes.data(), first_row, n, width,
-                                 spec.group);
+    return codec(spec.id).encode(rows.data(), width, bytes.data(), first_row, n, width, spec.group);
   }
   std::vector<float> decode(int first_row, int n) const {
     std::vector<float> out(static_cast<size_t>(n * width));
@@ -258,13 +257,20 @@ TEST(CacheCodecs, ErrorsAreWithinHalfAStep) {
     for (size_t i = 0; i < x.size(); ++i) worst = std::max(worst, std::fabs(x[i] - decoded[i]));
     const auto step = [&]() -> float {
       switch (spec.id) {
-        case CodecId::f32: return 0;
-        case CodecId::f16: return 8 * 0x1p-10f;
-        case CodecId::bf16: return 8 * 0x1p-7f;
-        case CodecId::q8_0: return 12.0f / 127;
-        case CodecId::q4_0: return 12.0f / 8;
-        case CodecId::int8: return 20.0f / 255;
-        case CodecId::int4: return 20.0f / 15;
+        case CodecId::f32:
+          return 0;
+        case CodecId::f16:
+          return 8 * 0x1p-10f;
+        case CodecId::bf16:
+          return 8 * 0x1p-7f;
+        case CodecId::q8_0:
+          return 12.0f / 127;
+        case CodecId::q4_0:
+          return 12.0f / 8;
+        case CodecId::int8:
+          return 20.0f / 255;
+        case CodecId::int4:
+          return 20.0f / 15;
       }
       return 0;
     };
@@ -293,8 +299,8 @@ TEST(CacheCodecs, RowsAreIndependentAndOthersUntouched) {
       for (int r = 0; r < n; ++r) {
         std::copy_n(x.begin() + (first + r) * 128, 128, wide.begin() + r * 131);
       }
-      ASSERT_TRUE(codec(spec.id).encode(wide.data(), 131, parts.bytes.data(), first, n, 128,
-                                        spec.group));
+      ASSERT_TRUE(
+          codec(spec.id).encode(wide.data(), 131, parts.bytes.data(), first, n, 128, spec.group));
     }
     EXPECT_EQ(whole.bytes, parts.bytes) << name_of(spec);
     // Decoding into a wider stride leaves the gaps alone.
@@ -314,7 +320,7 @@ TEST(CacheCodecs, SizesAndNames) {
     CodecSpec spec;
     double bits;
   } expected[] = {
-      {{CodecId::f32, 0}, 32},    {{CodecId::f16, 0}, 16},   {{CodecId::bf16, 0}, 16},
+      {{CodecId::f32, 0}, 32},    {{CodecId::f16, 0}, 16},    {{CodecId::bf16, 0}, 16},
       {{CodecId::q8_0, 32}, 8.5}, {{CodecId::q4_0, 32}, 4.5}, {{CodecId::int8, 32}, 9},
       {{CodecId::int4, 32}, 5},   {{CodecId::int4, 64}, 4.5}, {{CodecId::int4, 8}, 8},
   };
