@@ -40,6 +40,11 @@ static inline void store(float* p, F32 a) { KVE_LANES p[i] = a.v[i]; }
 static inline void store_n(float* p, F32 a, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = a.v[i];
 }
+static inline float one_half(const void* p) {
+  uint16_t bits;
+  memcpy(&bits, p, sizeof(bits));
+  return half_to_float(bits);
+}
 static inline F32 load_f16(const uint16_t* p) {
   F32 r;
   KVE_LANES r.v[i] = half_to_float(p[i]);
@@ -48,6 +53,17 @@ static inline F32 load_f16(const uint16_t* p) {
 static inline F32 load_bf16(const uint16_t* p) {
   F32 r;
   KVE_LANES r.v[i] = bf16_to_float(p[i]);
+  return r;
+}
+
+static inline F32 load_u8(const uint8_t* p) {
+  F32 r;
+  KVE_LANES r.v[i] = static_cast<float>(p[i]);
+  return r;
+}
+static inline F32 load_i8(const int8_t* p) {
+  F32 r;
+  KVE_LANES r.v[i] = static_cast<float>(p[i]);
   return r;
 }
 

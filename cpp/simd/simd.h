@@ -6,7 +6,7 @@
 //   Mask             one truth value per lane
 //   load, store      kLanes values (unaligned); load_n, store_n: the first n, the rest is zero
 //   set, zero        all lanes alike
-//   load_f16/_bf16   half precision to F32
+//   load_f16/_bf16/_u8/_i8   kLanes numbers of another type as F32
 //   fma(a, b, c)     a * b + c; max, min, abs, sum, max_of; less, select, either
 //   max(a, b)        gives b when either is NaN, as x86 does
 //   round_even, scale_pow2(x, n)   x * 2^n for whole n, without overflow in between
@@ -15,6 +15,8 @@
 //                    `dot_bytes` writes them, biased by kDotBias, x signed codes in [-127, 127]
 //   code_sums        sums of 2 x 16 int8 codes
 //   group_dot        a group of 32 int8 codes times 32 activations, one scale per 16
+//
+//   one_half(p)      one binary16 number as float
 //
 // kMatTokens, kMatVectors, kGemmVectors are the register tiles that suit the set's register file.
 #pragma once

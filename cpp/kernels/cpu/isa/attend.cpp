@@ -3,49 +3,13 @@
 #include <math.h>
 #include <string.h>
 
-#include "formats/cache/bf16.h"
-#include "formats/cache/int_group.h"
-#include "formats/cache/q4_0.h"
-#include "formats/cache/q8_0.h"
+#include "kernels/cpu/isa/cache_rows.h"
 #include "kernels/cpu/isa/isa.h"
 #include "simd/math.h"
 
 namespace kve::KVE_ISA {
 
 constexpr int kTile = kAttendTile;
-
-template <class Tag>
-static void decode_rows(Tag tag, const SideArgs& side, const std::byte* page, int first, int n,
-                        float* dst, int64_t stride) {
-  for (int r = 0; r < n; ++r) {
-    decode_row(tag, page, first + r, side.width, side.group, dst + r * stride);
-  }
-}
-
-static void decode_halves(const uint16_t* src, int width, int n, float* dst, int64_t stride) {
-  for (int r = 0; r < n; ++r) half_to_f32(src + int64_t{r} * width, dst + r * stride, width);
-}
-
-static void decode_page(const SideArgs& side, const std::byte* page, int first, int n, float* dst,
-                        int64_t stride) {
-  switch (side.codec->id) {
-    case CodecId::f16:
-      return decode_halves(reinterpret_cast<const uint16_t*>(page) + int64_t{first} * side.width,
-                           side.width, n, dst, stride);
-    case CodecId::bf16:
-      return decode_rows(Bf16Codec{}, side, page, first, n, dst, stride);
-    case CodecId::q8_0:
-      return decode_rows(Q8_0Codec{}, side, page, first, n, dst, stride);
-    case CodecId::q4_0:
-      return decode_rows(Q4_0Codec{}, side, page, first, n, dst, stride);
-    case CodecId::int8:
-      return decode_rows(Int8Codec{}, side, page, first, n, dst, stride);
-    case CodecId::int4:
-      return decode_rows(Int4Codec{}, side, page, first, n, dst, stride);
-    default:
-      return side.codec->decode(page, first, n, side.width, side.group, dst, stride);
-  }
-}
 
 // Reads rows of one side in order: pages first, then the tail.
 struct Reader {
@@ -63,9 +27,13 @@ struct Reader {
       int32_t count = n;
       if (page < side.n_pages) {
         count = static_cast<int32_t>(least(n, side.pages[page].rows - within));
-        decode_page(side, side.pages[page].data, within, count, dst, stride);
+        decode_page(*side.codec, side.group, side.width, side.pages[page].data, within, count, dst,
+                    stride);
       } else {
-        decode_halves(side.tail + int64_t{within} * side.width, side.width, count, dst, stride);
+        const uint16_t* tail = side.tail + int64_t{within} * side.width;
+        for (int r = 0; r < count; ++r) {
+          decode_half_row(tail + int64_t{r} * side.width, side.width, dst + r * stride);
+        }
       }
       first += count;
       n -= count;
@@ -78,7 +46,7 @@ struct Workspace {
   int64_t key_stride;
   int64_t value_stride;
   float* queries;     // [vectors][key_stride], scaled
-  float* keys;        // [kTile][key_stride]
+  float* keys;        // [kLanes][key_stride]
   float* transposed;  // [key_stride][kTile]
   float* values;      // [kTile][value_stride]
   float* scores;      // [vectors][kTile]
@@ -92,7 +60,7 @@ struct Workspace {
     value_stride = round_up(value_dim, kLanes);
     Carver carver{data};
     queries = carver.take<float>(kMaxAttendVectors * key_stride);
-    keys = carver.take<float>(kTile * key_stride);
+    keys = carver.take<float>(kLanes * key_stride);
     transposed = carver.take<float>(key_stride * kTile);
     values = carver.take<float>(kTile * value_stride);
     scores = carver.take<float>(kMaxAttendVectors * kTile);
@@ -125,16 +93,33 @@ static void start(const AttendChunk& chunk, const Workspace& work) {
   memset(work.sums, 0, sizeof(float) * static_cast<size_t>(n * work.value_stride));
 }
 
-static void transpose_keys(const Workspace& work, int32_t n) {
-  for (int64_t d = 0; d < work.key_stride; d += kLanes) {
-    for (int64_t r = 0; r < n; r += kLanes) {
+// Reads rows [base, base + n) of the keys, a few at a time, so that they are transposed from the
+// nearest cache.
+static void load_keys(const Workspace& work, Reader& keys, int32_t base, int32_t n) {
+  for (int32_t r = 0; r < n; r += kLanes) {
+    keys.read(base + r, static_cast<int32_t>(least(n - r, kLanes)), work.keys, work.key_stride);
+    for (int64_t d = 0; d < work.key_stride; d += kLanes) {
       F32 square[kLanes];
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; ++i) square[i] = load(work.keys + (r + i) * work.key_stride + d);
+      for (int i = 0; i < kLanes; ++i) square[i] = load(work.keys + i * work.key_stride + d);
       transpose(square);
 #pragma GCC unroll 16
       for (int i = 0; i < kLanes; ++i) store(work.transposed + (d + i) * kTile + r, square[i]);
     }
+  }
+}
+
+// Adds the weighted rows [base, base + n) of the values. With few vectors, reading the rows is what
+// takes time, and they should be used while they are in the nearest cache.
+static void add_values(const Workspace& work, Reader& values, int32_t base, int32_t n,
+                       int64_t vectors, int value_dim) {
+  constexpr int64_t kFewVectors = 16;
+  const int32_t step = vectors <= kFewVectors ? 16 : kTile;
+  for (int32_t r = 0; r < n; r += step) {
+    const int32_t count = static_cast<int32_t>(least(n - r, step));
+    values.read(base + r, count, work.values, work.value_stride);
+    gemm(vectors, value_dim, count, work.scores + r, kTile, work.values, work.value_stride,
+         work.sums, work.value_stride, true);
   }
 }
 
@@ -240,14 +225,11 @@ void attend(const AttendChunk& chunk) {
   Reader values{chunk.v};
   for (int32_t base = first / kTile * kTile; base < end; base += kTile) {
     const int32_t n = static_cast<int32_t>(least(end - base, kTile));
-    keys.read(base, n, work.keys, work.key_stride);
-    values.read(base, n, work.values, work.value_stride);
-    transpose_keys(work, n);
+    load_keys(work, keys, base, n);
     gemm(vectors, n, chunk.k.width, work.queries, work.key_stride, work.transposed, kTile,
          work.scores, kTile, false);
     weigh_tile(chunk, work, base, n);
-    gemm(vectors, chunk.v.width, n, work.scores, kTile, work.values, work.value_stride, work.sums,
-         work.value_stride, true);
+    add_values(work, values, base, n, vectors, chunk.v.width);
   }
   finish(chunk, work);
 }

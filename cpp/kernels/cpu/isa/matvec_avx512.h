@@ -334,6 +334,17 @@ static inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
   return _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
 }
 
+// Rows that are multiplied together lie side by side, so the file is read in order, only not byte
+// by byte: asks for what the steps kPrefetch bytes further on will read.
+template <int kBytes>
+static inline void prefetch_ahead(const std::byte* data) {
+  constexpr int kPrefetch = 8192;
+#pragma GCC unroll 16
+  for (int i = 0; i < kBytes; i += 64) {
+    _mm_prefetch(reinterpret_cast<const char*>(data) + kPrefetch + i, _MM_HINT_T0);
+  }
+}
+
 // Products of kRows rows (at most 4) with kInputs inputs (kRows * kInputs == 4) of `cols` columns;
 // results[input * kRows + row].
 template <class Step, int kRows, int kInputs>
@@ -346,10 +357,10 @@ __attribute__((noinline)) static void multiply_rows(const std::byte* row, size_t
   for (int i = 0; i < 4; ++i) acc[i] = _mm512_setzero_ps();
   const int64_t n_steps = cols / Step::kCols;
   for (int64_t step = 0; step < n_steps; ++step) {
+    prefetch_ahead<kRows * Step::kBytes>(row + step * kRows * Step::kBytes);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const std::byte* data = row + static_cast<size_t>(r) * row_bytes + step * Step::kBytes;
-      _mm_prefetch(reinterpret_cast<const char*>(data) + 4096, _MM_HINT_T0);
       const Step unpacked(WholeStep{data});
 #pragma GCC unroll 4
       for (int i = 0; i < kInputs; ++i) {
