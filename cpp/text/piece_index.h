@@ -45,6 +45,10 @@ class PrefixIndex {
     uint32_t low = first_[byte], high = first_[byte + 1];
     for (size_t depth = 1; low < high; ++depth) {
       // Members in [low, high) share the first `depth` bytes with the text; the shortest is first.
+      if (high - low == 1) {
+        if (text.starts_with(piece(low))) found(members_[low], piece(low).size());
+        return;
+      }
       if (piece(low).size() == depth) found(members_[low++], depth);
       if (depth == text.size()) return;
       narrow(depth, static_cast<uint8_t>(text[depth]), low, high);

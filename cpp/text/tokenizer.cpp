@@ -13,6 +13,8 @@ namespace {
 
 // Offsets within a text are 32-bit numbers, also after its spaces have become three bytes each.
 constexpr size_t kLongestText = size_t{512} << 20;
+// Far above every real vocabulary; bounds the work that one place of a text can cost.
+constexpr size_t kLongestPiece = size_t{16} << 10;
 
 struct Model {
   std::string_view name;
@@ -52,6 +54,10 @@ Vocabulary complete(Vocabulary vocabulary) {
       throw FormatError(message("tokenizer.ggml.scores[", id, "]: expected a number, found NaN"));
     }
     std::string& piece = vocabulary.pieces[id];
+    if (piece.size() > kLongestPiece) {
+      throw FormatError(message("tokenizer.ggml.tokens[", id, "]: expected at most ", kLongestPiece,
+                                " bytes, found ", piece.size()));
+    }
     // Some vocabularies have holes.
     if (piece.empty()) piece = message("[EMPTY_", id, "]");
     if (vocabulary.kinds[id] == TokenKind::byte && byte_value(piece) < 0) {
