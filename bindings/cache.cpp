@@ -42,8 +42,8 @@ py::array_t<float> read_side(const CacheHandle& self, int layer, int head, ReadS
   checked_index("layer", layer, cache.layers().size());
   const LayerShape& shape = cache.layers()[static_cast<size_t>(layer)];
   checked_index("head", head, static_cast<size_t>(shape.n_kv_heads));
-  py::array_t<float> rows({cache.n_tokens(), shape.*dim});
-  const Mat out(rows.mutable_data(), cache.n_tokens(), shape.*dim);
+  py::array_t<float> rows({cache.rows(layer), shape.*dim});
+  const Mat out(rows.mutable_data(), cache.rows(layer), shape.*dim);
   const py::gil_scoped_release release;
   (cache.*read)(layer, head, out);
   return rows;

@@ -84,7 +84,9 @@ int Session::reuse_prefix(std::span<const Token> tokens) {
   const auto [mine, theirs] =
       std::mismatch(tokens_.begin(), tokens_.begin() + static_cast<ptrdiff_t>(limit),
                     tokens.begin());
-  const auto common = static_cast<int>(mine - tokens_.begin());
+  auto common = static_cast<int>(mine - tokens_.begin());
+  // Layers with a window may no longer hold what the first differing token attends to.
+  if (!cache_.can_truncate(common)) common = 0;
   if (common < n_tokens()) truncate(common);
   return common;
 }
