@@ -31,7 +31,8 @@ class ThreadPool {
   template <class Task>
   void parallel(int64_t n, const Task& task) {
     if (n <= 0) return;
-    run(n,
+    run(
+        n,
         [](const void* context, int64_t i, int thread) {
           const Task& body = *static_cast<const Task*>(context);
           if constexpr (std::is_invocable_v<const Task&, int64_t, int>) {

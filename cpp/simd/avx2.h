@@ -69,9 +69,7 @@ static inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 static inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 static inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 static inline Mask less(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
-static inline F32 select(Mask m, F32 yes, F32 no) {
-  return {_mm256_blendv_ps(no.v, yes.v, m.v)};
-}
+static inline F32 select(Mask m, F32 yes, F32 no) { return {_mm256_blendv_ps(no.v, yes.v, m.v)}; }
 static inline F32 round_even(F32 a) { return {_mm256_round_ps(a.v, 8)}; }
 static inline F32 scale_pow2(F32 a, F32 n) {
   // In two steps, so that neither factor leaves the range of normal floats for |n| <= 250.
@@ -97,9 +95,7 @@ static inline float max_of(F32 a) {
 static inline I32 load_i32(const void* p) {
   return {_mm256_loadu_si256(static_cast<const __m256i*>(p))};
 }
-static inline void store_i32(void* p, I32 a) {
-  _mm256_storeu_si256(static_cast<__m256i*>(p), a.v);
-}
+static inline void store_i32(void* p, I32 a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
 static inline I32 set_i32(int32_t x) { return {_mm256_set1_epi32(x)}; }
 static inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 static inline I32 to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }

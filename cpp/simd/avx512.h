@@ -142,8 +142,8 @@ static inline GroupAcc group_dot(GroupAcc acc, const int8_t* w, const int8_t* x,
                                  float scale1) {
   const __m256i wv = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(w));
   const __m256i xv = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(x));
-  const __m256i dot = _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(wv),
-                                          _mm256_sign_epi8(xv, wv));
+  const __m256i dot =
+      _mm256_dpbusd_epi32(_mm256_setzero_si256(), _mm256_abs_epi8(wv), _mm256_sign_epi8(xv, wv));
   const __m256 scale = _mm256_set_m128(_mm_set1_ps(scale1), _mm_set1_ps(scale0));
   return {_mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc.v)};
 }

@@ -49,7 +49,8 @@ static inline F32 gelu_tanh(F32 x) {
   return x * sigmoid(u + u);
 }
 
-// erfc(a) for a >= 1: t P(t) exp(-a^2) with t = 1 / (1 + a / 2); fitted up to 10, where it is 2e-45.
+// erfc(a) for a >= 1: t P(t) exp(-a^2) with t = 1 / (1 + a / 2); fitted up to 10, where it is
+// 2e-45.
 static inline F32 erfc_tail(F32 a) {
   const F32 t = set(1.0f) / fma(set(0.5f), a, set(1.0f));
   F32 p = set(-3.987580313e-2f);

@@ -78,9 +78,8 @@ void matmul(benchmark::State& state) {
   state.counters["GB/s"] = benchmark::Counter(
       static_cast<double>(weights.weights[0].row_bytes) * static_cast<double>(shape.rows) * 1e-9,
       benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["Gop/s"] =
-      benchmark::Counter(2e-9 * values * static_cast<double>(tokens),
-                         benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["Gop/s"] = benchmark::Counter(2e-9 * values * static_cast<double>(tokens),
+                                               benchmark::Counter::kIsIterationInvariantRate);
 }
 
 void matmul_arguments(benchmark::internal::Benchmark* bench) {
@@ -158,12 +157,12 @@ void attend(benchmark::State& state) {
   state.SetLabel(std::string(kve::codec(id).name));
   const double bytes = static_cast<double>(cache.page_bytes * cache.pages.size());
   // Causal: the average query sees half of the last `queries` rows.
-  const double pairs = static_cast<double>(queries) *
-                       (static_cast<double>(rows) - static_cast<double>(queries) / 2);
+  const double pairs =
+      static_cast<double>(queries) * (static_cast<double>(rows) - static_cast<double>(queries) / 2);
   state.counters["GB/s"] =
       benchmark::Counter(bytes * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
-  state.counters["Gop/s"] = benchmark::Counter(pairs * 9 * 64 * 4 * 1e-9,
-                                               benchmark::Counter::kIsIterationInvariantRate);
+  state.counters["Gop/s"] =
+      benchmark::Counter(pairs * 9 * 64 * 4 * 1e-9, benchmark::Counter::kIsIterationInvariantRate);
   state.counters["ns/row/head"] = benchmark::Counter(
       3e-9 * rows, benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }

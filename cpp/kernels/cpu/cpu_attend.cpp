@@ -1,6 +1,5 @@
 // How attention is split into chunks. Many queries: blocks of queries, each against the whole
-// cache. Few queries (decode): parts of kPartRows cache rows, merged in order. Both are fixed by the
-// shapes alone.
+// cache. Few queries (decode): parts of kPartRows cache rows, merged in order. Shapes alone decide.
 #include <algorithm>
 
 #include "kernels/cpu/cpu_backend.h"

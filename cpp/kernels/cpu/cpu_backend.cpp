@@ -93,8 +93,9 @@ int64_t CpuBackend::seal(std::span<const SealJob> jobs) {
       rows = decoded;
       stride = job.width;
     }
-    if (!codec(job.codec.id).encode(rows, stride, job.page, job.first_row, job.n_rows, job.width,
-                                    job.codec.group)) {
+    if (!codec(job.codec.id)
+             .encode(rows, stride, job.page, job.first_row, job.n_rows, job.width,
+                     job.codec.group)) {
       int64_t first = failed.load();
       while (i < first && !failed.compare_exchange_weak(first, i)) {
       }

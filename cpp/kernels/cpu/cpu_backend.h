@@ -64,8 +64,7 @@ class CpuBackend final : public Backend {
   void reserve_thread_scratch(size_t bytes);
   // As the integer kernels want it; valid until the next call.
   const std::byte* quantize_input(ConstMat x, int planes, Path path);
-  void run(const MatmulJob& job, ConstMat x, const QuantizedInput& input,
-           std::byte* scratch) const;
+  void run(const MatmulJob& job, ConstMat x, const QuantizedInput& input, std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
   void run(const AttendJob& job, const AttendParams& params, std::byte* scratch);

@@ -16,8 +16,8 @@ int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit;
 
 int64_t streaming_rows(const Weight& weight) {
   const auto row_bytes = static_cast<int64_t>(weight.row_bytes);
-  const int64_t bytes = std::clamp(weight.rows * row_bytes / kChunksPerWeight, kLeastChunkBytes,
-                                   kMostChunkBytes);
+  const int64_t bytes =
+      std::clamp(weight.rows * row_bytes / kChunksPerWeight, kLeastChunkBytes, kMostChunkBytes);
   return round_up(std::max<int64_t>(bytes / std::max<int64_t>(row_bytes, 1), 1), 4);
 }
 

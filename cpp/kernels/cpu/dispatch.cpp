@@ -57,8 +57,8 @@ const Kernels& find_kernels(std::string_view isa) {
     if (choice.available && (isa.empty() || isa == choice.kernels->name)) found = choice.kernels;
   }
   if (found == nullptr) {
-    throw ConfigError(message("instruction set: expected one of ", available_names(), ", found '",
-                              isa, "'"));
+    throw ConfigError(
+        message("instruction set: expected one of ", available_names(), ", found '", isa, "'"));
   }
   return *found;
 }

@@ -73,8 +73,8 @@ struct AttendChunk {
   std::byte* scratch;
 };
 
-// Partial results of the same vectors over several ranges of rows, part_stride floats apart, added up
-// in order.
+// Partial results of the same vectors over several ranges of rows, part_stride floats apart, added
+// up in order.
 struct AttendMerge {
   const float* partial;
   int64_t part_stride;
@@ -114,11 +114,11 @@ struct Kernels {
   void (*matvec)(const MatmulChunk& chunk, const QuantizedInput& x);
 
   // Many inputs: tokens are packed in groups of pack_tokens / planes.
-  int pack_group;                             // inputs of a pack, planes included; even
-  size_t (*pack_bytes)(int64_t cols);         // of one pack
+  int pack_group;                      // inputs of a pack, planes included; even
+  size_t (*pack_bytes)(int64_t cols);  // of one pack
   void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
                std::byte* dst);
-  int matmat_rows;                            // chunks start at multiples of this
+  int matmat_rows;  // chunks start at multiples of this
   size_t (*matmat_scratch)(int64_t cols);
   void (*matmat)(const MatmulChunk& chunk, const QuantizedInput& packs);
 

@@ -57,8 +57,14 @@ TEST_P(CpuBackendTest, SealNamesTheFirstJobThatIsNotFinite) {
   std::vector<std::vector<std::byte>> pages(20, std::vector<std::byte>(bytes));
   std::vector<SealJob> jobs;
   for (size_t i = 0; i < sources.size(); ++i) {
-    jobs.push_back({{coder.id, coder.default_group}, sources[i].data(), nullptr, kWidth, 4, kWidth,
-                    pages[i].data(), 0});
+    jobs.push_back({{coder.id, coder.default_group},
+                    sources[i].data(),
+                    nullptr,
+                    kWidth,
+                    4,
+                    kWidth,
+                    pages[i].data(),
+                    0});
   }
   EXPECT_EQ(backend_->seal(jobs), -1);
   EXPECT_EQ(backend_->seal({}), -1);

@@ -105,8 +105,8 @@ double activation_of(Activation activation, double x) {
 }
 
 TEST_P(Elementwise, GatedActivations) {
-  for (const Activation activation : {Activation::silu, Activation::gelu_tanh,
-                                      Activation::gelu_erf, Activation::relu}) {
+  for (const Activation activation :
+       {Activation::silu, Activation::gelu_tanh, Activation::gelu_erf, Activation::relu}) {
     std::vector<float> x;
     for (int i = -40000; i <= 40000; ++i) x.push_back(static_cast<float>(i) * 5e-4f);
     const auto n = static_cast<int64_t>(x.size());

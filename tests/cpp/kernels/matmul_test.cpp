@@ -102,10 +102,8 @@ TEST_P(Matmul, PrecisionsAreOrdered) {
       const auto expected = test::reference_matmul(x, n, w);
       const double exact =
           test::rms_error(multiply(*backend_, x, n, w, Precision::exact), expected);
-      const double fine =
-          test::rms_error(multiply(*backend_, x, n, w, Precision::fine), expected);
-      const double fast =
-          test::rms_error(multiply(*backend_, x, n, w, Precision::fast), expected);
+      const double fine = test::rms_error(multiply(*backend_, x, n, w, Precision::fine), expected);
+      const double fast = test::rms_error(multiply(*backend_, x, n, w, Precision::fast), expected);
       EXPECT_LT(exact, 1e-6);
       EXPECT_LT(exact * 4, fine);
       EXPECT_LT(fine * 20, fast);

@@ -11,6 +11,8 @@ namespace kve::KVE_ISA {
 
 constexpr int kTile = kAttendTile;
 
+namespace {
+
 // Reads rows of one side in order: pages first, then the tail.
 struct Reader {
   const SideArgs& side;
@@ -70,6 +72,8 @@ struct Workspace {
     end = carver.next;
   }
 };
+
+}  // namespace
 
 size_t attend_scratch(int key_dim, int value_dim) {
   return static_cast<size_t>(Workspace(nullptr, key_dim, value_dim).end -

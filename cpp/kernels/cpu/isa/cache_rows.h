@@ -63,8 +63,7 @@ template <int kBits>
 static inline void decode_int_row(IntGroupCodec<kBits> codec, const std::byte* page, int row,
                                   int width, int group, float* dst) {
   if (group % kLanes != 0) return decode_row(codec, page, row, width, group, dst);
-  const auto* codes =
-      reinterpret_cast<const uint8_t*>(page + code_bytes(codec, row, width, group));
+  const auto* codes = reinterpret_cast<const uint8_t*>(page + code_bytes(codec, row, width, group));
   const std::byte* scales = page + scale_offset(codec, row, width, group);
   for (int first = 0; first < width; first += group, scales += 4) {
     const F32 scale = set(one_half(scales));
@@ -126,25 +125,21 @@ static inline void decode_page(const CacheCodec& codec, int group, int width, co
   const auto* halves = reinterpret_cast<const uint16_t*>(page);
   switch (codec.id) {
     case CodecId::f16:
-      return each_row([&](int row, float* to) {
-        decode_half_row(halves + int64_t{row} * width, width, to);
-      });
+      return each_row(
+          [&](int row, float* to) { decode_half_row(halves + int64_t{row} * width, width, to); });
     case CodecId::bf16:
-      return each_row([&](int row, float* to) {
-        decode_bf16_row(halves + int64_t{row} * width, width, to);
-      });
+      return each_row(
+          [&](int row, float* to) { decode_bf16_row(halves + int64_t{row} * width, width, to); });
     case CodecId::q8_0:
       return each_row([&](int row, float* to) { decode_q8_0_row(page, row, width, to); });
     case CodecId::q4_0:
       return each_row([&](int row, float* to) { decode_q4_0_row(page, row, width, to); });
     case CodecId::int8:
-      return each_row([&](int row, float* to) {
-        decode_int_row(Int8Codec{}, page, row, width, group, to);
-      });
+      return each_row(
+          [&](int row, float* to) { decode_int_row(Int8Codec{}, page, row, width, group, to); });
     case CodecId::int4:
-      return each_row([&](int row, float* to) {
-        decode_int_row(Int4Codec{}, page, row, width, group, to);
-      });
+      return each_row(
+          [&](int row, float* to) { decode_int_row(Int4Codec{}, page, row, width, group, to); });
     default:
       return codec.decode(page, first, n, width, group, dst, stride);
   }

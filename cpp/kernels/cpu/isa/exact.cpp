@@ -140,8 +140,8 @@ void exact(const MatmulChunk& chunk, const float* x, int64_t x_stride) {
     for (int64_t k = 0; k < chunk.cols; k += kDepth) {
       const int64_t depth = least(chunk.cols - k, kDepth);
       decode_tile(chunk, r, n, k, depth, rows, block);
-      gemm(chunk.n_tokens, n, depth, x + k, x_stride, block, kGemmCols, chunk.y + r,
-           chunk.y_stride, k > 0);
+      gemm(chunk.n_tokens, n, depth, x + k, x_stride, block, kGemmCols, chunk.y + r, chunk.y_stride,
+           k > 0);
     }
     add_bias(chunk, r, n);
   }

@@ -28,6 +28,9 @@ void quantize_rows(const float* x, int64_t stride, int64_t n_tokens, int64_t col
 size_t matvec_scratch(int64_t cols);
 void matvec(const MatmulChunk& chunk, const QuantizedInput& x);
 
+// matvec_native.cpp: the same for types with a kernel of their own; false for the others.
+bool matvec_native(const MatmulChunk& chunk, const QuantizedInput& x);
+
 // matmat.cpp
 size_t pack_bytes(int64_t cols);
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
@@ -54,6 +57,9 @@ void attend_merge(const AttendMerge& merge);
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
+// Unnamed namespaces keep the members of structs from becoming weak symbols.
+namespace {
+
 // Splits scratch memory into 64-byte aligned pieces.
 struct Carver {
   std::byte* next;
@@ -64,5 +70,7 @@ struct Carver {
     return piece;
   }
 };
+
+}  // namespace
 
 }  // namespace kve::KVE_ISA

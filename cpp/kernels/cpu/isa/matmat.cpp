@@ -12,6 +12,8 @@ constexpr int kTileRows = kMatVectors * kLanes;
 constexpr int kChunk = 256;  // columns unpacked at a time
 constexpr int kChunkGroups = kChunk / 32;
 
+namespace {
+
 // kMatTokens inputs, interleaved: the values at one place of all of them lie side by side.
 struct Pack {
   int32_t* codes;    // [cols / 4][kMatTokens], 4 codes each
@@ -33,6 +35,26 @@ struct Pack {
   }
   std::byte* end;
 };
+
+// A tile of unpacked weights.
+struct Tile {
+  int8_t* codes;  // [cols / 4][kTileRows][4]
+  float* scales;  // [groups][kTileRows], a group being 16 or 32 values
+  float* minima;  // the same
+  int8_t* rows;   // [kTileRows][kChunk]: row by row, before transposing
+  std::byte* end;
+
+  Tile(std::byte* data, int64_t cols) {
+    Carver carver{data};
+    codes = carver.take<int8_t>(round_up(cols, 64) * kTileRows);
+    scales = carver.take<float>(cols / 16 * kTileRows);
+    minima = carver.take<float>(cols / 16 * kTileRows);
+    rows = carver.take<int8_t>(kTileRows * kChunk);
+    end = carver.next;
+  }
+};
+
+}  // namespace
 
 size_t pack_bytes(int64_t cols) {
   return static_cast<size_t>(Pack(nullptr, cols).end - static_cast<std::byte*>(nullptr));
@@ -79,24 +101,6 @@ void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int pl
     }
   }
 }
-
-// A tile of unpacked weights.
-struct Tile {
-  int8_t* codes;  // [cols / 4][kTileRows][4]
-  float* scales;  // [groups][kTileRows], a group being 16 or 32 values
-  float* minima;  // the same
-  int8_t* rows;   // [kTileRows][kChunk]: row by row, before transposing
-  std::byte* end;
-
-  Tile(std::byte* data, int64_t cols) {
-    Carver carver{data};
-    codes = carver.take<int8_t>(round_up(cols, 64) * kTileRows);
-    scales = carver.take<float>(cols / 16 * kTileRows);
-    minima = carver.take<float>(cols / 16 * kTileRows);
-    rows = carver.take<int8_t>(kTileRows * kChunk);
-    end = carver.next;
-  }
-};
 
 size_t matmat_scratch(int64_t cols) {
   return static_cast<size_t>(Tile(nullptr, cols).end - static_cast<std::byte*>(nullptr));

@@ -5,9 +5,6 @@
 #include "kernels/cpu/isa/isa.h"
 #include "kernels/cpu/isa/unpack.h"
 #include "kernels/cpu/isa/vector_input.h"
-#if defined(KVE_ISA_AVX512)
-#include "kernels/cpu/isa/matvec_avx512.h"
-#endif
 
 namespace kve::KVE_ISA {
 
@@ -47,9 +44,7 @@ static float dot_groups(const CodeGroup* groups, int64_t n_groups, const VectorI
 }
 
 void matvec(const MatmulChunk& chunk, const QuantizedInput& x) {
-#if defined(KVE_ISA_AVX512)
   if (matvec_native(chunk, x)) return;
-#endif
   const int64_t n_groups = chunk.cols / 32;
   const int64_t bytes = VectorInput::bytes(chunk.cols);
   CodeGroup* groups = reinterpret_cast<CodeGroup*>(chunk.scratch);

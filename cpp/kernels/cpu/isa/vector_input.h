@@ -7,13 +7,14 @@
 #include "kernels/cpu/isa/isa.h"
 
 namespace kve::KVE_ISA {
+namespace {
 
 struct VectorInput {
   int8_t* codes;  // [cols]
   float* scales;  // per 32
   float* sums;    // per 16: the sum of the codes times their scale
 #if defined(KVE_ISA_AVX512)
-  // The same in the order in which matvec_avx512.h's vectors hold weights.
+  // The same in the order in which the steps of avx512/ hold weights.
   int8_t* nibbles;       // per 128: columns 0-15 of its four groups of 32, then columns 16-31
   float* nibble_scales;  // per 128: each group's scale 4 times
   float* nibble_sums;    // per 128, per lane of `nibbles`: sum of its 8 codes times their scale
@@ -72,9 +73,9 @@ struct VectorInput {
         memcpy(nibbles + 128 * step + 64 + 16 * group, from + 16, 16);
       }
       const __m128 four = _mm_loadu_ps(scales + 4 * step);
-      const __m512 each = _mm512_permutexvar_ps(
-          _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
-          _mm512_castps128_ps512(four));
+      const __m512 each =
+          _mm512_permutexvar_ps(_mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3),
+                                _mm512_castps128_ps512(four));
       __m512i total = _mm512_setzero_si512();
       total = _mm512_dpbusd_epi32(total, ones, _mm512_loadu_si512(nibbles + 128 * step));
       total = _mm512_dpbusd_epi32(total, ones, _mm512_loadu_si512(nibbles + 128 * step + 64));
@@ -84,8 +85,8 @@ struct VectorInput {
     for (int64_t i = 0; i < n; i += 64) {
       const __m512i total =
           _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, _mm512_loadu_si512(codes + i));
-      _mm512_storeu_si512(starts + i / 4, _mm512_slli_epi32(_mm512_sub_epi32(
-                                              _mm512_setzero_si512(), total), 7));
+      _mm512_storeu_si512(starts + i / 4,
+                          _mm512_slli_epi32(_mm512_sub_epi32(_mm512_setzero_si512(), total), 7));
     }
     for (int64_t g = 0; g < n / 32; ++g) {
       k_scales[g / 8 * 16 + g % 8] = scales[g];
@@ -96,4 +97,5 @@ struct VectorInput {
 #endif
 };
 
+}  // namespace
 }  // namespace kve::KVE_ISA
