@@ -50,7 +50,8 @@ class Session {
   std::shared_ptr<const Logits> forward(std::span<const Token> tokens, bool all_logits = false,
                                         const Progress& progress = {});
   // Keeps the longest common prefix of what the session holds and `tokens` (but leaves at least one
-  // of `tokens` to be read), forgets the rest, and returns the length of that prefix.
+  // of `tokens` to be read), forgets the rest, and returns the length of that prefix; 0 when a
+  // sliding window has dropped rows that going back would need.
   int reuse_prefix(std::span<const Token> tokens);
 
   const Model& model() const { return *model_; }

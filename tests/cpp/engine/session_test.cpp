@@ -127,6 +127,19 @@ TEST_F(SessionTest, ReusesTheLongestCommonPrefix) {
   EXPECT_EQ(session.reuse_prefix({}), 0);
 }
 
+TEST_F(SessionTest, ReadsEverythingAgainWhereAWindowHasDroppedRows) {
+  const auto model = load(1, {.window = 16});
+  Session session = model->session(exact("f16"));
+  std::vector<Token> tokens = random_tokens(1000, 6);
+  session.forward(tokens);
+  EXPECT_LT(session.cache().stats().tokens_kept, 1000);
+  EXPECT_THROW(session.truncate(100), CapacityError);
+  EXPECT_EQ(session.n_tokens(), 1000);
+  tokens[100] = tokens[100] == 4 ? 5 : 4;
+  EXPECT_EQ(session.reuse_prefix(tokens), 0);
+  EXPECT_EQ(session.n_tokens(), 0);
+}
+
 TEST_F(SessionTest, AFailedOrCancelledForwardLeavesTheSessionUsable) {
   const auto model = load();
   SessionOptions options = exact();
