@@ -13,12 +13,15 @@ constexpr int kFewTokens = 4;
 // multiply-add gives the value their format defines.
 template <class Block>
 static void decode_blocks(const std::byte* row, int64_t first, int64_t n, float* dst) {
-  for (int64_t g = 0; g < n / 32; ++g) {
-    CodeGroup group;
-    unpack_blocks<Block>(row, first / 32 + g, 1, &group);
-    for (int i = 0; i < 32; ++i) {
-      const float product = group.scale[i / 16] * static_cast<float>(group.codes[i]);
-      dst[32 * g + i] = Block::kHasMin ? product + group.min[i / 16] : product;
+  CodeGroup groups[kDepth / 32];
+  unpack_blocks<Block>(row, first / 32, n / 32, groups);
+  for (int64_t h = 0; h < n / 16; ++h) {
+    const CodeGroup& group = groups[h / 2];
+    const F32 scale = set(group.scale[h % 2]);
+    const F32 min = set(group.min[h % 2]);
+    for (int64_t i = 0; i < 16; i += kLanes) {
+      const F32 code = load_i8(group.codes + h % 2 * 16 + i);
+      store(dst + 16 * h + i, Block::kHasMin ? fma(code, scale, min) : code * scale);
     }
   }
 }

@@ -30,17 +30,25 @@ size_t matvec_scratch(int64_t cols) { return static_cast<size_t>(cols / 32) * si
 
 static float dot_groups(const CodeGroup* groups, int64_t n_groups, const VectorInput& x,
                         bool has_min) {
-  GroupAcc acc = group_zero();
-  float minima = 0;
-  for (int64_t g = 0; g < n_groups; ++g) {
-    const float d = x.scales[g];
-    acc = group_dot(acc, groups[g].codes, x.codes + 32 * g, groups[g].scale[0] * d,
-                    groups[g].scale[1] * d);
-    if (has_min) {
-      minima += groups[g].min[0] * x.sums[2 * g] + groups[g].min[1] * x.sums[2 * g + 1];
+  // Two chains of sums, so that one can start while the other waits.
+  GroupAcc acc[2] = {group_zero(), group_zero()};
+  float minima[4] = {};
+  for (int64_t first = 0; first < n_groups; first += 2) {
+#pragma GCC unroll 2
+    for (int64_t i = 0; i < 2; ++i) {
+      const int64_t g = first + i;
+      if (g == n_groups) break;
+      const CodeGroup& group = groups[g];
+      const float d = x.scales[g];
+      acc[i] =
+          group_dot(acc[i], group.codes, x.codes + 32 * g, group.scale[0] * d, group.scale[1] * d);
+      if (has_min) {
+        minima[2 * i] += group.min[0] * x.sums[2 * g];
+        minima[2 * i + 1] += group.min[1] * x.sums[2 * g + 1];
+      }
     }
   }
-  return sum(acc) + minima;
+  return (sum(acc[0]) + sum(acc[1])) + ((minima[0] + minima[1]) + (minima[2] + minima[3]));
 }
 
 void matvec(const MatmulChunk& chunk, const QuantizedInput& x) {

@@ -28,8 +28,16 @@ template <class Block>
 static void unpack_blocks(const std::byte* row, int64_t first_group, int64_t n_groups,
                           CodeGroup* out) {
   constexpr int kGroups = Block::kValues / kGroupValues;
-  const Block* blocks = reinterpret_cast<const Block*>(row);
-  for (int64_t g = first_group; g < first_group + n_groups; ++g) {
+  const Block* blocks = reinterpret_cast<const Block*>(row) + first_group / kGroups;
+  if (first_group % kGroups == 0 && n_groups % kGroups == 0) {
+    for (int64_t b = 0; b < n_groups / kGroups; ++b) {
+      // Unrolled, so that shifts and offsets are constants.
+#pragma GCC unroll 8
+      for (int group = 0; group < kGroups; ++group) unpack_native(blocks[b], group, out++);
+    }
+    return;
+  }
+  for (int64_t g = first_group % kGroups; n_groups > 0; ++g, --n_groups) {
     unpack_native(blocks[g / kGroups], static_cast<int>(g % kGroups), out++);
   }
 }
