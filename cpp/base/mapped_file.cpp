@@ -100,7 +100,7 @@ MappedFile MappedFile::open(const std::filesystem::path& path) {
     int descriptor;
     ~Closer() { ::close(descriptor); }
   } const closer{descriptor};
-  struct stat status {};
+  struct stat status{};
   if (::fstat(descriptor, &status) != 0) fail_errno(path, "cannot read the file's size", errno);
   if (S_ISDIR(status.st_mode)) fail(path, "expected a file, found a directory");
   if (!S_ISREG(status.st_mode)) fail(path, "expected a regular file");

@@ -13,8 +13,7 @@
 namespace kve {
 
 std::byte* MemoryCounter::allocate(size_t bytes) {
-  void* memory =
-      ::operator new(bytes > 0 ? bytes : 1, std::align_val_t{kCacheLine}, std::nothrow);
+  void* memory = ::operator new(bytes > 0 ? bytes : 1, std::align_val_t{kCacheLine}, std::nothrow);
   if (memory == nullptr) {
     throw CapacityError(message("out of memory: asked for ", bytes, " bytes, ", live(),
                                 " are in use by this cache"));

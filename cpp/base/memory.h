@@ -35,7 +35,8 @@ template <class T>
 class CountedAllocator {
  public:
   using value_type = T;
-  explicit CountedAllocator(std::shared_ptr<MemoryCounter> counter) : counter_(std::move(counter)) {}
+  explicit CountedAllocator(std::shared_ptr<MemoryCounter> counter)
+      : counter_(std::move(counter)) {}
   template <class U>
   CountedAllocator(const CountedAllocator<U>& other)  // NOLINT(google-explicit-constructor)
       : counter_(other.counter()) {}

@@ -47,8 +47,8 @@ Generation::Generation(Session& session, std::span<const Token> prompt,
       stops_(options.stop),
       prompt_tokens_(static_cast<int>(prompt.size())) {
   if (options.max_tokens < -1) {
-    throw ConfigError(message("max_tokens: expected -1 (no limit) or more, found ",
-                              options.max_tokens));
+    throw ConfigError(
+        message("max_tokens: expected -1 (no limit) or more, found ", options.max_tokens));
   }
   if (prompt.empty() && !session.last_logits()) {
     throw ConfigError("prompt: expected at least one token, found none");

@@ -81,9 +81,8 @@ std::shared_ptr<const Logits> Session::forward(std::span<const Token> tokens, bo
 
 int Session::reuse_prefix(std::span<const Token> tokens) {
   const size_t limit = std::min(tokens_.size(), tokens.empty() ? 0 : tokens.size() - 1);
-  const auto [mine, theirs] =
-      std::mismatch(tokens_.begin(), tokens_.begin() + static_cast<ptrdiff_t>(limit),
-                    tokens.begin());
+  const auto [mine, theirs] = std::mismatch(
+      tokens_.begin(), tokens_.begin() + static_cast<ptrdiff_t>(limit), tokens.begin());
   auto common = static_cast<int>(mine - tokens_.begin());
   // Layers with a window may no longer hold what the first differing token attends to.
   if (!cache_.can_truncate(common)) common = 0;
@@ -127,8 +126,8 @@ void Session::restore(SessionState&& state) {
   const int vocab_size = model_->spec().vocab_size;
   for (const Token token : state.tokens) {
     if (token < 0 || token >= vocab_size) {
-      throw FormatError(message("session: expected token ids from 0 to ", vocab_size - 1,
-                                ", found ", token));
+      throw FormatError(
+          message("session: expected token ids from 0 to ", vocab_size - 1, ", found ", token));
     }
   }
   cache_.load(state.cache);
@@ -138,8 +137,8 @@ void Session::restore(SessionState&& state) {
   }
   if (!state.last_logits.empty()) {
     if (state.last_logits.size() != static_cast<size_t>(vocab_size)) {
-      throw FormatError(message("session: expected ", vocab_size, " logits, found ",
-                                state.last_logits.size()));
+      throw FormatError(
+          message("session: expected ", vocab_size, " logits, found ", state.last_logits.size()));
     }
     auto logits = std::make_shared<Logits>();
     logits->values = std::move(state.last_logits);

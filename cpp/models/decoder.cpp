@@ -45,9 +45,9 @@ void Decoder::run(const Batch& batch) {
     const LayerSpec& layer = spec_.layers[i];
     const LayerWeights& w = weights_.layers[i];
     const bool sandwich = layer.norm == NormPlacement::sandwich;
-    const LayerContext context{spec_,    static_cast<int>(i),
-                               layer,    w,
-                               backend_, ropes_[static_cast<size_t>(layer.attention.rope)],
+    const LayerContext context{spec_,     static_cast<int>(i),
+                               layer,     w,
+                               backend_,  ropes_[static_cast<size_t>(layer.attention.rope)],
                                precision, batch};
 
     backend_.rms_norm(act_.x, w.attention_norm.data(), spec_.norm_eps, act_.normed);

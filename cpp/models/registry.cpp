@@ -29,7 +29,8 @@ ModelSpec describe(const GgufFile& file) {
     known += known.empty() ? "" : ", ";
     known += architecture.name;
   }
-  throw UnsupportedError(message("general.architecture: expected one of ", known, ", found ", quoted(name)));
+  throw UnsupportedError(
+      message("general.architecture: expected one of ", known, ", found ", quoted(name)));
 }
 
 std::vector<LayerShape> ModelSpec::cache_shape() const {

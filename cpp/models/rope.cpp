@@ -18,8 +18,7 @@ double yarn_pair(const RopeSpec& rope, double rotations) {
 // linear in between.
 double yarn_ramp(const RopeSpec& rope, int pair) {
   const double low = std::max(0.0, std::floor(yarn_pair(rope, rope.beta_fast)));
-  const double high =
-      std::min(rope.rotary_dim - 1.0, std::ceil(yarn_pair(rope, rope.beta_slow)));
+  const double high = std::min(rope.rotary_dim - 1.0, std::ceil(yarn_pair(rope, rope.beta_slow)));
   const double y = (pair - low) / std::max(0.001, high - low);
   return 1 - std::clamp(y, 0.0, 1.0);
 }

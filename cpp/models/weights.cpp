@@ -105,9 +105,8 @@ ModelWeights::ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec
   const Binder bind(*file_);
   embedding = bind.matrix("token_embd.weight", spec.vocab_size, spec.d_model);
   output_norm = bind.vector("output_norm.weight", spec.d_model);
-  output = bind.has("output.weight")
-               ? bind.matrix("output.weight", spec.vocab_size, spec.d_model)
-               : embedding;
+  output = bind.has("output.weight") ? bind.matrix("output.weight", spec.vocab_size, spec.d_model)
+                                     : embedding;
   layers.reserve(spec.layers.size());
   for (size_t i = 0; i < spec.layers.size(); ++i) {
     const LayerSpec& layer = spec.layers[i];

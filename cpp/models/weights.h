@@ -36,7 +36,8 @@ struct LayerWeights {
 // Points into the mapped file, which it keeps open.
 class ModelWeights {
  public:
-  // Throws FormatError for a missing tensor, a wrong shape or a type that cannot be multiplied with.
+  // Throws FormatError for a missing tensor, a wrong shape or a type that cannot be multiplied
+  // with.
   ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec& spec);
 
   Weight embedding;    // [vocab_size, d_model]

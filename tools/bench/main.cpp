@@ -119,7 +119,9 @@ int run(const Options& o) {
     throw kve::ConfigError(kve::message("-r: expected 1 to 1000 repeats, found ", o.repeats));
   }
   const auto model = kve::Model::load(tools::model_path(o.model), o.load);
-  const auto largest = [](const std::vector<int>& v) { return *std::max_element(v.begin(), v.end()); };
+  const auto largest = [](const std::vector<int>& v) {
+    return *std::max_element(v.begin(), v.end());
+  };
   std::vector<Result> results;
   for (const std::string& cache : o.caches.empty() ? std::vector<std::string>{"f16"} : o.caches) {
     for (const int depth : o.depths) {

@@ -45,7 +45,8 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--ctk,--cache-type-k", o.key_type, "cache type of keys");
   app.add_option("--ctv,--cache-type-v", o.value_type, "cache type of values");
   app.add_flag("--exact", o.session.exact, "f32 activations, reference kernels");
-  app.add_option("-n,--n-predict", o.generate.max_tokens, "most tokens of an answer, -1 for no limit");
+  app.add_option("-n,--n-predict", o.generate.max_tokens,
+                 "most tokens of an answer, -1 for no limit");
   app.add_option("--temp", s.temperature, "temperature, 0 for greedy")->capture_default_str();
   app.add_option("--top-k", s.top_k, "0: off")->capture_default_str();
   app.add_option("--top-p", s.top_p, "1: off")->capture_default_str();
@@ -123,9 +124,9 @@ int talk(const Options& o, kve::Session& session, tools::Conversation& conversat
     } else {
       g_interrupts = 0;
       try {
-        conversation.ask(line, o.generate,
-                         [](std::string_view text) { std::cout << text << std::flush; },
-                         [] { return g_interrupts.load() > 0; });
+        conversation.ask(
+            line, o.generate, [](std::string_view text) { std::cout << text << std::flush; },
+            [] { return g_interrupts.load() > 0; });
         std::cout << '\n';
       } catch (const kve::Error& error) {
         std::cerr << error.what() << '\n';

@@ -12,7 +12,8 @@ namespace {
 constexpr std::string_view kDefaultModel = "SmolLM2-135M-Instruct.Q4_1.gguf";
 
 std::filesystem::path home_folder() {
-  if (const char* home = std::getenv("KVENGINE_HOME"); home != nullptr && *home != '\0') return home;
+  if (const char* home = std::getenv("KVENGINE_HOME"); home != nullptr && *home != '\0')
+    return home;
   const char* user = std::getenv("HOME");
   return std::filesystem::path(user != nullptr ? user : ".") / ".cache" / "kvengine";
 }

@@ -13,7 +13,9 @@ namespace tools {
 class JsonObject {
  public:
   JsonObject& add(std::string_view key, std::string_view text);
-  JsonObject& add(std::string_view key, const char* text) { return add(key, std::string_view(text)); }
+  JsonObject& add(std::string_view key, const char* text) {
+    return add(key, std::string_view(text));
+  }
   JsonObject& add(std::string_view key, int64_t number);
   JsonObject& add(std::string_view key, int number) { return add(key, int64_t{number}); }
   JsonObject& add(std::string_view key, double number);

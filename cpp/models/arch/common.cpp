@@ -24,8 +24,8 @@ ModelSpec read_common(const Hyperparameters& hp) {
   spec.norm_eps = hp.real("attention.layer_norm_rms_epsilon", 0, 1);
   const TensorInfo& embedding = file.tensor("token_embd.weight");
   if (embedding.shape.size() != 2 || embedding.shape[1] > INT32_MAX) {
-    throw FormatError(message("token_embd.weight: expected [", spec.d_model, ", vocab_size], found ",
-                              embedding.shape_string()));
+    throw FormatError(message("token_embd.weight: expected [", spec.d_model,
+                              ", vocab_size], found ", embedding.shape_string()));
   }
   spec.vocab_size = static_cast<int>(embedding.shape[1]);
   return spec;
@@ -38,7 +38,8 @@ void read_layers(const Hyperparameters& hp, ModelSpec& spec) {
                             ? hp.per_layer("attention.head_count_kv", n_layers, 1, kMaxHeads)
                             : heads;
   const auto d_ff = hp.per_layer("feed_forward_length", n_layers, 1, 4 * kMaxWidth);
-  const int head_dim = hp.integer_or("attention.key_length", spec.d_model / heads[0], 1, kMaxHeadDim);
+  const int head_dim =
+      hp.integer_or("attention.key_length", spec.d_model / heads[0], 1, kMaxHeadDim);
   const int value_dim = hp.integer_or("attention.value_length", head_dim, 1, kMaxHeadDim);
 
   spec.layers.resize(static_cast<size_t>(n_layers));
@@ -98,8 +99,9 @@ RopeSpec read_rope(const Hyperparameters& hp, RopeLayout layout, int head_dim) {
   read_rope_scaling(hp, rope);
   if (const TensorInfo* factors = hp.file().find("rope_freqs.weight")) {
     if (factors->type != WeightType::f32 || factors->elements() != rope.rotary_dim / 2) {
-      throw FormatError(message("rope_freqs.weight: expected F32 [", rope.rotary_dim / 2, "], found ",
-                                format(factors->type).name, " ", factors->shape_string()));
+      throw FormatError(message("rope_freqs.weight: expected F32 [", rope.rotary_dim / 2,
+                                "], found ", format(factors->type).name, " ",
+                                factors->shape_string()));
     }
     rope.freq_factors.resize(static_cast<size_t>(rope.rotary_dim / 2));
     format(factors->type).decode(factors->data, rope.freq_factors.data(), factors->elements());

@@ -57,15 +57,13 @@ class Hyperparameters {
  private:
   int checked(std::string_view name, int64_t value, int64_t low, int64_t high) const {
     if (value < low || value > high) {
-      throw FormatError(
-          message(key(name), ": expected ", low, " to ", high, ", found ", value));
+      throw FormatError(message(key(name), ": expected ", low, " to ", high, ", found ", value));
     }
     return static_cast<int>(value);
   }
   float checked_real(std::string_view name, double value, double low, double high) const {
     if (!std::isfinite(value) || value < low || value > high) {
-      throw FormatError(
-          message(key(name), ": expected ", low, " to ", high, ", found ", value));
+      throw FormatError(message(key(name), ": expected ", low, " to ", high, ", found ", value));
     }
     return static_cast<float>(value);
   }

@@ -30,8 +30,10 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
   backend.matmul(a.normed, qkv, context.precision.qkv);
   if (spec.qk_norm) {
     const float eps = context.spec.norm_eps;
-    backend.rms_norm(head_rows(q, spec.head_dim), w.q_norm.data(), eps, head_rows(q, spec.head_dim));
-    backend.rms_norm(head_rows(k, spec.head_dim), w.k_norm.data(), eps, head_rows(k, spec.head_dim));
+    backend.rms_norm(head_rows(q, spec.head_dim), w.q_norm.data(), eps,
+                     head_rows(q, spec.head_dim));
+    backend.rms_norm(head_rows(k, spec.head_dim), w.k_norm.data(), eps,
+                     head_rows(k, spec.head_dim));
   }
   const RopeTable& rope = context.rope;
   backend.rope(q, spec.head_dim, rope.layout(), rope.cos(), rope.sin());
@@ -46,8 +48,8 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
                      mixed.block(row, n)});
     row += n;
   }
-  const AttendParams params{spec.n_heads,   spec.n_kv_heads, spec.head_dim, spec.value_dim,
-                            spec.scale,     spec.softcap,    spec.window,   nullptr};
+  const AttendParams params{spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.value_dim,
+                            spec.scale,   spec.softcap,    spec.window,   nullptr};
   backend.attend(params, tasks);
 
   const Product output{&w.o, a.block, data_or_null(w.o_bias)};

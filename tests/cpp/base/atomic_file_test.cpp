@@ -84,7 +84,7 @@ TEST(AtomicFile, SaysWhyItCannotWrite) {
 TEST(AtomicFile, ReportsAFailedWriteAndCleansUp) {
   const TemporaryFolder folder;
   const auto write_too_much = [&] {
-    struct rlimit limit {};
+    struct rlimit limit{};
     limit.rlim_cur = limit.rlim_max = 1000;
     if (setrlimit(RLIMIT_FSIZE, &limit) != 0) std::_Exit(3);
     std::signal(SIGXFSZ, SIG_IGN);

@@ -17,7 +17,8 @@ using Row = std::vector<double>;
 
 class ReferenceDecoder {
  public:
-  explicit ReferenceDecoder(const Model& model) : model_(model), weights_(open(model), model.spec()) {}
+  explicit ReferenceDecoder(const Model& model)
+      : model_(model), weights_(open(model), model.spec()) {}
 
   // [tokens.size()][vocab_size]
   std::vector<Row> logits(std::span<const Token> tokens) const {
@@ -48,8 +49,9 @@ class ReferenceDecoder {
 
   static Row row_of(const Weight& weight, int64_t row) {
     std::vector<float> values(static_cast<size_t>(weight.cols));
-    format(weight.type).decode(weight.data + static_cast<size_t>(row) * weight.row_bytes,
-                               values.data(), weight.cols);
+    format(weight.type)
+        .decode(weight.data + static_cast<size_t>(row) * weight.row_bytes, values.data(),
+                weight.cols);
     return {values.begin(), values.end()};
   }
 
@@ -129,7 +131,8 @@ class ReferenceDecoder {
     Row p;
     for (size_t s = first; s <= t; ++s) {
       double score = 0;
-      for (size_t i = 0; i < kd; ++i) score += q[t][static_cast<size_t>(h) * kd + i] * k[s][kv * kd + i];
+      for (size_t i = 0; i < kd; ++i)
+        score += q[t][static_cast<size_t>(h) * kd + i] * k[s][kv * kd + i];
       score *= spec.scale;
       p.push_back(spec.softcap > 0 ? spec.softcap * std::tanh(score / spec.softcap) : score);
     }
@@ -159,7 +162,8 @@ class ReferenceDecoder {
       case Activation::silu:
         return x / (1 + std::exp(-x));
       case Activation::gelu_tanh:
-        return 0.5 * x * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
+        return 0.5 * x *
+               (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (x + 0.044715 * x * x * x)));
       case Activation::gelu_erf:
         return 0.5 * x * (1 + std::erf(x / std::numbers::sqrt2));
       case Activation::relu:

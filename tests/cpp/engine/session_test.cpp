@@ -50,13 +50,12 @@ TEST_P(EveryArchitecture, EqualsTheReferenceInExactMode) {
 
 INSTANTIATE_TEST_SUITE_P(
     Models, EveryArchitecture,
-    ::testing::Values(Architecture{"llama", {}},
-                      Architecture{"multi_head", {.n_heads = 2, .n_kv_heads = 2}},
-                      Architecture{"multi_query", {.n_heads = 4, .n_kv_heads = 1}},
-                      Architecture{"sliding_window", {.window = 20}},
-                      Architecture{"gemma3",
-                                   {.arch = "gemma3", .n_layers = 7, .n_kv_heads = 1, .window = 16}},
-                      Architecture{"quantized", {.type = WeightType::q8_0}}),
+    ::testing::Values(
+        Architecture{"llama", {}}, Architecture{"multi_head", {.n_heads = 2, .n_kv_heads = 2}},
+        Architecture{"multi_query", {.n_heads = 4, .n_kv_heads = 1}},
+        Architecture{"sliding_window", {.window = 20}},
+        Architecture{"gemma3", {.arch = "gemma3", .n_layers = 7, .n_kv_heads = 1, .window = 16}},
+        Architecture{"quantized", {.type = WeightType::q8_0}}),
     [](const auto& tested) { return tested.param.name; });
 
 class SessionTest : public ::testing::Test {

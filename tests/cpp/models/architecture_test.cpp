@@ -15,9 +15,7 @@
 namespace kve {
 namespace {
 
-std::filesystem::path tiny_folder() {
-  return std::filesystem::path(KVE_TEST_FIXTURES) / "tiny";
-}
+std::filesystem::path tiny_folder() { return std::filesystem::path(KVE_TEST_FIXTURES) / "tiny"; }
 
 std::vector<std::string> tiny_names() {
   std::vector<std::string> names;

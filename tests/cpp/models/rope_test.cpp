@@ -45,8 +45,7 @@ TEST(Rope, FrequencyFactorsDivide) {
   const RopeTable scaled(spec);
   const RopeTable original(plain(8));
   for (size_t i = 0; i < 4; ++i) {
-    EXPECT_DOUBLE_EQ(scaled.frequencies()[i],
-                     original.frequencies()[i] / spec.freq_factors[i]);
+    EXPECT_DOUBLE_EQ(scaled.frequencies()[i], original.frequencies()[i] / spec.freq_factors[i]);
   }
 }
 
