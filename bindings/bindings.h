@@ -29,6 +29,8 @@ void bind_generation(py::module_& module);
 
 // The bytes of a str (as UTF-8; lone surrogates raise UnicodeEncodeError) or of a bytes object.
 std::string text_bytes(const py::object& text);
+// The inverse of text_str(), for names that came from a file.
+std::string str_bytes(const py::str& text);
 // A str; bytes that are not UTF-8 become lone surrogates, as in file names ("surrogateescape").
 py::str text_str(std::string_view bytes);
 // From a sequence of ints or a one-dimensional integer array. Throws ConfigError.
@@ -43,7 +45,7 @@ class PythonProgress {
   Progress function() {
     return [this](int64_t done, int64_t total) { return report(done, total); };
   }
-  // In a handler of CancelledError: throws what Python raised, if that was the reason.
+  // After the call, whether it was cancelled or came to its end: throws what Python raised.
   void rethrow() {
     if (raised_) std::rethrow_exception(raised_);
   }

@@ -24,6 +24,7 @@ class GenerationHandle {
       watcher.rethrow();
       throw;
     }
+    watcher.rethrow();
   }
 
   Piece next() {

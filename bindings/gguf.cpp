@@ -74,8 +74,13 @@ py::object python_value(const MetaValue& value) {
   }
 }
 
-const MetaValue* find(const GgufFile& file, const std::string& key) {
-  return file.metadata().find(key);
+const MetaValue* find(const GgufFile& file, const py::str& key) {
+  return file.metadata().find(str_bytes(key));
+}
+const MetaValue& require(const GgufFile& file, const py::str& key) {
+  const MetaValue* value = find(file, key);
+  if (!value) throw py::key_error(std::string(py::repr(key)));
+  return *value;
 }
 
 py::list tensors(const std::shared_ptr<GgufFile>& file) {
@@ -107,7 +112,7 @@ void set_number(GgufWriter& writer, const std::string& key, const py::object& va
   writer.set(key, value.cast<T>());
 }
 
-void set(GgufWriter& writer, const std::string& key, const py::object& value,
+void set(GgufWriter& writer, const py::str& name, const py::object& value,
          const std::string& type) {
   using Setter = void (*)(GgufWriter&, const std::string&, const py::object&);
   static const std::pair<std::string_view, Setter> kSetters[] = {
@@ -116,9 +121,13 @@ void set(GgufWriter& writer, const std::string& key, const py::object& value,
       {"u64", set_number<uint64_t>}, {"i64", set_number<int64_t>},  {"f32", set_number<float>},
       {"f64", set_number<double>},   {"bool", set_number<bool>},
   };
-  if (type == "string") return writer.set(key, text_bytes(value));
-  for (const auto& [name, setter] : kSetters) {
-    if (name == type) return setter(writer, key, value);
+  const std::string key = str_bytes(name);
+  if (type == "string") {
+    const bool is_str = py::isinstance<py::str>(value);
+    return writer.set(key, is_str ? str_bytes(value) : text_bytes(value));
+  }
+  for (const auto& [known, setter] : kSetters) {
+    if (known == type) return setter(writer, key, value);
   }
   throw ConfigError(
       message("type: expected u8, i8, u16, i16, u32, i32, u64, i64, f32, f64, bool "
@@ -138,20 +147,18 @@ void bind_file(py::module_& module) {
            R"(Opens and checks a file (of a split model: its first part).
 
 Raises IoError, FormatError, UnsupportedError.)");
-  file.def("__getitem__", [](const GgufFile& self, const std::string& key) {
-    const MetaValue* value = find(self, key);
-    if (!value) throw py::key_error(key);
-    return python_value(*value);
+  file.def("__getitem__", [](const GgufFile& self, const py::str& key) {
+    return python_value(require(self, key));
   });
   file.def(
       "get",
-      [](const GgufFile& self, const std::string& key, const py::object& fallback) {
+      [](const GgufFile& self, const py::str& key, const py::object& fallback) {
         const MetaValue* value = find(self, key);
         return value ? python_value(*value) : fallback;
       },
       py::arg("key"), py::arg("default") = py::none(), "The value of a key, or `default`.");
   file.def("__contains__",
-           [](const GgufFile& self, const std::string& key) { return self.has(key); });
+           [](const GgufFile& self, const py::str& key) { return find(self, key) != nullptr; });
   file.def("__len__", [](const GgufFile& self) { return self.metadata().size(); });
   file.def(
       "keys",
@@ -164,17 +171,13 @@ Raises IoError, FormatError, UnsupportedError.)");
   file.def("__iter__", [](const py::object& self) { return py::iter(self.attr("keys")()); });
   file.def(
       "type_name",
-      [](const GgufFile& self, const std::string& key) {
-        const MetaValue* value = find(self, key);
-        if (!value) throw py::key_error(key);
-        return value->type_name();
-      },
+      [](const GgufFile& self, const py::str& key) { return require(self, key).type_name(); },
       py::arg("key"), "How a value is stored: 'u32', 'string', 'array of 49152 string'.");
   file.def_property_readonly("tensors", &tensors, "All tensors in file order.");
   file.def(
       "tensor",
-      [](const std::shared_ptr<GgufFile>& self, const std::string& name) {
-        return Tensor{self, &self->tensor(name)};
+      [](const std::shared_ptr<GgufFile>& self, const py::str& name) {
+        return Tensor{self, &self->tensor(str_bytes(name))};
       },
       py::arg("name"), "One tensor. Raises FormatError if there is none of that name.");
   file.def_property_readonly("path", &GgufFile::path);
@@ -219,8 +222,14 @@ void bind_writer(py::module_& module) {
 type: 'u8', 'i8', 'u16', 'i16', 'u32', 'i32', 'u64', 'i64', 'f32', 'f64', 'bool' or 'string'.
 Raises ConfigError.)");
   writer.def(
-      "erase", [](GgufWriter& self, const std::string& key) { self.erase(key); }, py::arg("key"),
-      "Removes a key, if it is there.");
+      "copy",
+      [](GgufWriter& self, const py::str& key, const GgufFile& file) {
+        self.set_value(str_bytes(key), require(file, key));
+      },
+      py::arg("key"), py::arg("file"), "Adds a key with the value it has in another file.");
+  writer.def(
+      "erase", [](GgufWriter& self, const py::str& key) { self.erase(str_bytes(key)); },
+      py::arg("key"), "Removes a key, if it is there.");
   writer.def(
       "write",
       [](const GgufWriter& self, const std::filesystem::path& path) {

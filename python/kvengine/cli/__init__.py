@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        print(_usage(), file=sys.stdout if argv else sys.stderr)
         return 0 if argv else 2
     try:
         return _run(argv)
@@ -75,7 +75,7 @@ def _run(argv: list[str]) -> int:
     except MemoryError:
         return _fail(name, "memory: expected enough, found the system out of it", status=1)
     except OSError as error:
-        return _fail(name, error, status=1)
+        return _fail(name, f"{error.filename or 'system'}: {error.strerror or error}", status=1)
 
 
 def _status_of(error: Exception) -> int:

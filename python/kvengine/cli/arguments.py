@@ -94,7 +94,7 @@ def real(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a number, found '{text[:40]}'") from None
 
 
-def add_json(parser: argparse.ArgumentParser) -> None:
+def add_json(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document and nothing else"
     )
@@ -114,7 +114,7 @@ def add_common(parser: argparse.ArgumentParser, computes: bool = True, cache: bo
         help="GGUF file, or a model to pull (default: smollm2-135m)",
     )
     group.add_argument(
-        "-t", "--threads", type=whole(0, 4096), default=0, help=shown("threads; 0: all processors")
+        "-t", "--threads", type=whole(0, 1024), default=0, help=shown("threads; 0: all processors")
     )
     group.add_argument(
         "-c",

@@ -9,8 +9,8 @@ from kvengine.cli.arguments import add_json
 from kvengine.cli.output import print_json, print_table
 
 DESCRIPTION = (
-    "List what a cache spec (--cache) may name. A spec is a name with parameters, for both sides or "
-    "for one: 'int4:group=32,tail=64', 'k=q8_0 + v=q4_0'."
+    "List what a cache spec (--cache) may name. A spec is a name with parameters, for keys and "
+    "values or for one of them: 'int4:group=32,tail=64', 'k=q8_0 + v=q4_0'."
 )
 
 _KEYS = ("name", "kind", "spec", "parameters", "paper", "bits_per_value")

@@ -30,8 +30,8 @@ HELP = """\
 /save FILE    write the conversation and its cache (FILE and FILE.json)
 /load FILE    go on with a saved conversation
 /exit         leave, as Ctrl-D does
-Ctrl-C stops an answer. A line that ends with \\ goes on in the next line; a line of three quotes (\"\"\")
-begins and ends a message of several lines."""
+Ctrl-C stops an answer. A line that ends with \\ goes on in the next line; a line of three quotes
+(\"\"\") begins and ends a message of several lines."""
 
 _BLOCK = '"""'
 
@@ -58,9 +58,7 @@ def run(args: argparse.Namespace) -> None:
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  (gives input() editing and history)
 
-        say(
-            f"{model.name or model.path}, cache {chat.session.cache.spec}. /help tells the commands."
-        )
+        say(f"{model.name or model.path}, cache {chat.session.cache.spec} (/help for commands)")
     if first:
         chat.answer(first)
     while (message := read_message()) is not None:

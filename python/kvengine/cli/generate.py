@@ -70,7 +70,7 @@ def prompt_tps(answer: Generation) -> float | None:
 
 
 def decode_tps(answer: Generation) -> float | None:
-    """Tokens decoded per second; None if none were. The first token comes from the prompt's logits."""
+    """Tokens decoded per second; None if none were: the first comes from the prompt's logits."""
     if answer.generated_tokens < 2 or answer.decode_seconds <= 0:
         return None
     return (answer.generated_tokens - 1) / answer.decode_seconds

@@ -43,35 +43,31 @@ def run(args: argparse.Namespace) -> None:
 
 def kv_bytes_per_token_f16(file: GgufFile) -> int | None:
     """Bytes that keys and values of one token take in f16, over all layers; None if unknown."""
-    architecture = file.get("general.architecture")
+    prefix = file.get("general.architecture")
 
-    def number(key: str) -> Any:
-        value = file.get(f"{architecture}.{key}")
-        return value if isinstance(value, int | list) else None
+    def number(key: str) -> int:
+        value = file.get(f"{prefix}.{key}")
+        return value if type(value) is int else 0
 
     layers, heads = number("block_count"), number("attention.head_count")
-    kv_heads = number("attention.head_count_kv") or heads
-    width = number("embedding_length")
-    per_head = None
-    if isinstance(width, int) and isinstance(heads, int) and heads > 0:
-        per_head = width // heads
+    per_head = number("embedding_length") // heads if heads else 0
     key_dim = number("attention.key_length") or per_head
     value_dim = number("attention.value_length") or per_head
-    if not all(isinstance(value, int) for value in (layers, key_dim, value_dim)) or not kv_heads:
-        return None
-    if isinstance(kv_heads, list):  # one number for each layer
-        if not all(type(each) is int for each in kv_heads) or len(kv_heads) != layers:
-            return None
-        return 2 * sum(kv_heads) * (key_dim + value_dim)
-    return 2 * layers * kv_heads * (key_dim + value_dim)
+    of_layers = file.get(f"{prefix}.attention.head_count_kv")
+    if isinstance(of_layers, list):  # one number for each layer
+        valid = len(of_layers) == layers and all(type(each) is int for each in of_layers)
+        kv_heads = sum(of_layers) if valid else 0
+    else:
+        kv_heads = layers * (number("attention.head_count_kv") or heads)
+    return 2 * kv_heads * (key_dim + value_dim) or None
 
 
 def _print(file: GgufFile, document: dict[str, Any], list_tensors: bool) -> None:
     print(f"{file.path} (GGUF {file.version}, {human_bytes(file.file_bytes)})\n")
     rows = [[key, file.type_name(key), _short(file[key])] for key in file.keys()]  # noqa: SIM118
     print_table(["key", "type", "value"], rows)
-    types = Counter()
-    size = Counter()
+    types: Counter[str] = Counter()
+    size: Counter[str] = Counter()
     for tensor in file.tensors:
         types[tensor.type] += 1
         size[tensor.type] += tensor.bytes

@@ -39,6 +39,8 @@ def run(args: argparse.Namespace) -> None:
     output = getattr(args, "output", None)
     if args.all and output is None:
         raise InputError("-o/--output: expected a file to write with --all, found none")
+    if output is not None and not Path(output).absolute().parent.is_dir():
+        raise InputError(f"-o/--output: expected a file in a folder that exists, found '{output}'")
     text = None if hasattr(args, "tokens") else prompt_text(args)
     model = load_model(args)
     session = open_session(model, args)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 
 from kvengine import canonical_cache
 from kvengine.cli.arguments import InputError, add_common, add_prompt, cache_spec, whole
@@ -64,8 +63,7 @@ def run(args: argparse.Namespace) -> None:
     with Progress("measuring") as progress:
         result = perplexity(model, text, options, _say_window, progress.update)
     if args.json:
-        document = dataclasses.asdict(dataclasses.replace(result, cache=None))
-        print_json(document | {"cache": result.cache.as_dict()})
+        print_json(result.as_dict())
     else:
         _print(result)
 
@@ -82,7 +80,7 @@ def _say_window(window: Window) -> None:
 
 def _print(result: PerplexityResult) -> None:
     print(f"ppl            {result.ppl:.4f} +/- {result.ppl_error:.4f}")
-    if result.ppl_reference is not None:
+    if result.ppl_reference is not None and result.same_top is not None:
         print(f"ppl reference  {result.ppl_reference:.4f}")
         print(f"kld mean       {result.kld_mean:.6f}")
         print(f"kld median     {result.kld_median:.6f}")

@@ -43,29 +43,31 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _list(as_json: bool) -> None:
-    models = [
-        {
-            "name": model.name,
-            "path": str(pull.home() / model.file),
-            "bytes": model.bytes,
-            "sha256": model.sha256,
-            "license": model.license,
-            "present": pull.is_present(model),
-        }
-        for model in pull.MODELS.values()
-    ]
+    models = pull.MODELS.values()
     if as_json:
-        print_json(models)
+        print_json(
+            [
+                {
+                    "name": model.name,
+                    "path": str(pull.home() / model.file),
+                    "bytes": model.bytes,
+                    "sha256": model.sha256,
+                    "license": model.license,
+                    "present": pull.is_present(model),
+                }
+                for model in models
+            ]
+        )
         return
     print_table(
         ["name", "size", "license", "here", "file"],
         [
             [
-                model["name"],
-                human_bytes(model["bytes"]),
-                model["license"],
-                "yes" if model["present"] else "no",
-                model["path"],
+                model.name,
+                human_bytes(model.bytes),
+                model.license,
+                "yes" if pull.is_present(model) else "no",
+                pull.home() / model.file,
             ]
             for model in models
         ],

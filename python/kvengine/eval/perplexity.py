@@ -1,9 +1,9 @@
 """Perplexity by llama.cpp's protocol, with the cache under test really being read.
 
-The text is cut into windows of `n_ctx` tokens; if the vocabulary asks for BOS, it replaces the first
-token of every window. The second half of each window is scored: position i predicts token i + 1,
-for i from n_ctx // 2 to n_ctx - 2. A window is fed a few tokens at a time, and every feed reads what
-earlier feeds left in the cache.
+The text is cut into windows of `n_ctx` tokens; if the vocabulary asks for BOS, it replaces the
+first token of every window. The second half of each window is scored: position i predicts token
+i + 1, for i from n_ctx // 2 to n_ctx - 2. A window is fed a few tokens at a time, and every feed
+reads what earlier feeds left in the cache.
 
 With a reference, a second session reads the same tokens, and the Kullback-Leibler divergence of the
 distributions, KL(reference || tested), is measured at every scored position.
@@ -11,14 +11,16 @@ distributions, KL(reference || tested), is measured at every scored position.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine._core import CacheStats, ConfigError
+from kvengine._core import CacheStats, ConfigError, Error
 from kvengine.model import Model, Session
 
 _ROWS = 16  # rows of logits handled at once in float64
@@ -59,14 +61,21 @@ class PerplexityOptions:
                 )
 
 
-@dataclass
-class Scores:
-    """Per scored position, in nats."""
+@dataclass(frozen=True)
+class Comparison:
+    """Per scored position: the reference's nll and KL(reference || tested) in nats."""
 
     nll: NDArray[np.float64]
-    nll_reference: NDArray[np.float64] | None = None
-    kld: NDArray[np.float64] | None = None
-    same_top: NDArray[np.bool_] | None = None
+    kld: NDArray[np.float64]
+    same_top: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Per scored position: the negative log-likelihood in nats."""
+
+    nll: NDArray[np.float64]
+    compared: Comparison | None = None
 
 
 @dataclass(frozen=True)
@@ -95,7 +104,12 @@ class PerplexityResult:
     windows: int
     scored_tokens: int
     exact: bool
-    cache: CacheStats = field(repr=False)
+    cache: CacheStats
+
+    def as_dict(self) -> dict[str, Any]:
+        """The document that `kvengine perplexity --json` prints."""
+        names = (field.name for field in dataclasses.fields(self))
+        return {name: getattr(self, name) for name in names} | {"cache": self.cache.as_dict()}
 
 
 def perplexity(
@@ -116,30 +130,24 @@ def perplexity(
     """
     options = options or PerplexityOptions()
     tokens = model.tokenizer.encode(text) if isinstance(text, str | bytes) else list(text)
+    bos = model.tokenizer.bos if model.tokenizer.add_bos else None
     starts = window_starts(len(tokens), options)
     total = len(starts) * options.n_ctx
     parts: list[Scores] = []
     for index, start in enumerate(starts):
         window = tokens[start : start + options.n_ctx]
-        if model.tokenizer.add_bos:
-            window[0] = model.tokenizer.bos
-        done = index * options.n_ctx
-        scores, stats = _score_window(
-            model, window, options, lambda n, done=done: on_feed and on_feed(done + n, total)
-        )
+        if bos is not None:
+            window[0] = bos
+
+        def report(read: int, before: int = index * options.n_ctx) -> None:
+            if on_feed:
+                on_feed(before + read, total)
+
+        scores, stats = _score_window(model, window, options, report)
         parts.append(scores)
         if on_window:
-            so_far = _join(parts)
-            on_window(
-                Window(
-                    index=index,
-                    count=len(starts),
-                    ppl=math.exp(scores.nll.mean()),
-                    ppl_so_far=math.exp(so_far.nll.mean()),
-                    kld_so_far=None if so_far.kld is None else float(so_far.kld.mean()),
-                )
-            )
-    return _summary(_join(parts), len(starts), options.exact, stats)
+            on_window(_window(index, len(starts), scores, join(parts)))
+    return _summary(join(parts), len(starts), options.exact, stats)
 
 
 def window_starts(n_tokens: int, options: PerplexityOptions) -> list[int]:
@@ -169,29 +177,59 @@ def score_rows(
 
     Shapes: logits and reference [n, vocab_size], targets [n].
     """
-    n = len(targets)
-    scores = Scores(np.empty(n))
-    if reference is not None:
-        scores = Scores(np.empty(n), np.empty(n), np.empty(n), np.empty(n, dtype=np.bool_))
-    for first in range(0, n, _ROWS):
-        rows = slice(first, min(first + _ROWS, n))
-        index = np.arange(rows.stop - rows.start)
-        log_p = log_softmax(logits[rows])
-        scores.nll[rows] = -log_p[index, targets[rows]]
-        if reference is None:
-            continue
-        log_r = log_softmax(reference[rows])
-        r = np.exp(log_r)
-        # 0 * log 0 is 0: such a token costs nothing, whatever the other distribution says.
-        difference = np.where(r > 0, log_r - log_p, 0.0)
-        scores.nll_reference[rows] = -log_r[index, targets[rows]]
-        scores.kld[rows] = (r * difference).sum(axis=-1)
-        scores.same_top[rows] = logits[rows].argmax(axis=-1) == reference[rows].argmax(axis=-1)
-    return scores
+    parts = [
+        _score_block(
+            logits[first : first + _ROWS],
+            targets[first : first + _ROWS],
+            None if reference is None else reference[first : first + _ROWS],
+        )
+        for first in range(0, len(targets), _ROWS)
+    ]
+    return join(parts)
+
+
+def _score_block(
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    reference: NDArray[np.float32] | None,
+) -> Scores:
+    rows = np.arange(len(targets))
+    log_p = log_softmax(logits)
+    nll = -log_p[rows, targets]
+    if np.isnan(nll).any():
+        raise Error("logits: expected numbers, found NaN")
+    if reference is None:
+        return Scores(nll)
+    log_r = log_softmax(reference)
+    r = np.exp(log_r)
+    # 0 * log 0 is 0: such a token costs nothing, whatever the other distribution says.
+    difference = np.subtract(log_r, log_p, out=np.zeros_like(r), where=r > 0)
+    compared = Comparison(
+        nll=-log_r[rows, targets],
+        kld=(r * difference).sum(axis=-1),
+        same_top=logits.argmax(axis=-1) == reference.argmax(axis=-1),
+    )
+    return Scores(nll, compared)
+
+
+def join(parts: Sequence[Scores]) -> Scores:
+    """One after the other."""
+    nll = np.concatenate([part.nll for part in parts])
+    compared = [part.compared for part in parts if part.compared]
+    if not compared:
+        return Scores(nll)
+    return Scores(
+        nll,
+        Comparison(
+            nll=np.concatenate([each.nll for each in compared]),
+            kld=np.concatenate([each.kld for each in compared]),
+            same_top=np.concatenate([each.same_top for each in compared]),
+        ),
+    )
 
 
 def _score_window(
-    model: Model, window: list[int], options: PerplexityOptions, on_feed: Callable[[int], object]
+    model: Model, window: list[int], options: PerplexityOptions, on_feed: Callable[[int], None]
 ) -> tuple[Scores, CacheStats]:
     n_ctx = options.n_ctx
     first = n_ctx // 2 if options.stride is None else n_ctx - 1 - options.stride
@@ -213,7 +251,7 @@ def _score_window(
         if needed:
             parts.append(score_rows(rows, targets[scored], reference_rows))
         on_feed(end)
-    return _join(parts), tested.cache.stats()
+    return join(parts), tested.cache.stats()
 
 
 def _feed(session: Session, tokens: list[int], needed: bool, wanted: slice) -> NDArray[np.float32]:
@@ -221,29 +259,36 @@ def _feed(session: Session, tokens: list[int], needed: bool, wanted: slice) -> N
     return logits[wanted] if needed else logits
 
 
-def _join(parts: list[Scores]) -> Scores:
-    def joined(name: str) -> NDArray | None:
-        arrays = [getattr(part, name) for part in parts]
-        return None if arrays[0] is None else np.concatenate(arrays)
+def _exp_mean(nll: NDArray[np.float64]) -> float:
+    with np.errstate(over="ignore"):  # infinity is the answer then
+        return float(np.exp(nll.mean()))
 
-    return Scores(joined("nll"), joined("nll_reference"), joined("kld"), joined("same_top"))
+
+def _window(index: int, count: int, own: Scores, so_far: Scores) -> Window:
+    return Window(
+        index=index,
+        count=count,
+        ppl=_exp_mean(own.nll),
+        ppl_so_far=_exp_mean(so_far.nll),
+        kld_so_far=float(so_far.compared.kld.mean()) if so_far.compared else None,
+    )
 
 
 def _summary(scores: Scores, windows: int, exact: bool, cache: CacheStats) -> PerplexityResult:
     n = len(scores.nll)
-    ppl = math.exp(scores.nll.mean())
+    ppl = _exp_mean(scores.nll)
     # One standard error of the mean, carried through exp.
     error = ppl * math.sqrt(scores.nll.var() / (n - 1)) if n > 1 else 0.0
-    compared = scores.kld is not None
+    compared = scores.compared
     return PerplexityResult(
         ppl=ppl,
         ppl_error=error,
-        ppl_reference=math.exp(scores.nll_reference.mean()) if compared else None,
-        kld_mean=float(scores.kld.mean()) if compared else None,
-        kld_median=float(np.median(scores.kld)) if compared else None,
-        kld_p99=float(np.quantile(scores.kld, 0.99)) if compared else None,
-        kld_p999=float(np.quantile(scores.kld, 0.999)) if compared else None,
-        same_top=float(scores.same_top.mean()) if compared else None,
+        ppl_reference=_exp_mean(compared.nll) if compared else None,
+        kld_mean=float(compared.kld.mean()) if compared else None,
+        kld_median=float(np.median(compared.kld)) if compared else None,
+        kld_p99=float(np.quantile(compared.kld, 0.99)) if compared else None,
+        kld_p999=float(np.quantile(compared.kld, 0.999)) if compared else None,
+        same_top=float(compared.same_top.mean()) if compared else None,
         windows=windows,
         scored_tokens=n,
         exact=exact,

@@ -1,0 +1,521 @@
+"""The command line: JSON keys, exit statuses, one-line errors, interruption."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_cache import KEYS as CACHE_KEYS
+
+import kvengine as kv
+
+PROMPT = "The cache keeps the token."
+TEXT = "Anna reads the book. The lamp waits, and the boat keeps the cache. " * 30
+
+
+@pytest.fixture
+def m(tiny_chat_path: Path) -> tuple[str, str, str, str]:
+    return ("-m", str(tiny_chat_path), "-t", "2")
+
+
+def test_help(cli) -> None:
+    usage = cli("--help")
+    assert usage.returncode == 0
+    assert cli().returncode == 2
+    for line in usage.stdout.split("\n"):
+        if line.startswith("  "):
+            verb = line.split()[0]
+            result = cli(verb, "--help")
+            assert result.returncode == 0
+            assert f"kvengine {verb}" in result.stdout
+
+
+def test_version(cli) -> None:
+    assert cli("--version").stdout == f"kvengine {kv.__version__}\n"
+
+
+def test_as_a_program(m, cli) -> None:
+    """The other tests call main(); this one starts the program, with bytes for arguments."""
+    command = [sys.executable, "-m", "kvengine"]
+    arguments = ["tokenize", *m, "-p", "Zürich", "--json"]
+    result = subprocess.run([*command, *arguments], capture_output=True, check=True)
+    assert result.stdout.decode() == cli(*arguments).stdout
+    assert result.stderr == b""
+    arguments = [b"generate", *(each.encode() for each in m), b"-p", b"\xff"]
+    result = subprocess.run([*command, *arguments], capture_output=True, check=False)
+    assert (result.returncode, result.stdout) == (2, b"")
+    assert result.stderr.count(b"\n") == 1
+
+
+# --- JSON ------------------------------------------------------------------------------------
+
+
+def test_inspect(cli_json, m, tiny_path: Path) -> None:
+    document = cli_json("inspect", *m)
+    assert list(document) == [
+        "architecture",
+        "parameters",
+        "file_bytes",
+        "tensors",
+        "metadata",
+        "kv_bytes_per_token_f16",
+    ]
+    assert document["architecture"] == "llama"
+    file = kv.GgufFile(tiny_path)
+    assert document["parameters"] == sum(tensor.elements for tensor in file.tensors)
+    assert document["tensors"][0].keys() == {"name", "type", "shape"}
+    assert document["metadata"]["general.architecture"] == "llama"
+    model = kv.Model.load(tiny_path)
+    session = model.session()
+    session.forward([1])
+    assert document["kv_bytes_per_token_f16"] == session.cache.stats().f16_bytes
+
+
+def test_vocabulary_only_files(cli, cli_json, vocabulary_path: Path, tmp_path: Path) -> None:
+    m = ("-m", vocabulary_path)
+    document = cli_json("inspect", *m)
+    assert document["tensors"] == []
+    assert document["parameters"] == 0
+    assert document["kv_bytes_per_token_f16"] is None
+    tokens = cli_json("tokenize", *m, "-p", PROMPT)["tokens"]
+    text = cli_json("detokenize", *m, "--tokens", ",".join(map(str, tokens)))["text"]
+    assert text == PROMPT
+    messages = tmp_path / "messages.json"
+    messages.write_text(json.dumps([{"role": "user", "content": "hi"}]))
+    rendered = cli_json("template", *m, "--messages", messages, "--add-generation-prompt")["text"]
+    assert rendered.endswith("[user] hi\n[assistant] ")
+    assert cli("inspect", *m).returncode == 0
+    assert cli("generate", *m, "-p", PROMPT).returncode == 2
+
+
+def test_tokenize(cli_json, m, tiny_chat: kv.Model, tmp_path: Path) -> None:
+    tokenizer = tiny_chat.tokenizer
+    document = cli_json("tokenize", *m, "-p", "Zürich\n 東京 🙂")
+    assert list(document) == ["tokens", "pieces"]
+    assert document["tokens"] == tokenizer.encode("Zürich\n 東京 🙂")
+    assert len(document["pieces"]) == len(document["tokens"])
+    assert cli_json("tokenize", *m, "-p", "")["tokens"] == tokenizer.encode("")
+    assert cli_json("tokenize", *m, "-p", "-n 5")["tokens"] == tokenizer.encode("-n 5")
+    path = tmp_path / "bytes.txt"
+    path.write_bytes(b"a\xff\n")
+    assert cli_json("tokenize", *m, "-f", path)["tokens"] == tokenizer.encode(b"a\xff\n")
+    special = tokenizer.token_text(tokenizer.eos)
+    plain = cli_json("tokenize", *m, "-p", special)["tokens"]
+    assert tokenizer.eos not in plain
+    parsed = cli_json("tokenize", *m, "-p", special, "--parse-special")["tokens"]
+    assert tokenizer.eos in parsed
+    assert cli_json("detokenize", *m, "--tokens", tokenizer.eos)["text"] == ""
+    assert cli_json("detokenize", *m, "--tokens", tokenizer.eos, "--special")["text"] == special
+
+
+def test_template_variables(cli_json, m, tmp_path: Path) -> None:
+    path = tmp_path / "messages.json"
+    path.write_text(
+        json.dumps(
+            {
+                "messages": [{"role": "user", "content": "hi"}],
+                "add_generation_prompt": True,
+                "bos_token": "<B>",
+            }
+        )
+    )
+    assert cli_json("template", *m, "--messages", path)["text"] == "<B>[user] hi\n[assistant] "
+    text = cli_json("template", *m, "--messages", path, "--no-add-generation-prompt")["text"]
+    assert text == "<B>[user] hi\n"
+
+
+def test_generate(cli_json, m, tiny_chat: kv.Model) -> None:
+    document = cli_json(
+        "generate", *m, "-p", PROMPT, "-n", "8", "--temp", "0", "--cache", "int4:group=8,tail=4"
+    )
+    assert list(document) == [
+        "text",
+        "tokens",
+        "finish_reason",
+        "prompt_tokens",
+        "prompt_tps",
+        "decode_tps",
+        "cache",
+        "peak_rss_bytes",
+    ]
+    session = tiny_chat.session(cache="int4:group=8,tail=4")
+    pieces = list(session.generate(PROMPT, max_tokens=8))
+    assert document["text"] == "".join(piece.text for piece in pieces)
+    assert document["tokens"] == [piece.token for piece in pieces if piece.token is not None]
+    assert document["finish_reason"] in ("stop", "length")
+    assert document["prompt_tokens"] == len(tiny_chat.tokenizer.encode(PROMPT))
+    assert list(document["cache"]) == CACHE_KEYS
+    assert document["cache"] == session.cache.stats().as_dict()
+    assert document["prompt_tps"] > 0
+    assert document["peak_rss_bytes"] > 10**6
+
+
+def test_generate_streams_text_and_says_what_the_cache_cost(cli, m, cli_json) -> None:
+    arguments = ("generate", *m, "-p", PROMPT, "-n", "8", "--temp", "0")
+    result = cli(*arguments)
+    assert result.returncode == 0
+    assert result.stdout == cli_json(*arguments)["text"] + "\n"
+    assert "cache f16" in result.stderr
+    assert "f16 would be" in result.stderr
+
+
+def test_generate_options(cli_json, m, tiny_chat: kv.Model) -> None:
+    base = ("generate", *m, "-n", "12", "--ignore-eos", "-p", PROMPT)
+    seeded = ("--temp", "1.5", "--top-k", "0", "-s", "7")
+    assert cli_json(*base, *seeded)["tokens"] == cli_json(*base, *seeded)["tokens"]
+    whole = cli_json(*base, "--temp", "0")["text"]
+    stop = whole[3:6]
+    stopped = cli_json(*base, "--temp", "0", "--stop", "@@@", "--stop", stop)
+    assert stopped["text"] == whole[: whole.index(stop)]
+    assert stopped["finish_reason"] == "stop"
+    chat = cli_json(*base, "--temp", "0", "--chat", "-sys", "be brief")
+    messages = [{"role": "system", "content": "be brief"}, {"role": "user", "content": PROMPT}]
+    assert chat["prompt_tokens"] == len(tiny_chat.encode_chat(messages))
+    spec = cli_json(*base, "-ctk", "int8:group=8", "-ctv", "f16")["cache"]["spec"]
+    assert spec == kv.canonical_cache("k=int8:group=8 + v=f16")
+
+
+def test_generate_from_files(cli_json, m, tmp_path: Path) -> None:
+    plain, packed = tmp_path / "prompt.txt", tmp_path / "prompt.txt.gz"
+    plain.write_text(PROMPT + "\n")
+    packed.write_bytes(gzip.compress(PROMPT.encode()))
+    expected = cli_json("generate", *m, "-p", PROMPT, "-n", "4", "--temp", "0")
+    for path in (plain, packed):
+        document = cli_json("generate", *m, "-f", path, "-n", "4", "--temp", "0")
+        assert document["tokens"] == expected["tokens"]
+
+
+def test_logits(cli, cli_json, m, tiny_chat: kv.Model, tmp_path: Path) -> None:
+    tokens = [(13 * i) % 250 for i in range(600)]
+    listed = ",".join(map(str, tokens))
+    path = tmp_path / "logits.npy"
+    document = cli_json("logits", *m, "-c", "700", "--tokens", listed, "--all", "-o", path)
+    assert document == {"shape": [600, tiny_chat.vocab_size], "file": str(path)}
+    written = np.load(path)
+    assert written.dtype == np.float32
+    expected = tiny_chat.session(700).forward(tokens, all_logits=True)
+    np.testing.assert_array_equal(written, expected)
+    last = cli_json("logits", *m, "-c", "700", "--tokens", listed, "-o", path)
+    assert last["shape"] == [1, tiny_chat.vocab_size]
+    # One row and several go through other kernels, which add up in another order.
+    np.testing.assert_allclose(np.load(path), expected[-1:], rtol=0, atol=2e-5)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["logits.npy"]
+    exact = cli_json("logits", *m, "--exact", "-p", PROMPT)
+    assert exact == {"shape": [1, tiny_chat.vocab_size], "file": None}
+    assert "probability" in cli("logits", *m, "-p", PROMPT).stdout
+
+
+def test_perplexity(cli, cli_json, m, tmp_path: Path) -> None:
+    path = tmp_path / "text.txt.gz"
+    path.write_bytes(gzip.compress(TEXT.encode()))
+    arguments = ("perplexity", *m, "-f", path, "-c", "64", "--chunks", "3")
+    document = cli_json(*arguments)
+    assert list(document) == [
+        "ppl",
+        "ppl_error",
+        "ppl_reference",
+        "kld_mean",
+        "kld_median",
+        "kld_p99",
+        "kld_p999",
+        "same_top",
+        "windows",
+        "scored_tokens",
+        "exact",
+        "cache",
+    ]
+    assert document["windows"] == 3
+    assert document["scored_tokens"] == 3 * 31
+    assert document["kld_mean"] is None
+    assert document["exact"] is False
+    assert list(document["cache"]) == CACHE_KEYS
+    compared = cli_json(
+        *arguments, "--exact", "--reference", "--feed", "8", "--cache", "int4:group=8,tail=0"
+    )
+    assert compared["exact"] is True
+    assert compared["kld_mean"] > 0
+    assert compared["ppl_reference"] > 0
+    named = cli_json(*arguments, "--reference", "f16")
+    assert named["kld_mean"] == 0
+    assert named["ppl"] == named["ppl_reference"]
+    result = cli(*arguments, "--stride", "16")
+    assert result.returncode == 0
+    assert result.stderr.count("window ") == 3
+
+
+def test_bench(cli, cli_json, m) -> None:
+    arguments = ("bench", *m, "-p", "16,32", "-n", "4", "-d", "0,24", "-r", "2")
+    rows = cli_json(*arguments, "--cache", "f16", "--cache", "int8:group=8,tail=4")
+    keys = ["test", "cache", "engine", "tps", "tps_median", "cache_bytes", "threads"]
+    assert all(list(row) == keys for row in rows)
+    tests = ["pp16", "pp32", "tg4", "pp16@d24", "pp32@d24", "tg4@d24"]
+    assert [row["test"] for row in rows] == [name for name in tests for _ in range(2)]
+    assert {row["cache"] for row in rows} == {
+        "f16",
+        kv.canonical_cache("int8:group=8,tail=4"),
+    }
+    for row in rows:
+        assert len(row["tps"]) == 2
+        assert min(row["tps"]) <= row["tps_median"] <= max(row["tps"])
+        assert row["cache_bytes"] > 0
+        assert row["threads"] == 2
+        assert row["engine"] == "kvengine"
+    assert "tg4@d24" in cli(*arguments).stdout
+
+
+def test_caches(cli, cli_json) -> None:
+    rows = cli_json("caches")
+    keys = ["name", "kind", "spec", "parameters", "paper", "bits_per_value"]
+    assert all(list(row) == keys for row in rows)
+    assert [row["name"] for row in rows] == [each.name for each in kv.caches()]
+    assert "int4" in cli("caches").stdout
+
+
+# --- bad usage and bad input -----------------------------------------------------------------
+
+GENERATE = ("generate", "-p", PROMPT)
+BAD = [
+    ("frobnicate",),
+    ("generate",),
+    ("generate", "-p"),
+    ("generate", "-p", ""),
+    ("generate", "-p", "a", "-f", "b"),
+    (*GENERATE, "--frobnicate"),
+    (*GENERATE, "extra"),
+    (*GENERATE, "-n", "many"),
+    (*GENERATE, "-n", "-2"),
+    (*GENERATE, "-n", "99999999999999999999"),
+    (*GENERATE, "-c", "2"),
+    (*GENERATE, "-c", "-1"),
+    (*GENERATE, "-c", "2000000000"),
+    (*GENERATE, "-t", "-1"),
+    (*GENERATE, "-t", "1000000"),
+    (*GENERATE, "-s", "-2"),
+    (*GENERATE, "-s", "18446744073709551616"),
+    (*GENERATE, "--temp", "nan"),
+    (*GENERATE, "--temp", "hot"),
+    (*GENERATE, "--temp", "inf"),
+    (*GENERATE, "--top-p", "nan"),
+    (*GENERATE, "--top-p", "1.5"),
+    (*GENERATE, "--min-p", "-1"),
+    (*GENERATE, "--typical", "nan"),
+    (*GENERATE, "--repeat-penalty", "0"),
+    (*GENERATE, "--repeat-penalty", "1e400"),
+    (*GENERATE, "--stop", ""),
+    (*GENERATE, "--cache", ""),
+    (*GENERATE, "--cache", "frob"),
+    (*GENERATE, "--cache", "int4:group=7"),
+    (*GENERATE, "--cache", "int4:tail=-1"),
+    (*GENERATE, "--cache", "int4:group=8,group=8"),
+    (*GENERATE, "--cache", "int4:" + "," * 10000),
+    (*GENERATE, "-ctk", "frob"),
+    (*GENERATE, "--cache", "f16", "-ctk", "f16"),
+    ("generate", "-f", "/nonexistent/prompt.txt"),
+    ("generate", "-f", "/"),
+    (*GENERATE, "-m", "/nonexistent/model.gguf"),
+    (*GENERATE, "-m", "/"),
+    (*GENERATE, "-m", ""),
+    (*GENERATE, "-m", "/dev/null"),
+    ("tokenize",),
+    ("detokenize",),
+    ("detokenize", "--tokens", "1,x"),
+    ("detokenize", "--tokens", "100000"),
+    ("detokenize", "--tokens", "-1"),
+    ("logits", "--tokens", ""),
+    ("logits", "--tokens", "100000"),
+    ("logits", "--tokens", "1", "--all"),
+    ("logits", "--tokens", "1", "-o", "/nonexistent/folder/x.npy"),
+    ("logits", "-p", PROMPT, "-c", "3"),
+    ("template",),
+    ("template", "--messages", "/nonexistent/m.json"),
+    ("perplexity", "-p", "short"),
+    ("perplexity", "-p", TEXT, "-c", "2"),
+    ("perplexity", "-p", TEXT, "-c", "64", "--feed", "0"),
+    ("perplexity", "-p", TEXT, "-c", "64", "--chunks", "0"),
+    ("perplexity", "-p", TEXT, "-c", "64", "--stride", "64"),
+    ("perplexity", "-p", TEXT, "-c", "64", "--reference", "frob"),
+    ("bench", "-p", "0", "-n", "0"),
+    ("bench", "-p", "16,"),
+    ("bench", "-r", "0"),
+    ("bench", "-d", "64", "-c", "32"),
+    ("bench", "--peer", "frob"),
+    ("bench", "--cache", "frob"),
+    ("chat", "--json"),
+    ("pull", "frob"),
+    ("pull", "hf:frob"),
+    ("pull", "hf:a/b/../../c.gguf"),
+]
+
+
+@pytest.mark.parametrize("arguments", BAD, ids=lambda arguments: " ".join(arguments)[:60])
+def test_bad_usage_and_bad_input(cli, m, arguments: tuple[str, ...]) -> None:
+    if "-m" not in arguments and arguments[0] not in ("pull", "caches", "frobnicate"):
+        arguments = (*arguments, *m[: 2 if "-t" in arguments else 4])
+    result = cli(*arguments)
+    assert result.returncode == 2, result
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("kvengine")
+
+
+def test_bad_files(cli, m, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    for content in (b"", b"\xff\xfe", b"\x80abc"):
+        path.write_bytes(content)
+        for verb in ("generate", "logits", "perplexity"):
+            result = cli(verb, *m, "-f", path)
+            assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
+    packed = tmp_path / "file.gz"
+    for content in (b"", b"no gzip", gzip.compress(b"text")[:-6]):
+        packed.write_bytes(content)
+        result = cli("generate", *m, "-f", packed)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
+    for content in ("", "{", "5", '"text"', "[5]", "[]", '[{"content": "x"}]', "[" * 100000):
+        path.write_text(content)
+        result = cli("template", *m, "--messages", path)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result
+
+
+def test_a_missing_peer_says_how_to_install_it(cli, m, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "llama_cpp", None)  # makes importing it fail
+    result = cli("bench", *m, "--peer", "llama-cpp-python")
+    assert result.returncode == 2
+    assert "pip install" in result.stderr
+
+
+def test_an_output_that_cannot_be_written(cli, m, tmp_path: Path) -> None:
+    target = tmp_path / "folder.npy"
+    target.mkdir()
+    result = cli("logits", *m, "-p", PROMPT, "-o", target)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_closed_pipe_is_no_error_message(m) -> None:
+    command = [sys.executable, "-m", "kvengine", "generate", *m, "-p", PROMPT, "-n", "200"]
+    with subprocess.Popen(
+        [*command, "--ignore-eos"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert b"Traceback" not in process.stderr.read()
+        assert process.wait(60) == 1
+
+
+# --- interruption ----------------------------------------------------------------------------
+
+
+def interrupted(arguments: list[str], until: str | None) -> subprocess.Popen[str]:
+    """Start a command, send Ctrl-C when `until` came out on standard error, and wait."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvengine", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        stdin=subprocess.DEVNULL,
+    )
+    if until is None:
+        assert process.stdout.read(1)
+    else:
+        while until not in process.stderr.readline():
+            assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    process.out, process.err = process.communicate(timeout=60)
+    return process
+
+
+def test_ctrl_c_ends_generation(m) -> None:
+    arguments = ["generate", *m, "-p", PROMPT, "-n", "-1", "-c", "30000000", "--ignore-eos"]
+    process = interrupted(arguments, until=None)
+    assert process.returncode == 130
+    assert "Traceback" not in process.err
+    assert "cache f16" in process.err
+
+
+def test_ctrl_c_ends_perplexity(m, tmp_path: Path) -> None:
+    path = tmp_path / "text"
+    path.write_text(TEXT * 200)
+    process = interrupted(
+        ["perplexity", *m, "-f", str(path), "-c", "64", "--json"], until="window 2/"
+    )
+    assert process.returncode == 130
+    assert process.out == ""
+    assert "Traceback" not in process.err
+
+
+def test_ctrl_c_leaves_no_half_written_file(m, tmp_path: Path) -> None:
+    text = tmp_path / "text"
+    text.write_text(TEXT * 300)
+    folder = tmp_path / "out"
+    folder.mkdir()
+    arguments = ["logits", *m, "-f", str(text), "-c", "9999999", "--all"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "kvengine", *arguments, "-o", str(folder / "x.npy")],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 60
+    while not any(entry.stat().st_size > 10**5 for entry in folder.iterdir()):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert list(folder.iterdir()) == []
+
+
+# --- chat ------------------------------------------------------------------------------------
+
+
+def test_chat(cli, m, tiny_chat: kv.Model, tmp_path: Path) -> None:
+    saved = tmp_path / "talk.kv"
+    script = f"""the lamp
+/stats
+/save {saved}
+/reset
+/load {saved}
+/help
+/frob
+/save
+/load {tmp_path}/absent
+and \\
+the boat
+\"\"\"
+several
+lines
+\"\"\"
+/exit
+never read
+"""
+    result = cli("chat", *m, "-n", "6", "--temp", "0", stdin=script)
+    assert result.returncode == 0, result.stderr
+    messages = json.loads((tmp_path / "talk.kv.json").read_text())
+    assert messages[0] == {"role": "user", "content": "the lamp"}
+    first = tiny_chat.session().generate(messages[:1], max_tokens=6)
+    assert result.stdout.startswith("".join(piece.text for piece in first) + "\n")
+    for word in ("cache f16", "saved", "forgotten", "loaded", "/reset ", "/frob", "file name"):
+        assert word in result.stderr
+    assert "never read" not in result.stdout
+
+
+def test_chat_in_a_small_context(cli, m) -> None:
+    result = cli(
+        "chat", *m, "-n", "4", "-c", "24", "--temp", "0", stdin="the lamp " * 50 + "\nhi\n"
+    )
+    assert result.returncode == 0
+    assert "/reset" in result.stderr
+
+
+def test_chat_needs_a_template(cli, tiny_path: Path) -> None:
+    result = cli("chat", "-m", tiny_path, stdin="hi\n")
+    assert result.returncode == 2
+    assert "chat template" in result.stderr

@@ -1,0 +1,108 @@
+"""Real models against golden files that transformers wrote (tests/oracle tells how)."""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import FIXTURES, real_model
+
+import kvengine as kv
+
+pytestmark = [pytest.mark.model, pytest.mark.slow]
+
+GOLDEN = FIXTURES / "golden"
+NAMES = ["smollm2-135m", "gemma3-270m"]
+
+
+@lru_cache(maxsize=1)
+def load(name: str) -> kv.Model:
+    return kv.Model.load(real_model(name))
+
+
+def golden(name: str, kind: str) -> dict[str, np.ndarray]:
+    with np.load(GOLDEN / f"{name}.{kind}.npz") as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_exact_logits(name: str) -> None:
+    expected = golden(name, "logits512")
+    model = load(name)
+    session = model.session(n_ctx=512, cache="f32", exact=True)
+    logits = session.forward(expected["ids"], all_logits=True)
+    # transformers adds float32 numbers up in another order; 2e-3 of the range is the project's
+    # bound for such differences, and arg-maxima may differ only where the margin is below them.
+    tolerance = 2e-3 * float(expected["max"].max() - expected["min"].min())
+    difference = np.abs(logits[:, expected["vocab_ids"]] - expected["logits"])
+    assert difference.max() <= tolerance
+    agree = logits.argmax(axis=1) == expected["argmax"]
+    assert agree[expected["margin"] > tolerance / 10].all()
+    assert agree.mean() > 0.99
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_greedy_text(name: str) -> None:
+    expected = golden(name, "greedy")
+    model = load(name)
+    for i in range(3):
+        prompt, output = expected[f"prompt{i}"], expected[f"output{i}"].tolist()
+        session = model.session(n_ctx=512, exact=True)
+        pieces = session.generate(prompt, max_tokens=len(output))
+        tokens = [piece.token for piece in pieces if piece.token is not None]
+        # Up to the first step at which two tokens are nearly as likely: rounding decides there.
+        certain = expected[f"margin{i}"] > 0.05
+        n = len(output) if certain.all() else int(certain.argmin())
+        ends = [token for token in output if model.tokenizer.is_end_of_generation(token)]
+        assert tokens[:n] == [token for token in output[:n] if token not in ends]
+        assert n > 5
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fast_mode_stays_close(name: str) -> None:
+    """int8 activations: the likeliest token of most positions is the same, the nll too."""
+    expected = golden(name, "window2048")
+    ids, nll = expected["ids"][0], expected["nll"][0]
+    session = load(name).session(n_ctx=2048)
+    logits = session.forward(ids, all_logits=True)[1024:2047].astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    ours = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(1023), ids[1025:]]
+    assert ours.mean() == pytest.approx(nll.mean(), abs=0.01)
+    assert (logits.argmax(axis=1) == expected["argmax"][0]).mean() > 0.97
+
+
+def test_chat_prompt_is_the_templates(tmp_path: Path, cli_json) -> None:
+    path = real_model("smollm2-135m")
+    messages = tmp_path / "messages.json"
+    messages.write_text(json.dumps([{"role": "user", "content": "Hello!"}]))
+    text = cli_json("template", "-m", path, "--messages", messages, "--add-generation-prompt")
+    assert text["text"].endswith("<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n")
+    document = cli_json(
+        "generate", "-p", "What is the capital of France?", "--chat", "--temp", "0", "-n", "40"
+    )
+    assert "Paris" in document["text"]
+
+
+def test_perplexity_of_a_compressed_cache(cli_json, tmp_path: Path) -> None:
+    """A coarser cache is smaller and farther from the reference, in this order."""
+    real_model("smollm2-135m")
+    ids = golden("smollm2-135m", "window2048")["ids"][0].tolist()
+    text = tmp_path / "text"
+    text.write_bytes(load("smollm2-135m").tokenizer.decode_bytes(ids))
+    results = [
+        cli_json(
+            *("perplexity", "-f", text, "-c", "512", "--chunks", "1", "--exact"),
+            *("--reference", "f32", "--cache", cache),
+        )
+        for cache in ("f16", "int8", "int4")
+    ]
+    sizes = [result["cache"]["bytes"] for result in results]
+    divergences = [result["kld_mean"] for result in results]
+    assert sizes == sorted(sizes, reverse=True)
+    assert divergences == sorted(divergences)
+    assert divergences[0] < 1e-4
+    assert divergences[-1] < 0.2
+    assert all(result["ppl_reference"] == results[0]["ppl_reference"] for result in results)
