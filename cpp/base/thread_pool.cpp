@@ -76,33 +76,59 @@ void ThreadPool::run(int64_t n, Function function, const void* context) {
     for (int64_t i = 0; i < n; ++i) function(context, i, 0);
     return;
   }
-  function_ = function;
-  context_ = context;
-  n_tasks_ = n;
-  next_.store(0, std::memory_order_relaxed);
-  busy_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
-  generation_.fetch_add(1, std::memory_order_release);
-  generation_.notify_all();
-  drain(0);
-  const auto others_busy = [this] { return busy_.load(std::memory_order_acquire) != 0; };
-  while (!spin_while(spins_, others_busy)) {
-    const int32_t busy = busy_.load(std::memory_order_acquire);
-    if (busy != 0) busy_.wait(busy);
+  KVE_ASSERT(n < INT32_MAX);
+  const uint32_t generation = generation_.load(std::memory_order_relaxed) + 1;
+  open_job(generation, n, function, context);
+  drain(generation, 0);
+  const auto unfinished = [&] { return done_.load(std::memory_order_acquire) != n; };
+  while (!spin_while(spins_, unfinished)) {
+    const int32_t done = done_.load(std::memory_order_acquire);
+    if (done != n) done_.wait(done);
   }
-  if (failure_) std::rethrow_exception(std::exchange(failure_, nullptr));
+  if (failed_.load(std::memory_order_relaxed)) {
+    std::rethrow_exception(std::exchange(failure_, nullptr));
+  }
 }
 
-void ThreadPool::drain(int thread) {
+void ThreadPool::open_job(uint32_t generation, int64_t n, Function function, const void* context) {
+  // No ticket of any generation can be drawn until everything else is in place: whoever reads the
+  // new n_tasks_ (a release) also sees this, so that drawing from the former job fails.
+  ticket_.store((uint64_t{generation} << 32) | UINT32_MAX);
+  function_.store(function, std::memory_order_release);
+  context_.store(context, std::memory_order_release);
+  n_tasks_.store(n, std::memory_order_release);
+  done_.store(0, std::memory_order_relaxed);
+  failed_.store(false, std::memory_order_relaxed);
+  ticket_.store(uint64_t{generation} << 32, std::memory_order_release);
+  generation_.store(generation, std::memory_order_release);
+  generation_.notify_all();
+}
+
+void ThreadPool::drain(uint32_t generation, int thread) {
+  uint64_t ticket = ticket_.load(std::memory_order_acquire);
   for (;;) {
-    const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-    if (index >= n_tasks_) return;
-    try {
-      function_(context_, index, thread);
-    } catch (...) {
-      const std::lock_guard lock(failure_mutex_);
-      if (!failure_) failure_ = std::current_exception();
-      next_.store(n_tasks_, std::memory_order_relaxed);
+    const Function function = function_.load(std::memory_order_acquire);
+    const void* context = context_.load(std::memory_order_acquire);
+    const int64_t n = n_tasks_.load(std::memory_order_acquire);
+    const auto index = static_cast<int64_t>(ticket & UINT32_MAX);
+    if (ticket >> 32 != generation || index >= n) return;
+    if (!ticket_.compare_exchange_weak(ticket, ticket + 1, std::memory_order_acq_rel,
+                                       std::memory_order_acquire)) {
+      continue;
     }
+    run_task(index, function, context, thread);
+    if (done_.fetch_add(1, std::memory_order_acq_rel) + 1 == n) done_.notify_all();
+    ticket = ticket_.load(std::memory_order_acquire);
+  }
+}
+
+void ThreadPool::run_task(int64_t index, Function function, const void* context, int thread) {
+  if (failed_.load(std::memory_order_relaxed)) return;
+  try {
+    function(context, index, thread);
+  } catch (...) {
+    // Only the first to set the flag writes; the caller reads after all tasks are counted.
+    if (!failed_.exchange(true, std::memory_order_acq_rel)) failure_ = std::current_exception();
   }
 }
 
@@ -113,8 +139,7 @@ void ThreadPool::worker_loop(int thread) {
     while (!spin_while(spins_, unchanged)) generation_.wait(seen);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
-    drain(thread);
-    if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_all();
+    drain(seen, thread);
   }
 }
 

@@ -1,5 +1,6 @@
 // Fork-join parallelism for one model. Work is split into chunks by the caller, never by the number
-// of threads, so results do not depend on how many there are.
+// of threads, so results do not depend on how many there are. A job is over when its tasks are: a
+// worker that the system has not scheduled in time is not waited for.
 #pragma once
 
 #include <atomic>
@@ -47,23 +48,25 @@ class ThreadPool {
  private:
   using Function = void (*)(const void* context, int64_t index, int thread);
   void run(int64_t n, Function function, const void* context);
-  void drain(int thread);
+  void open_job(uint32_t generation, int64_t n, Function function, const void* context);
+  void drain(uint32_t generation, int thread);
+  void run_task(int64_t index, Function function, const void* context, int thread);
   void worker_loop(int thread);
-
   void stop();
 
   int spins_ = 0;
   std::vector<std::thread> workers_;
   std::mutex callers_;
-  // The job: written by the caller before `generation_` is bumped, read by workers after.
-  Function function_ = nullptr;
-  const void* context_ = nullptr;
-  int64_t n_tasks_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
+  // The job. A worker may come late, when its job is over and the next one is being written, so it
+  // may only act on what it read here once it has drawn a ticket of the same generation.
+  std::atomic<Function> function_{nullptr};
+  std::atomic<const void*> context_{nullptr};
+  std::atomic<int64_t> n_tasks_{0};
+  alignas(64) std::atomic<uint64_t> ticket_{0};  // generation, then the next task (32 bits each)
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int32_t> busy_{0};
+  alignas(64) std::atomic<int32_t> done_{0};
+  std::atomic<bool> failed_{false};
   std::atomic<bool> stopping_{false};
-  std::mutex failure_mutex_;
   std::exception_ptr failure_;
 };
 
