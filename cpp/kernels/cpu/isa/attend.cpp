@@ -55,12 +55,12 @@ struct Workspace {
   float* sums;        // [vectors][value_stride]
   float* largest;     // [vectors]
   float* weight;      // [vectors]: sum of exp(score - largest)
-  std::byte* end;
+  size_t size;
 
   Workspace(std::byte* data, int key_dim, int value_dim) {
     key_stride = round_up(key_dim, kLanes);
     value_stride = round_up(value_dim, kLanes);
-    Carver carver{data};
+    Carver carver(data);
     queries = carver.take<float>(kMaxAttendVectors * key_stride);
     keys = carver.take<float>(kLanes * key_stride);
     transposed = carver.take<float>(key_stride * kTile);
@@ -69,15 +69,14 @@ struct Workspace {
     sums = carver.take<float>(kMaxAttendVectors * value_stride);
     largest = carver.take<float>(kMaxAttendVectors);
     weight = carver.take<float>(kMaxAttendVectors);
-    end = carver.next;
+    size = carver.size();
   }
 };
 
 }  // namespace
 
 size_t attend_scratch(int key_dim, int value_dim) {
-  return static_cast<size_t>(Workspace(nullptr, key_dim, value_dim).end -
-                             static_cast<std::byte*>(nullptr));
+  return Workspace(nullptr, key_dim, value_dim).size;
 }
 
 int attend_value_stride(int value_dim) { return static_cast<int>(round_up(value_dim, kLanes)); }

@@ -134,7 +134,7 @@ static void add_bias(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows
 
 void exact(const MatmulChunk& chunk, const float* x, int64_t x_stride) {
   if (chunk.n_tokens <= kFewTokens) return few_tokens(chunk, x, x_stride);
-  Carver carver{chunk.scratch};
+  Carver carver(chunk.scratch);
   float* block = carver.take<float>(kDepth * kGemmCols);
   float* rows = carver.take<float>(kDepth * kLanes);
   const int64_t end = chunk.first_row + chunk.n_rows;

@@ -60,15 +60,21 @@ static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // Unnamed namespaces keep the members of structs from becoming weak symbols.
 namespace {
 
-// Splits scratch memory into 64-byte aligned pieces.
-struct Carver {
-  std::byte* next;
+// Splits scratch memory into 64-byte aligned pieces; from no memory, it only counts.
+class Carver {
+ public:
+  explicit Carver(std::byte* start) : start_(reinterpret_cast<uintptr_t>(start)) {}
   template <class T>
   T* take(int64_t n) {
-    T* piece = reinterpret_cast<T*>(next);
-    next += round_up(n * static_cast<int64_t>(sizeof(T)), 64);
+    T* piece = reinterpret_cast<T*>(start_ + size_);
+    size_ += static_cast<size_t>(round_up(n * static_cast<int64_t>(sizeof(T)), 64));
     return piece;
   }
+  size_t size() const { return size_; }
+
+ private:
+  uintptr_t start_;
+  size_t size_ = 0;
 };
 
 }  // namespace

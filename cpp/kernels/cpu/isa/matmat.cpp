@@ -24,16 +24,16 @@ struct Pack {
   float* sums32;     // [cols / 32][kMatTokens]
 
   Pack(std::byte* data, int64_t cols) {
-    Carver carver{data};
+    Carver carver(data);
     codes = carver.take<int32_t>(cols / 4 * kMatTokens);
     scales = carver.take<float>(cols / 32 * kMatTokens);
     start16 = carver.take<int32_t>(cols / 16 * kMatTokens);
     start32 = carver.take<int32_t>(cols / 32 * kMatTokens);
     sums16 = carver.take<float>(cols / 16 * kMatTokens);
     sums32 = carver.take<float>(cols / 32 * kMatTokens);
-    end = carver.next;
+    size = carver.size();
   }
-  std::byte* end;
+  size_t size;
 };
 
 // A tile of unpacked weights.
@@ -42,23 +42,21 @@ struct Tile {
   float* scales;  // [groups][kTileRows], a group being 16 or 32 values
   float* minima;  // the same
   int8_t* rows;   // [kTileRows][kChunk]: row by row, before transposing
-  std::byte* end;
+  size_t size;
 
   Tile(std::byte* data, int64_t cols) {
-    Carver carver{data};
+    Carver carver(data);
     codes = carver.take<int8_t>(round_up(cols, 64) * kTileRows);
     scales = carver.take<float>(cols / 16 * kTileRows);
     minima = carver.take<float>(cols / 16 * kTileRows);
     rows = carver.take<int8_t>(kTileRows * kChunk);
-    end = carver.next;
+    size = carver.size();
   }
 };
 
 }  // namespace
 
-size_t pack_bytes(int64_t cols) {
-  return static_cast<size_t>(Pack(nullptr, cols).end - static_cast<std::byte*>(nullptr));
-}
+size_t pack_bytes(int64_t cols) { return Pack(nullptr, cols).size; }
 
 // Group g of input p.
 static inline void pack_group(const Pack& out, int p, int64_t g, const int8_t* codes, float scale) {
@@ -102,9 +100,7 @@ void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int pl
   }
 }
 
-size_t matmat_scratch(int64_t cols) {
-  return static_cast<size_t>(Tile(nullptr, cols).end - static_cast<std::byte*>(nullptr));
-}
+size_t matmat_scratch(int64_t cols) { return Tile(nullptr, cols).size; }
 
 // Up to kChunkGroups groups of row r of the tile; no groups at all give zeros.
 static void place_groups(const Tile& tile, int r, int64_t first_group, int64_t n_groups,

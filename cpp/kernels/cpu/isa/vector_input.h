@@ -22,16 +22,16 @@ struct VectorInput {
   float* k_scales;       // per 256: 8 scales, then 8 sums of groups of 32
   float* half_scales;    // per 16: the scale of its group
 #endif
-  std::byte* end;
+  size_t size;
 
   static int64_t padded(int64_t cols) { return round_up(cols, 256); }
   static int64_t bytes(int64_t cols) {
-    return VectorInput(nullptr, cols).end - static_cast<std::byte*>(nullptr);
+    return static_cast<int64_t>(VectorInput(nullptr, cols).size);
   }
   VectorInput() = default;
   VectorInput(std::byte* data, int64_t cols) {
     const int64_t n = padded(cols);
-    Carver carver{data};
+    Carver carver(data);
     codes = carver.take<int8_t>(n);
     scales = carver.take<float>(n / 32);
     sums = carver.take<float>(n / 16);
@@ -43,7 +43,7 @@ struct VectorInput {
     k_scales = carver.take<float>(n / 16);
     half_scales = carver.take<float>(n / 16);
 #endif
-    end = carver.next;
+    size = carver.size();
   }
 
   // Derives the rest from `codes` and `scales`.
