@@ -8,7 +8,9 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -268,6 +270,45 @@ def test_bench(cli, cli_json, m) -> None:
         assert row["threads"] == 2
         assert row["engine"] == "kvengine"
     assert "tg4@d24" in cli(*arguments).stdout
+
+
+class FakeLlama:
+    """As much of llama_cpp.Llama as the bench uses; remembers what was asked."""
+
+    made: ClassVar[list[FakeLlama]] = []
+
+    def __init__(self, **options: object) -> None:
+        self.options, self.n_tokens, self.ctx = options, 0, self
+        self.evaluated: list[tuple[int, int]] = []
+        FakeLlama.made.append(self)
+
+    def eval(self, tokens: list[int]) -> None:
+        self.evaluated.append((self.n_tokens, len(tokens)))
+        self.n_tokens += len(tokens)
+
+
+def test_bench_with_a_peer(cli_json, m, monkeypatch: pytest.MonkeyPatch) -> None:
+    FakeLlama.made.clear()
+    fake = types.SimpleNamespace(
+        Llama=FakeLlama,
+        GGML_TYPE_F16=1,
+        GGML_TYPE_Q8_0=8,
+        __version__="9.9",
+        llama_synchronize=lambda ctx: None,
+        llama_state_seq_get_size=lambda ctx, sequence: 100 * ctx.n_tokens,
+    )
+    monkeypatch.setitem(sys.modules, "llama_cpp", fake)
+    arguments = ("bench", *m, "-p", "16", "-n", "2", "-d", "8", "-r", "2", "--cache", "f16")
+    rows = cli_json(*arguments, "--cache", "int8:group=8", "--peer", "llama-cpp-python")
+    names = ["kvengine", "kvengine", "llama-cpp-python 9.9"]
+    assert [row["engine"] for row in rows] == names * 2
+    assert rows[2]["cache"] == "f16"  # llama.cpp has no int8: only the cache both have is measured
+    assert rows[2]["cache_bytes"] == 100 * (8 + 16)
+    (peer,) = FakeLlama.made
+    assert peer.options["n_threads"] == peer.options["n_threads_batch"] == 2
+    assert (peer.options["type_k"], peer.options["type_v"]) == (1, 1)
+    # Filled once; then a warm-up and two repetitions of each test, from the same depth.
+    assert peer.evaluated == [(0, 8), *[(8, 16)] * 3, *[(8, 1), (9, 1)] * 3]
 
 
 def test_caches(cli, cli_json) -> None:

