@@ -131,3 +131,9 @@ def cli_json(cli: Cli) -> Callable[..., object]:
         return json.loads(result.stdout, parse_constant=lambda name: pytest.fail(name))
 
     return run
+
+
+@pytest.fixture
+def m(tiny_chat_path: Path) -> tuple[str, str, str, str]:
+    """Arguments that name the tiny model with a chat template."""
+    return ("-m", str(tiny_chat_path), "-t", "2")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvengine import CapacityError, Error, Model, Session
+from kvengine import CapacityError, Error, Session
 from kvengine.cli.arguments import (
     InputError,
     add_common,
@@ -18,7 +18,7 @@ from kvengine.cli.arguments import (
     sampling_options,
 )
 from kvengine.cli.generate import add_system, conversation, speed_summary
-from kvengine.cli.inputs import decoded, load_model, open_session, prompt_text, read_json
+from kvengine.cli.inputs import decoded, load_session, prompt_text, read_json
 from kvengine.cli.output import Progress, cache_summary, say
 
 DESCRIPTION = "Talk with a model. -p or -f gives the first message."
@@ -50,8 +50,9 @@ def run(args: argparse.Namespace) -> None:
     if hasattr(args, "prompt") or hasattr(args, "file"):
         first = prompt_text(args)
     options = sampling_options(args)
-    model = load_model(args)
-    chat = Chat(model, open_session(model, args), args.system_prompt, options)
+    session = load_session(args)
+    model = session.model
+    chat = Chat(session, args.system_prompt, options)
     # Rendered once beforehand: a model without a template is refused before anybody has typed.
     model.render(conversation(args.system_prompt, "Hello"))
     if sys.stdin.isatty():
@@ -102,12 +103,8 @@ def read_message() -> str | None:
 class Chat:
     """A conversation and the session that has read it."""
 
-    def __init__(
-        self, model: Model, session: Session, system: str | None, options: dict[str, Any]
-    ) -> None:
-        self.model = model
+    def __init__(self, session: Session, system: str | None, options: dict[str, Any]) -> None:
         self.session = session
-        self._new_session = lambda: model.session(session.n_ctx, session.cache.spec, session.exact)
         self._system = [{"role": "system", "content": system}] if system else []
         self.messages = list(self._system)
         self._options = options
@@ -153,7 +150,8 @@ class Chat:
             elif name == "/stats":
                 say(cache_summary(self.session.cache.stats()))
             elif name == "/reset":
-                self.messages, self.session = list(self._system), self._new_session()
+                self.messages = list(self._system)
+                self.session.truncate(0)
                 say("forgotten")
             elif name in ("/save", "/load") and not argument:
                 say(f"{name}: expected a file name, found none")
@@ -181,7 +179,7 @@ class Chat:
             isinstance(each, dict) and {"role", "content"} <= each.keys() for each in messages
         ):
             raise InputError(f"{_messages_path(path)}: expected a list of messages")
-        self.session = self.model.restore(path)
+        self.session = self.session.model.restore(path)
         self.messages = messages
         say(f"loaded {self.session.n_tokens} tokens, {len(messages)} messages")
 

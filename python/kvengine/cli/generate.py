@@ -8,7 +8,7 @@ from typing import Any
 
 from kvengine import Generation, Session, peak_resident_bytes
 from kvengine.cli.arguments import add_common, add_prompt, add_sampling, sampling_options
-from kvengine.cli.inputs import load_model, open_session, prompt_text
+from kvengine.cli.inputs import load_session, prompt_text
 from kvengine.cli.output import Progress, cache_summary, print_json, say
 
 DESCRIPTION = "Go on with a prompt, or answer it (--chat), and say what the cache cost."
@@ -34,8 +34,7 @@ def run(args: argparse.Namespace) -> int:
     text = prompt_text(args)
     if hasattr(args, "file"):
         text = text.removesuffix("\n")  # as llama.cpp: the editor's, not the writer's
-    model = load_model(args)
-    session = open_session(model, args)
+    session = load_session(args)
     prompt: Any = conversation(args.system_prompt, text) if args.chat else text
     with Progress("reading the prompt") as progress:
         answer = session.generate(prompt, progress=progress.update, **sampling_options(args))

@@ -13,6 +13,8 @@ from kvengine import GgufFile, Model, Session, Tokenizer
 from kvengine.cli.arguments import InputError, cache_spec
 from kvengine.cli.output import Progress, say
 
+_MOST_BYTES = 64 << 20  # of a text: far more than any model reads
+
 
 def model_path(args: argparse.Namespace) -> Path:
     """The file -m names; a model that can be pulled is pulled when it is absent."""
@@ -33,9 +35,10 @@ def obtain(name: str, verify: bool = False) -> Path:
     announced = set()
 
     def report(text: str, done: int, total: int) -> None:
-        if text not in announced:
-            announced.add(text)
-            say(text)
+        line = text if total == 0 else f"fetching {name}"
+        if line not in announced:
+            announced.add(line)
+            say(line)
         progress.update(done, total, text)
 
     with Progress(f"fetching {name}") as progress:
@@ -48,8 +51,10 @@ def load_model(args: argparse.Namespace) -> Model:
         return Model.load(path, threads=args.threads)
 
 
-def open_session(model: Model, args: argparse.Namespace) -> Session:
-    return model.session(n_ctx=args.ctx_size, cache=cache_spec(args), exact=args.exact)
+def load_session(args: argparse.Namespace) -> Session:
+    """An empty session of the model -m names."""
+    cache = cache_spec(args)  # a bad one is told before anything is fetched or loaded
+    return load_model(args).session(n_ctx=args.ctx_size, cache=cache, exact=args.exact)
 
 
 def open_vocabulary(args: argparse.Namespace) -> tuple[GgufFile, Tokenizer]:
@@ -76,8 +81,11 @@ def prompt_text(args: argparse.Namespace) -> str:
 def read_file(path: Path) -> bytes:
     """The bytes of a file; a .gz is unpacked."""
     try:
-        data = path.read_bytes()
-        return gzip.decompress(data) if path.suffix == ".gz" else data
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            data = file.read(_MOST_BYTES + 1)
+        if len(data) > _MOST_BYTES:
+            raise InputError(f"{path}: expected at most {_MOST_BYTES} bytes, found more")
+        return data
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise InputError(f"{path}: expected a gzip file, found a damaged one ({error})") from None
     except (OSError, ValueError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 
 from kvengine import Session
 from kvengine.cli.arguments import InputError, add_common, add_prompt, add_tokenizing
-from kvengine.cli.inputs import load_model, open_session, prompt_text
+from kvengine.cli.inputs import load_session, prompt_text
 from kvengine.cli.output import Progress, print_json, print_table, say
 
 DESCRIPTION = "Compute logits: float32 [n_tokens, vocab_size] with --all, else [1, vocab_size]."
@@ -42,8 +42,8 @@ def run(args: argparse.Namespace) -> None:
     if output is not None and not Path(output).absolute().parent.is_dir():
         raise InputError(f"-o/--output: expected a file in a folder that exists, found '{output}'")
     text = None if hasattr(args, "tokens") else prompt_text(args)
-    model = load_model(args)
-    session = open_session(model, args)
+    session = load_session(args)
+    model = session.model
     if text is None:
         tokens = args.tokens
     else:
