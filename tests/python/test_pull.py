@@ -139,7 +139,7 @@ def obtain_in_child(_: int) -> str:
 
 
 def test_two_processes_pull_at_once(home: Path) -> None:
-    with multiprocessing.get_context("fork").Pool(3) as pool:
+    with multiprocessing.get_context("spawn").Pool(3) as pool:
         assert set(pool.map(obtain_in_child, range(3))) == {str(home / "test.gguf")}
     assert visible(home) == ["test.gguf"]
 
