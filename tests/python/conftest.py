@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -36,10 +38,20 @@ def real_model(name: str) -> Path:
     pytest.skip(f"the real model {name} could not be fetched: {_missing[name]}")
 
 
+def evaluation_text(relative: str) -> str:
+    """A text of the evaluation data ($KVENGINE_DATA); skips the test, loudly, without it."""
+    folder = Path(os.environ.get("KVENGINE_DATA", FIXTURES.parents[2] / "shared" / "data"))
+    path = folder / relative
+    if not path.is_file():
+        _missing[relative] = f"there is no {path}; set KVENGINE_DATA"
+        pytest.skip(_missing[relative])
+    return gzip.decompress(path.read_bytes()).decode()
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for name, reason in _missing.items():
         terminalreporter.write_line(
-            f"WARNING: THE TESTS OF {name} DID NOT RUN, it could not be fetched: {reason}",
+            f"WARNING: THE TESTS OF {name} DID NOT RUN: {reason}",
             red=True,
             bold=True,
         )

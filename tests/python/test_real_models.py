@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import FIXTURES, real_model
+from conftest import FIXTURES, evaluation_text, real_model
 
 import kvengine as kv
 
@@ -74,6 +77,44 @@ def test_fast_mode_stays_close(name: str) -> None:
     ours = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(1023), ids[1025:]]
     assert ours.mean() == pytest.approx(nll.mean(), abs=0.01)
     assert (logits.argmax(axis=1) == expected["argmax"][0]).mean() > 0.97
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_long_context(name: str) -> None:
+    """The last token of 8,192 (SmolLM2) or 16,384 (Gemma-3) tokens of a book, in exact mode."""
+    expected = golden(name, "long")
+    n_tokens = int(expected["n_tokens"])
+    model = load(name)
+    text = evaluation_text("books/middlemarch.txt.gz")[: 8 * n_tokens]
+    ids = np.asarray(model.tokenizer.encode(text)[:n_tokens], dtype="<i4")
+    assert hashlib.sha256(ids.tobytes()).hexdigest() == str(expected["ids_sha256"])
+    logits = model.session(n_ctx=n_tokens, cache="f32", exact=True).forward(ids)[0]
+    # Thousands of float32 additions in another order, and transformers' angles are float32.
+    tolerance = 1e-3 * float(expected["max"] - expected["min"])
+    assert np.abs(logits[expected["vocab_ids"]] - expected["logits"]).max() <= tolerance
+    assert logits.argmax() == expected["argmax"]
+
+
+def test_resident_memory_follows_the_cache() -> None:
+    """At 8,192 tokens int4 saves at least 80 % of its byte difference to f16 in resident memory."""
+    path = real_model("smollm2-135m")
+    program = """
+import sys, numpy as np, kvengine as kv
+session = kv.Model.load(sys.argv[1]).session(n_ctx=8192, cache=sys.argv[2])
+ids = np.arange(8192, dtype=np.int32) % 40000 + 100
+session.forward(ids[:256])
+before = kv.resident_bytes(), session.cache.stats().bytes
+session.forward(ids[256:])
+print(kv.resident_bytes() - before[0], session.cache.stats().bytes - before[1])
+"""
+    costs = []
+    for cache in ("f16", "int4"):
+        command = [sys.executable, "-c", program, str(path), cache]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        costs.append([int(number) for number in done.stdout.split()])
+    (f16_resident, f16_bytes), (int4_resident, int4_bytes) = costs
+    assert f16_bytes > 2.5 * int4_bytes
+    assert f16_resident - int4_resident >= 0.8 * (f16_bytes - int4_bytes)
 
 
 def test_chat_prompt_is_the_templates(tmp_path: Path, cli_json) -> None:
