@@ -37,6 +37,9 @@ class CountedAllocator {
   using value_type = T;
   explicit CountedAllocator(std::shared_ptr<MemoryCounter> counter)
       : counter_(std::move(counter)) {}
+  // Copied even when moved from: an allocator has to stay usable.
+  CountedAllocator(const CountedAllocator&) = default;
+  CountedAllocator& operator=(const CountedAllocator&) = default;
   template <class U>
   CountedAllocator(const CountedAllocator<U>& other)  // NOLINT(google-explicit-constructor)
       : counter_(other.counter()) {}

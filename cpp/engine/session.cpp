@@ -1,7 +1,7 @@
 #include "engine/session.h"
 
 #include <algorithm>
-#include <cmath>
+#include <utility>
 
 #include "base/error.h"
 #include "engine/session_file.h"
@@ -33,13 +33,24 @@ Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
       cache_(options_.cache, model_->spec().cache_shape()) {}
 
 std::shared_ptr<Logits> Session::logits_buffer(int64_t rows) {
-  last_logits_.reset();
+  auto logits = rows == 1 ? std::exchange(spare_row_, nullptr) : nullptr;
   // A buffer that somebody still looks at is left to them.
-  if (!buffer_ || buffer_.use_count() > 1) buffer_ = std::make_shared<Logits>();
-  buffer_->rows = rows;
-  buffer_->cols = model_->spec().vocab_size;
-  buffer_->values.resize(static_cast<size_t>(rows * buffer_->cols));
-  return buffer_;
+  if (!logits || logits.use_count() > 1) logits = std::make_shared<Logits>();
+  logits->rows = rows;
+  logits->cols = model_->spec().vocab_size;
+  logits->values.resize(static_cast<size_t>(rows * logits->cols));
+  return logits;
+}
+
+void Session::keep_last_row(const std::shared_ptr<Logits>& logits) {
+  // All rows of a long text may take gigabytes: they are the caller's, the session keeps the last.
+  std::shared_ptr<Logits> row = logits;
+  if (logits->rows > 1) {
+    const auto last = logits->last();
+    row = logits_buffer(1);
+    std::copy(last.begin(), last.end(), row->values.begin());
+  }
+  spare_row_ = std::exchange(last_row_, row);
 }
 
 std::shared_ptr<const Logits> Session::forward(std::span<const Token> tokens, bool all_logits,
@@ -57,17 +68,33 @@ std::shared_ptr<const Logits> Session::forward(std::span<const Token> tokens, bo
                                 options_.n_ctx - n_tokens(), " of ", options_.n_ctx,
                                 " free (raise n_ctx)"));
   }
+  // Room first (with some to spare), so that nothing can fail once tokens are in the cache.
+  const size_t needed = tokens_.size() + tokens.size();
+  if (needed > tokens_.capacity()) tokens_.reserve(std::max(needed, 2 * tokens_.capacity()));
   const std::shared_ptr<Logits> logits = logits_buffer(all_logits ? total : 1);
-  const Mat all(logits->values.data(), logits->rows, logits->cols);
-  tokens_.reserve(tokens_.size() + tokens.size());
+  const int before = n_tokens();
+  try {
+    read_chunks(tokens, {logits->values.data(), logits->rows, logits->cols}, all_logits, progress);
+  } catch (...) {
+    if (n_tokens() != before) last_row_.reset();
+    throw;
+  }
+  keep_last_row(logits);
+  return logits;
+}
+
+void Session::read_chunks(std::span<const Token> tokens, Mat logits, bool all_logits,
+                          const Progress& progress) {
+  const auto total = static_cast<int64_t>(tokens.size());
   for (int64_t done = 0; done < total;) {
     const int64_t n = std::min<int64_t>(options_.n_batch, total - done);
     const bool last = done + n == total;
-    const Mat wanted = all_logits ? all.block(done, n) : all.block(0, last ? 1 : 0);
+    const Mat wanted = all_logits ? logits.block(done, n) : logits.block(0, last ? 1 : 0);
     const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
+    const Batch::Slice slice{&cache_, chunk, wanted};
     {
       const std::lock_guard lock(model_->forward_mutex_);
-      model_->decoder_->forward({.slices = {{&cache_, chunk, wanted}}, .exact = options_.exact});
+      model_->decoder_->forward({.slices = {&slice, 1}, .exact = options_.exact});
     }
     tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
     done += n;
@@ -75,8 +102,6 @@ std::shared_ptr<const Logits> Session::forward(std::span<const Token> tokens, bo
       throw CancelledError(message("cancelled after ", done, " of ", total, " tokens"));
     }
   }
-  last_logits_ = logits;
-  return logits;
 }
 
 int Session::reuse_prefix(std::span<const Token> tokens) {
@@ -94,31 +119,20 @@ void Session::truncate(int n) {
   if (n == n_tokens()) return;
   cache_.truncate(n);
   tokens_.resize(static_cast<size_t>(n));
-  last_logits_.reset();
+  last_row_.reset();
 }
 
 Session Session::fork() const {
   Session copy(model_, options_);
   copy.cache_ = cache_.fork();
   copy.tokens_ = tokens_;
-  if (last_logits_) {
-    // Only the last row matters to the copy; all of them may be large.
-    auto logits = std::make_shared<Logits>();
-    const auto last = last_logits_->last();
-    logits->values.assign(last.begin(), last.end());
-    logits->rows = 1;
-    logits->cols = last_logits_->cols;
-    copy.last_logits_ = logits;
-  }
+  if (last_row_) copy.last_row_ = std::make_shared<Logits>(*last_row_);
   return copy;
 }
 
 void Session::save(const std::filesystem::path& path) const {
   SessionState state{options_, tokens_, {}, cache_.save()};
-  if (last_logits_) {
-    const auto last = last_logits_->last();
-    state.last_logits.assign(last.begin(), last.end());
-  }
+  if (last_row_) state.last_logits = last_row_->values;
   write_session_file(path, model_->fingerprint(), state);
 }
 
@@ -144,7 +158,7 @@ void Session::restore(SessionState&& state) {
     logits->values = std::move(state.last_logits);
     logits->rows = 1;
     logits->cols = vocab_size;
-    last_logits_ = logits;
+    last_row_ = logits;
   }
   tokens_ = std::move(state.tokens);
 }

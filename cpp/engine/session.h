@@ -60,8 +60,8 @@ class Session {
   std::span<const Token> tokens() const { return tokens_; }
   int n_tokens() const { return static_cast<int>(tokens_.size()); }
   int n_ctx() const { return options_.n_ctx; }
-  // Logits of the last token held; null right after construction or truncate().
-  const std::shared_ptr<const Logits>& last_logits() const { return last_logits_; }
+  // Logits [1, vocab] of the last token held; null right after construction or truncate().
+  std::shared_ptr<const Logits> last_logits() const { return last_row_; }
 
   void truncate(int n_tokens);
   Session fork() const;
@@ -71,15 +71,18 @@ class Session {
 
  private:
   friend class Model;
+  void read_chunks(std::span<const Token> tokens, Mat logits, bool all_logits,
+                   const Progress& progress);
   std::shared_ptr<Logits> logits_buffer(int64_t rows);
+  void keep_last_row(const std::shared_ptr<Logits>& logits);
   void restore(SessionState&& state);  // into a new session
 
   std::shared_ptr<Model> model_;
   SessionOptions options_;
   KvCache cache_;
   std::vector<Token> tokens_;
-  std::shared_ptr<const Logits> last_logits_;
-  std::shared_ptr<Logits> buffer_;  // reused when nobody else holds it
+  std::shared_ptr<Logits> last_row_;   // of last_logits()
+  std::shared_ptr<Logits> spare_row_;  // the one before, reused when nobody else holds it
 };
 
 }  // namespace kve

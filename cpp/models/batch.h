@@ -1,9 +1,7 @@
 // What one forward pass computes: consecutive new tokens of one or more sequences.
 #pragma once
 
-#include <functional>
 #include <span>
-#include <vector>
 
 #include "base/span.h"
 #include "base/token.h"
@@ -17,7 +15,7 @@ struct Batch {
     std::span<const Token> tokens;  // at positions cache->n_tokens() ...
     Mat logits;                     // [1 or tokens.size() or 0, vocab_size]: of the last tokens
   };
-  std::vector<Slice> slices;
+  std::span<const Slice> slices;
   bool exact = false;  // f32 activations
 
   int64_t n_tokens() const {

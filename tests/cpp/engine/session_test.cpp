@@ -151,9 +151,11 @@ TEST_F(SessionTest, AFailedOrCancelledForwardLeavesTheSessionUsable) {
   EXPECT_THROW(session.forward(std::vector<Token>{1 << 20}), ConfigError);
   EXPECT_THROW(session.forward({}), ConfigError);
   EXPECT_EQ(session.n_tokens(), 30);
+  EXPECT_NE(session.last_logits(), nullptr);
   EXPECT_THROW(session.forward(random_tokens(32, 2), false, [](int64_t, int64_t) { return false; }),
                CancelledError);
   EXPECT_EQ(session.n_tokens(), 46);
+  EXPECT_EQ(session.last_logits(), nullptr);
   EXPECT_EQ(session.cache().n_tokens(), 46);
   session.forward(random_tokens(18, 3));
   EXPECT_EQ(session.n_tokens(), 64);
