@@ -7,7 +7,7 @@
 #include <cstring>
 #include <filesystem>
 #include <fstream>
-#include <regex>
+#include <string>
 #include <vector>
 
 #include "kvengine.h"
@@ -75,7 +75,9 @@ TEST_P(TinyArchitecture, EqualsTransformersTokenByToken) { EXPECT_LT(error(true,
 
 INSTANTIATE_TEST_SUITE_P(Models, TinyArchitecture, ::testing::ValuesIn(tiny_names()),
                          [](const auto& tested) {
-                           return std::regex_replace(tested.param, std::regex("-"), "_");
+                           std::string name = tested.param;
+                           std::replace(name.begin(), name.end(), '-', '_');
+                           return name;
                          });
 
 }  // namespace
