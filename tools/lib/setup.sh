@@ -73,7 +73,7 @@ install_package() {
     "$root/pyproject.toml"; then
     note "building and installing kvengine (a few minutes the first time)"
     touch "$stamp.new"
-    pip_install kvengine "$root${1:-}"
+    pip_install kvengine "$root"
     mv "$stamp.new" "$stamp"
   fi
 }
