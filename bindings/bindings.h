@@ -26,6 +26,7 @@ void bind_model(py::module_& module);
 void bind_cache(py::module_& module);
 void bind_session(py::module_& module);
 void bind_generation(py::module_& module);
+void bind_batch(py::module_& module);
 
 // The bytes of a str (as UTF-8; lone surrogates raise UnicodeEncodeError) or of a bytes object.
 std::string text_bytes(const py::object& text);

@@ -58,12 +58,12 @@ class GenerationHandle {
   bool closed_ = false;
 };
 
-std::unique_ptr<GenerationHandle> make(
-    const std::shared_ptr<SessionHandle>& session, const py::object& prompt, int max_tokens,
-    float temperature, int top_k, float top_p, float min_p, float typical_p, float repeat_penalty,
-    int repeat_last_n, float presence_penalty, float frequency_penalty, uint64_t seed,
-    std::vector<std::string> stop, std::vector<std::pair<Token, float>> logit_bias, bool ignore_eos,
-    bool render_special, const py::object& progress) {
+GenerateOptions make_options(int max_tokens, float temperature, int top_k, float top_p, float min_p,
+                             float typical_p, float repeat_penalty, int repeat_last_n,
+                             float presence_penalty, float frequency_penalty, uint64_t seed,
+                             std::vector<std::string> stop,
+                             std::vector<std::pair<Token, float>> logit_bias, bool ignore_eos,
+                             bool render_special) {
   GenerateOptions options;
   options.max_tokens = max_tokens;
   options.sampling.temperature = temperature;
@@ -80,7 +80,27 @@ std::unique_ptr<GenerationHandle> make(
   options.stop = std::move(stop);
   options.ignore_eos = ignore_eos;
   options.render_special = render_special;
-  return std::make_unique<GenerationHandle>(session, prompt, options, progress);
+  return options;
+}
+
+void bind_options(py::module_& module) {
+  const GenerateOptions defaults;
+  const SamplingOptions& sampling = defaults.sampling;
+  py::class_<GenerateOptions>(module, "GenerateOptions",
+                              "How an answer is drawn and when it ends; see Session.generate().")
+      .def(py::init(&make_options), py::kw_only(), py::arg("max_tokens") = defaults.max_tokens,
+           py::arg("temperature") = 0.0f, py::arg("top_k") = sampling.top_k,
+           py::arg("top_p") = sampling.top_p, py::arg("min_p") = sampling.min_p,
+           py::arg("typical_p") = sampling.typical_p,
+           py::arg("repeat_penalty") = sampling.repeat_penalty,
+           py::arg("repeat_last_n") = sampling.repeat_last_n,
+           py::arg("presence_penalty") = sampling.presence_penalty,
+           py::arg("frequency_penalty") = sampling.frequency_penalty,
+           py::arg("seed") = sampling.seed, py::arg("stop") = std::vector<std::string>(),
+           py::arg("logit_bias") = std::vector<std::pair<Token, float>>(),
+           py::arg("ignore_eos") = false, py::arg("render_special") = false)
+      .def_property_readonly("max_tokens",
+                             [](const GenerateOptions& self) { return self.max_tokens; });
 }
 
 void bind_piece(py::module_& module) {
@@ -104,17 +124,14 @@ void bind_piece(py::module_& module) {
 }  // namespace
 
 void bind_generation(py::module_& module) {
+  bind_options(module);
   bind_piece(module);
   py::class_<GenerationHandle> generation(
       module, "Generation", "Iterator over the pieces of an answer; see Session.generate().");
-  generation.def(py::init(&make), py::arg("session"), py::arg("prompt"), py::kw_only(),
-                 py::arg("max_tokens"), py::arg("temperature"), py::arg("top_k"), py::arg("top_p"),
-                 py::arg("min_p"), py::arg("typical_p"), py::arg("repeat_penalty"),
-                 py::arg("repeat_last_n"), py::arg("presence_penalty"),
-                 py::arg("frequency_penalty"), py::arg("seed"), py::arg("stop"),
-                 py::arg("logit_bias"), py::arg("ignore_eos"), py::arg("render_special"),
-                 py::arg("progress") = py::none(),
-                 "Reads the prompt (token ids). Session.generate() says what the options mean.");
+  generation.def(py::init<std::shared_ptr<SessionHandle>, const py::object&, const GenerateOptions&,
+                          const py::object&>(),
+                 py::arg("session"), py::arg("prompt"), py::arg("options"),
+                 py::arg("progress") = py::none(), "Reads the prompt (token ids).");
   generation.def("__iter__", [](const py::object& self) { return self; });
   generation.def("__next__", &GenerationHandle::next);
   generation.def("close", &GenerationHandle::close,

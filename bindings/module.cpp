@@ -81,4 +81,5 @@ PYBIND11_MODULE(_core, module) {
   kve::python::bind_cache(module);
   kve::python::bind_session(module);
   kve::python::bind_generation(module);
+  kve::python::bind_batch(module);
 }

@@ -5,6 +5,16 @@
 #include <pybind11/stl/filesystem.h>
 
 namespace kve::python {
+
+py::array_t<float> logits_view(const std::shared_ptr<const Logits>& logits) {
+  const py::capsule base(new std::shared_ptr<const Logits>(logits), [](void* pointer) {
+    delete static_cast<std::shared_ptr<const Logits>*>(pointer);
+  });
+  py::array_t<float> array({logits->rows, logits->cols}, logits->values.data(), base);
+  array.attr("setflags")(py::arg("write") = false);
+  return array;
+}
+
 namespace {
 
 using Handle = std::shared_ptr<SessionHandle>;
@@ -26,17 +36,6 @@ Handle fork(SessionHandle& handle) {
   return std::make_shared<SessionHandle>(session->fork());
 }
 
-// A read-only view [rows, cols] that keeps the logits alive: the engine writes the next ones
-// elsewhere as long as anybody holds these.
-py::array_t<float> view(const std::shared_ptr<const Logits>& logits) {
-  const py::capsule base(new std::shared_ptr<const Logits>(logits), [](void* pointer) {
-    delete static_cast<std::shared_ptr<const Logits>*>(pointer);
-  });
-  py::array_t<float> array({logits->rows, logits->cols}, logits->values.data(), base);
-  array.attr("setflags")(py::arg("write") = false);
-  return array;
-}
-
 py::array_t<float> forward(SessionHandle& handle, const py::object& tokens, bool all_logits,
                            const py::object& progress) {
   const std::vector<Token> ids = token_list(tokens);
@@ -52,7 +51,7 @@ py::array_t<float> forward(SessionHandle& handle, const py::object& tokens, bool
     throw;
   }
   watcher.rethrow();
-  return view(logits);
+  return logits_view(logits);
 }
 
 int reuse_prefix(SessionHandle& handle, const py::object& tokens) {
@@ -77,7 +76,7 @@ void save(SessionHandle& handle, const std::filesystem::path& path) {
 py::object last_logits(SessionHandle& handle) {
   const SessionUse session(handle);
   if (!session->last_logits()) return py::none();
-  const py::array_t<float> all = view(session->last_logits());
+  const py::array_t<float> all = logits_view(session->last_logits());
   return all[py::slice(py::int_(-1), py::none(), py::none())];
 }
 

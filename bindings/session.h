@@ -2,6 +2,8 @@
 // is running; the engine's sessions may be used by one caller at a time.
 #pragma once
 
+#include <pybind11/numpy.h>
+
 #include <atomic>
 #include <cstdint>
 #include <memory>
@@ -38,5 +40,9 @@ class SessionUse {
  private:
   SessionHandle& handle_;
 };
+
+// A read-only view [rows, cols] that keeps the logits alive: the engine writes the next ones
+// elsewhere as long as anybody holds these.
+py::array_t<float> logits_view(const std::shared_ptr<const Logits>& logits);
 
 }  // namespace kve::python

@@ -16,6 +16,8 @@
 #include "cache/kv_cache.h"
 #include "cache/spec.h"
 #include "cache/stats.h"
+#include "engine/batch_generation.h"
+#include "engine/forward_batch.h"
 #include "engine/generation.h"
 #include "engine/model.h"
 #include "engine/session.h"

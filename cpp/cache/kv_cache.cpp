@@ -191,29 +191,37 @@ std::span<const HeadView> KvCache::view(int layer) const {
   return state_->layers.at(static_cast<size_t>(layer)).views;
 }
 
-void KvCache::commit(Backend& backend, int n_new) {
+void KvCache::commit(Backend& backend, int n) {
+  prepare_commit(backend, n);
+  finish_commit(n);
+}
+
+void KvCache::prepare_commit(Backend& backend, int n) {
   State& s = *state_;
-  for (const LayerCache& layer : s.layers) KVE_ASSERT(layer.appended == n_new);
+  const int left = s.layers.empty() ? 0 : s.layers[0].appended - n;
+  KVE_ASSERT(n >= 0 && left >= 0);
+  for (const LayerCache& layer : s.layers) KVE_ASSERT(layer.appended == n + left);
   s.jobs.clear();
   try {
     for (LayerCache& layer : s.layers) {
-      for (SideCache& side : layer.sides) side.begin_seal(&s.jobs);
+      for (SideCache& side : layer.sides) side.begin_seal(left, &s.jobs);
     }
     // append() let only finite rows into the tails.
     if (!s.jobs.empty() && backend.seal(s.jobs) >= 0) {
       throw Error("cache: the backend refused to code finite values");
     }
   } catch (...) {
-    for (LayerCache& layer : s.layers) {
-      for (SideCache& side : layer.sides) side.cancel_seal();
-    }
     rollback();
     throw;
   }
-  s.n_tokens += n_new;
+}
+
+void KvCache::finish_commit(int n) noexcept {
+  State& s = *state_;
+  s.n_tokens += n;
   for (size_t i = 0; i < s.layers.size(); ++i) {
     LayerCache& layer = s.layers[i];
-    layer.appended = 0;
+    layer.appended -= n;
     for (SideCache& side : layer.sides) side.finish_seal();
     if (s.shapes[i].window > 0) layer.drop_before(oldest_kept(s.shapes[i].window, s.n_tokens));
     layer.refresh_views();
@@ -222,12 +230,23 @@ void KvCache::commit(Backend& backend, int n_new) {
 
 void KvCache::rollback() {
   for (LayerCache& layer : state_->layers) {
+    for (SideCache& side : layer.sides) side.cancel_seal();
     if (layer.appended == 0) continue;
     layer.truncate_rows(layer.rows() - layer.appended);
     for (SideCache& side : layer.sides) side.release_spare();
     layer.appended = 0;
     layer.refresh_views();
   }
+}
+
+int KvCache::tokens_until_seal() const {
+  int least = kMaxTokens;
+  for (const LayerCache& layer : state_->layers) {
+    for (const SideCache& side : layer.sides) {
+      least = std::min(least, side.rows_until_seal(layer.appended));
+    }
+  }
+  return least;
 }
 
 bool KvCache::can_truncate(int n) const {
@@ -263,8 +282,9 @@ void KvCache::truncate(int n) {
 }
 
 KvCache KvCache::fork() const {
-  for (const LayerCache& layer : state_->layers) KVE_ASSERT(layer.appended == 0);
-  return KvCache(std::make_unique<State>(*state_));
+  KvCache copy(std::make_unique<State>(*state_));
+  copy.rollback();
+  return copy;
 }
 
 CacheStats KvCache::stats() const {

@@ -1,8 +1,9 @@
 // The keys and values of one sequence, for every layer.
 //
 // A forward pass appends rows layer by layer, attends to view(), and commits once at its end; until
-// then nothing that was there before has changed, so a failed pass is undone by rollback(). Pages
-// are immutable once full and shared between forks; the tail belongs to one cache.
+// then nothing that was there before has changed, so a failed pass is undone by rollback(). Rows
+// may also stay appended after the pass, to be committed one by one as speculated tokens are
+// accepted. Pages are immutable once full and shared between forks; the tail belongs to one cache.
 //
 // A cache belongs to one thread at a time; forks may live in different threads.
 #pragma once
@@ -50,11 +51,19 @@ class KvCache {
   void append(Backend& backend, int layer, ConstMat k, ConstMat v);
   // Committed and appended rows of one layer, one view per kv head; valid until the next change.
   std::span<const HeadView> view(int layer) const;
-  // Makes the appended tokens (the same number in every layer) part of the cache and seals what
-  // exceeds the tail. Layers with a window then drop pages that lie two windows back. Throws as
-  // append does; the cache is then as before the pass.
-  void commit(Backend& backend, int n_new);
+  // Makes the first n of the appended tokens (the same number in every layer) part of the cache and
+  // seals what exceeds the tail; the others stay appended. Layers with a window then drop pages
+  // that lie two windows back. Throws as append does; the cache is then as before the pass.
+  void commit(Backend& backend, int n);
+  // The same in two steps, so that several caches are committed all or none: what can fail, then
+  // what cannot. rollback() undoes the first.
+  void prepare_commit(Backend& backend, int n);
+  void finish_commit(int n) noexcept;
+  // Forgets the appended tokens that were not committed.
   void rollback();
+  // Tokens until rows of a tail are sealed, when the last of them is committed: 1 or more. Until
+  // then it does not matter to what a token sees whether tokens are read together or one by one.
+  int tokens_until_seal() const;
 
   // Forgets the tokens from position n on, and appended rows that were not committed. Throws
   // ConfigError when n is negative or more than n_tokens(), and CapacityError when a layer with a
@@ -62,7 +71,7 @@ class KvCache {
   // that were coded stay coded: a later tail starts anew at n.
   void truncate(int n);
   bool can_truncate(int n) const;
-  // A copy that shares pages. Nothing may be appended and not yet committed.
+  // A copy that shares pages; without rows that are appended and not committed.
   KvCache fork() const;
   CacheStats stats() const;
   // The allocator behind this cache and its forks: pages, tails, tables and views. Not counted are
@@ -76,9 +85,9 @@ class KvCache {
   void read_keys(int layer, int head, Mat out) const;
   void read_values(int layer, int head, Mat out) const;
 
-  // The whole committed state as bytes (no checksum, no header: engine/session_file adds them), and
-  // back: `load` throws FormatError unless the bytes describe exactly a cache of this spec and
-  // shape, and has then changed nothing.
+  // The whole state as bytes (no checksum, no header: engine/session_file adds them), and back:
+  // `load` throws FormatError unless the bytes describe exactly a cache of this spec and shape, and
+  // has then changed nothing. Nothing may be appended and not yet committed.
   std::vector<std::byte> save() const;
   void load(std::span<const std::byte> bytes);
 

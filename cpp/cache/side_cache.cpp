@@ -77,16 +77,22 @@ void SideCache::release_spare() noexcept {
   }
 }
 
-int SideCache::sealable_rows() const {
+int SideCache::rows_until_seal(int appended) const {
+  if (spec_.eager()) return INT32_MAX;
+  const int spare = tail_rows() - appended - spec_.tail;
+  return std::max(1, kPageTokens - pages_.rows() % kPageTokens - spare);
+}
+
+int SideCache::sealable_rows(int appended) const {
   if (spec_.eager()) return 0;
-  const int spare = tail_rows() - spec_.tail;
+  const int spare = tail_rows() - appended - spec_.tail;
   const int room = kPageTokens - pages_.rows() % kPageTokens;
   if (spare < room) return 0;
   return room + (spare - room) / kPageTokens * kPageTokens;
 }
 
-void SideCache::begin_seal(std::vector<SealJob>* jobs) {
-  const int n = sealable_rows();
+void SideCache::begin_seal(int appended, std::vector<SealJob>* jobs) {
+  const int n = sealable_rows(appended);
   if (n == 0) return;
   const int first_row = pages_.rows();
   pages_.grow(n);

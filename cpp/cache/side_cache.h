@@ -28,11 +28,15 @@ class SideCache {
   void append(ConstMat rows, std::vector<SealJob>* jobs);
 
   // Moves the oldest rows of the tail to pages while it holds more than the spec asks for, always
-  // filling pages up to their end. In two steps: the jobs that begin_seal() adds write to pages
-  // that finish_seal() makes part of the rows or cancel_seal() forgets.
-  void begin_seal(std::vector<SealJob>* jobs);
+  // filling pages up to their end; the newest `appended` rows do not count. In two steps: the jobs
+  // that begin_seal() adds write to pages that finish_seal() makes part of the rows or
+  // cancel_seal() forgets.
+  void begin_seal(int appended, std::vector<SealJob>* jobs);
   void finish_seal() noexcept;
   void cancel_seal() noexcept;
+
+  // How many of the appended and following rows are committed when the tail is next sealed.
+  int rows_until_seal(int appended) const;
 
   // Forgets rows from n on.
   void truncate(int n_rows) noexcept;
@@ -53,7 +57,7 @@ class SideCache {
  private:
   int tail_rows() const { return static_cast<int>(tail_.size() / static_cast<size_t>(width_)); }
   size_t values(int rows) const { return static_cast<size_t>(rows) * static_cast<size_t>(width_); }
-  int sealable_rows() const;
+  int sealable_rows(int appended) const;
   void reserve_tail(int rows);
   void add_page_jobs(int first_row, int n, SealJob source, std::vector<SealJob>* jobs);
 

@@ -55,6 +55,28 @@ void Session::keep_last_row(const std::shared_ptr<Logits>& logits) {
 
 std::shared_ptr<const Logits> Session::forward(std::span<const Token> tokens, bool all_logits,
                                                const Progress& progress) {
+  check(tokens);
+  drop_ahead();
+  reserve_tokens(tokens.size());
+  const auto total = static_cast<int64_t>(tokens.size());
+  const std::shared_ptr<Logits> logits = logits_buffer(all_logits ? total : 1);
+  const int before = n_tokens();
+  try {
+    read_chunks(tokens, {logits->values.data(), logits->rows, logits->cols}, all_logits, progress);
+  } catch (...) {
+    if (n_tokens() != before) last_row_.reset();
+    throw;
+  }
+  keep_last_row(logits);
+  return logits;
+}
+
+void Session::run(Model& model, const Batch& batch) {
+  const std::lock_guard lock(model.forward_mutex_);
+  model.decoder_->forward(batch);
+}
+
+void Session::check(std::span<const Token> tokens) const {
   if (tokens.empty()) throw ConfigError("tokens: expected at least one, found none");
   for (const Token token : tokens) {
     if (token < 0 || token >= model_->spec().vocab_size) {
@@ -68,19 +90,12 @@ std::shared_ptr<const Logits> Session::forward(std::span<const Token> tokens, bo
                                 options_.n_ctx - n_tokens(), " of ", options_.n_ctx,
                                 " free (raise n_ctx)"));
   }
-  // Room first (with some to spare), so that nothing can fail once tokens are in the cache.
-  const size_t needed = tokens_.size() + tokens.size();
+}
+
+// Room first (with some to spare), so that nothing can fail once tokens are in the cache.
+void Session::reserve_tokens(size_t n) {
+  const size_t needed = tokens_.size() + n;
   if (needed > tokens_.capacity()) tokens_.reserve(std::max(needed, 2 * tokens_.capacity()));
-  const std::shared_ptr<Logits> logits = logits_buffer(all_logits ? total : 1);
-  const int before = n_tokens();
-  try {
-    read_chunks(tokens, {logits->values.data(), logits->rows, logits->cols}, all_logits, progress);
-  } catch (...) {
-    if (n_tokens() != before) last_row_.reset();
-    throw;
-  }
-  keep_last_row(logits);
-  return logits;
 }
 
 void Session::read_chunks(std::span<const Token> tokens, Mat logits, bool all_logits,
@@ -92,10 +107,7 @@ void Session::read_chunks(std::span<const Token> tokens, Mat logits, bool all_lo
     const Mat wanted = all_logits ? logits.block(done, n) : logits.block(0, last ? 1 : 0);
     const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
     const Batch::Slice slice{&cache_, chunk, wanted};
-    {
-      const std::lock_guard lock(model_->forward_mutex_);
-      model_->decoder_->forward({.slices = {&slice, 1}, .exact = options_.exact});
-    }
+    run(*model_, {.slices = {&slice, 1}, .exact = options_.exact});
     tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
     done += n;
     if (progress && !progress(done, total) && !last) {
@@ -115,7 +127,60 @@ int Session::reuse_prefix(std::span<const Token> tokens) {
   return common;
 }
 
+std::shared_ptr<const Logits> Session::look_ahead(std::span<const Token> tokens) {
+  check(tokens);
+  if (tokens.size() > static_cast<size_t>(max_ahead())) {
+    throw ConfigError(
+        message("look ahead: expected at most ", max_ahead(), " tokens, found ", tokens.size()));
+  }
+  drop_ahead();
+  reserve_tokens(tokens.size());
+  ahead_.reserve(tokens.size());
+  if (!ahead_logits_ || ahead_logits_.use_count() > 1) ahead_logits_ = std::make_shared<Logits>();
+  Logits& logits = *ahead_logits_;
+  logits.rows = static_cast<int64_t>(tokens.size());
+  logits.cols = model_->spec().vocab_size;
+  logits.values.resize(static_cast<size_t>(logits.rows * logits.cols));
+  const Batch::Slice slice{
+      &cache_, tokens, {logits.values.data(), logits.rows, logits.cols}, false};
+  run(*model_, {.slices = {&slice, 1}, .exact = options_.exact});
+  ahead_.assign(tokens.begin(), tokens.end());
+  return ahead_logits_;
+}
+
+int Session::max_ahead() const {
+  return std::min(options_.n_ctx - n_tokens(), cache_.tokens_until_seal());
+}
+
+void Session::accept(int n) {
+  if (n < 1 || static_cast<size_t>(n) > ahead().size()) {
+    throw ConfigError(message("accept: expected 1 to ", ahead().size(), " tokens, found ", n));
+  }
+  const auto last = ahead().subspan(0, static_cast<size_t>(n));
+  const std::shared_ptr<Logits> row = logits_buffer(1);
+  std::copy_n(ahead_logits_->values.begin() +
+                  static_cast<ptrdiff_t>(accepted_ + last.size() - 1) * row->cols,
+              row->cols, row->values.begin());
+  try {
+    const std::lock_guard lock(model_->forward_mutex_);
+    cache_.commit(model_->backend(), n);
+  } catch (...) {
+    drop_ahead();
+    throw;
+  }
+  tokens_.insert(tokens_.end(), last.begin(), last.end());
+  accepted_ += last.size();
+  spare_row_ = std::exchange(last_row_, row);
+}
+
+void Session::drop_ahead() {
+  if (!ahead().empty()) cache_.rollback();
+  ahead_.clear();
+  accepted_ = 0;
+}
+
 void Session::truncate(int n) {
+  drop_ahead();
   if (n == n_tokens()) return;
   cache_.truncate(n);
   tokens_.resize(static_cast<size_t>(n));
@@ -131,7 +196,7 @@ Session Session::fork() const {
 }
 
 void Session::save(const std::filesystem::path& path) const {
-  SessionState state{options_, tokens_, {}, cache_.save()};
+  SessionState state{options_, tokens_, {}, ahead().empty() ? cache_.save() : cache_.fork().save()};
   if (last_row_) state.last_logits = last_row_->values;
   write_session_file(path, model_->fingerprint(), state);
 }

@@ -15,6 +15,8 @@
 
 namespace kve {
 
+struct Batch;
+struct BatchInput;
 struct SessionState;
 
 struct SessionOptions {
@@ -49,6 +51,19 @@ class Session {
   // CapacityError (more than n_ctx).
   std::shared_ptr<const Logits> forward(std::span<const Token> tokens, bool all_logits = false,
                                         const Progress& progress = {});
+
+  // Speculation: reads tokens that may follow and returns their logits [n, vocab], but does not
+  // make them part of the session yet. accept() does so with the first n of ahead(), and leaves in
+  // the session, bit for bit, what reading them one by one would leave; any other change, and
+  // drop_ahead(), forgets them. Throws as forward() does, and ConfigError above max_ahead().
+  std::shared_ptr<const Logits> look_ahead(std::span<const Token> tokens);
+  std::span<const Token> ahead() const { return std::span(ahead_).subspan(accepted_); }
+  // 0 when the context is full. More would read what they should not see: rows of the cache's tail
+  // that are coded by the time the last of them would be read alone.
+  int max_ahead() const;
+  void accept(int n);
+  void drop_ahead();
+
   // Keeps the longest common prefix of what the session holds and `tokens` (but leaves at least one
   // of `tokens` to be read), forgets the rest, and returns the length of that prefix; 0 when a
   // sliding window has dropped rows that going back would need.
@@ -71,6 +86,12 @@ class Session {
 
  private:
   friend class Model;
+  friend std::vector<std::shared_ptr<const Logits>> forward_batch(std::span<const BatchInput>,
+                                                                  const Progress&);
+  friend class BatchGeneration;
+  static void run(Model& model, const Batch& batch);
+  void check(std::span<const Token> tokens) const;
+  void reserve_tokens(size_t n);
   void read_chunks(std::span<const Token> tokens, Mat logits, bool all_logits,
                    const Progress& progress);
   std::shared_ptr<Logits> logits_buffer(int64_t rows);
@@ -83,6 +104,9 @@ class Session {
   std::vector<Token> tokens_;
   std::shared_ptr<Logits> last_row_;   // of last_logits()
   std::shared_ptr<Logits> spare_row_;  // the one before, reused when nobody else holds it
+  std::vector<Token> ahead_;           // of which the first accepted_ are part of the session
+  size_t accepted_ = 0;
+  std::shared_ptr<Logits> ahead_logits_;  // [ahead_.size(), vocab]
 };
 
 }  // namespace kve

@@ -14,6 +14,7 @@ struct Batch {
     KvCache* cache = nullptr;
     std::span<const Token> tokens;  // at positions cache->n_tokens() ...
     Mat logits;                     // [1 or tokens.size() or 0, vocab_size]: of the last tokens
+    bool commit = true;             // false: the tokens stay appended, for the caller to commit
   };
   std::span<const Slice> slices;
   bool exact = false;  // f32 activations

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "kernels/few_rows.h"
+
 namespace kve {
 
 PrecisionPlan PrecisionPlan::fast() { return {}; }
@@ -67,23 +69,53 @@ void Decoder::run(const Batch& batch) {
 
   write_logits(batch, precision);
   for (const Batch::Slice& slice : batch.slices) {
-    slice.cache->commit(backend_, static_cast<int>(slice.tokens.size()));
+    if (slice.commit) slice.cache->prepare_commit(backend_, static_cast<int>(slice.tokens.size()));
+  }
+  for (const Batch::Slice& slice : batch.slices) {
+    if (slice.commit) slice.cache->finish_commit(static_cast<int>(slice.tokens.size()));
   }
 }
 
+// Slices that want a few rows share one product, so that the output matrix, the largest of all, is
+// read once for them and not once for each.
 void Decoder::write_logits(const Batch& batch, const PrecisionPlan& precision) {
+  constexpr int64_t kSharedRows = 32;  // bounds the scratch memory
+  const std::span<const Batch::Slice> slices = batch.slices;
   int64_t end = 0;
-  for (const Batch::Slice& slice : batch.slices) {
-    end += static_cast<int64_t>(slice.tokens.size());
-    const int64_t n = slice.logits.rows;
-    if (n == 0) continue;
-    const Mat last = act_.x.block(end - n, n);
-    const Mat normed = act_.normed.block(end - n, n);
-    backend_.rms_norm(last, weights_.output_norm.data(), spec_.norm_eps, normed);
-    const Product product{&weights_.output, slice.logits, nullptr};
-    backend_.matmul(normed, {&product, 1}, precision.logits);
-    if (spec_.logit_softcap > 0) backend_.softcap(spec_.logit_softcap, slice.logits);
+  for (size_t first = 0, last = 0; first < slices.size(); first = last) {
+    int64_t rows = 0;
+    do {
+      const Batch::Slice& slice = slices[last++];
+      const int64_t n = slice.logits.rows;
+      end += static_cast<int64_t>(slice.tokens.size());
+      if (n == 0) continue;
+      backend_.rms_norm(act_.x.block(end - n, n), weights_.output_norm.data(), spec_.norm_eps,
+                        act_.normed.block(rows, n));
+      rows += n;
+    } while (last < slices.size() && rows <= kSharedRows - kFewRows &&
+             std::max(slices[first].logits.rows, slices[last].logits.rows) <= kFewRows);
+    const ConstMat normed = act_.normed.block(0, rows);
+    if (last == first + 1) {
+      multiply_logits(normed, slices[first].logits, precision);
+      continue;
+    }
+    const int64_t vocab_size = weights_.output.rows;
+    const Mat shared(logits_.get<float>(static_cast<size_t>(rows * vocab_size)), rows, vocab_size);
+    multiply_logits(normed, shared, precision);
+    int64_t row = 0;
+    for (size_t i = first; i < last; row += slices[i++].logits.rows) {
+      for (int64_t r = 0; r < slices[i].logits.rows; ++r) {
+        std::copy_n(shared.row(row + r), vocab_size, slices[i].logits.row(r));
+      }
+    }
   }
+}
+
+void Decoder::multiply_logits(ConstMat normed, Mat logits, const PrecisionPlan& precision) {
+  if (logits.rows == 0) return;
+  const Product product{&weights_.output, logits, nullptr};
+  backend_.matmul(normed, {&product, 1}, precision.logits);
+  if (spec_.logit_softcap > 0) backend_.softcap(spec_.logit_softcap, logits);
 }
 
 Activations Decoder::plan_memory(int64_t n) {

@@ -64,12 +64,13 @@ class Decoder {
   Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend);
 
   // Computes all slices and commits their tokens to the caches. If it throws, every cache is as it
-  // was. Tokens are valid ids; slices are not empty.
+  // was. Tokens are valid ids; slices are not empty, and no two of them share a cache.
   void forward(const Batch& batch);
 
  private:
   void run(const Batch& batch);
   void write_logits(const Batch& batch, const PrecisionPlan& precision);
+  void multiply_logits(ConstMat normed, Mat logits, const PrecisionPlan& precision);
   Activations plan_memory(int64_t n);
 
   const ModelSpec& spec_;
@@ -78,6 +79,7 @@ class Decoder {
   std::vector<RopeTable> ropes_;
   // Scratch.
   Scratch memory_;
+  Scratch logits_;  // of several slices, [rows, vocab_size]
   Activations act_;
   std::vector<int32_t> positions_;
   std::vector<AttendTask> attend_tasks_;

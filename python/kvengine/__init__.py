@@ -39,9 +39,12 @@ from kvengine._core import (
     resident_bytes,
     weight_formats,
 )
+from kvengine.batch import BatchAnswer, BatchStream
 from kvengine.model import Message, Model, Session
 
 __all__ = [
+    "BatchAnswer",
+    "BatchStream",
     "Cache",
     "CacheListing",
     "CacheStats",

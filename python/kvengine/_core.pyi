@@ -272,27 +272,36 @@ class Piece:
     def logprob(self) -> float: ...
 
 @final
+class GenerateOptions:
+    def __init__(
+        self,
+        *,
+        max_tokens: int = -1,
+        temperature: float = 0.0,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        typical_p: float = 1.0,
+        repeat_penalty: float = 1.0,
+        repeat_last_n: int = 64,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        logit_bias: Sequence[tuple[int, float]] = (),
+        ignore_eos: bool = False,
+        render_special: bool = False,
+    ) -> None: ...
+    @property
+    def max_tokens(self) -> int: ...
+
+@final
 class Generation:
     def __init__(
         self,
         session: Session,
         prompt: Sequence[int] | NDArray[np.integer],
-        *,
-        max_tokens: int,
-        temperature: float,
-        top_k: int,
-        top_p: float,
-        min_p: float,
-        typical_p: float,
-        repeat_penalty: float,
-        repeat_last_n: int,
-        presence_penalty: float,
-        frequency_penalty: float,
-        seed: int,
-        stop: Sequence[str],
-        logit_bias: Sequence[tuple[int, float]],
-        ignore_eos: bool,
-        render_special: bool,
+        options: GenerateOptions,
         progress: Callable[[int, int], bool | None] | None = None,
     ) -> None: ...
     def __iter__(self) -> Generation: ...
@@ -312,6 +321,33 @@ class Generation:
     def prompt_tokens(self) -> int: ...
     @property
     def generated_tokens(self) -> int: ...
+    @property
+    def prompt_seconds(self) -> float: ...
+    @property
+    def decode_seconds(self) -> float: ...
+
+def forward_batch(
+    sessions: Sequence[Session],
+    tokens: Sequence[Sequence[int] | NDArray[np.integer]],
+    all_logits: bool = False,
+    progress: Callable[[int, int], bool | None] | None = None,
+) -> list[NDArray[np.float32]]: ...
+
+@final
+class BatchGeneration:
+    def __init__(self, model: Model) -> None: ...
+    def add(
+        self,
+        session: Session,
+        prompt: Sequence[int] | NDArray[np.integer],
+        options: GenerateOptions,
+    ) -> int: ...
+    def step(self) -> list[tuple[int, Piece]]: ...
+    def remove(self, id: int) -> None: ...
+    @property
+    def active(self) -> int: ...
+    def finish_reason(self, id: int) -> str | None: ...
+    def error(self, id: int) -> str: ...
     @property
     def prompt_seconds(self) -> float: ...
     @property

@@ -9,7 +9,11 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kvengine import _core
+from kvengine.batch import BatchAnswer, BatchStream
 from kvengine.chat import render_template
 
 Message = Mapping[str, Any]
@@ -17,6 +21,10 @@ Message = Mapping[str, Any]
 
 Progress = Callable[[int, int], "bool | None"]
 """Called with the tokens done and to do; returning False cancels."""
+
+
+Prompt = str | bytes | Sequence[int] | Sequence[Message]
+"""Text, token ids, or the messages of a conversation."""
 
 
 class Model(_core.Model):
@@ -85,6 +93,88 @@ class Model(_core.Model):
         """
         return Session(self, restore=path)
 
+    def forward_batch(
+        self,
+        sessions: Sequence[Session],
+        tokens: Sequence[Sequence[int] | NDArray[np.integer]],
+        all_logits: bool = False,
+        progress: Progress | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Read ``tokens[i]`` into ``sessions[i]``, for all of them together.
+
+        The sessions (forks of one that holds a common beginning, for instance) share the reads of
+        the weights: scoring several continuations costs little more than scoring one. Returns what
+        :meth:`Session.forward` would return for each.
+
+        Raises:
+            ConfigError: no sessions, one twice, sessions of other models or precisions; bad tokens.
+            CapacityError: more tokens than a session may hold; nothing was read then.
+            CancelledError: ``progress`` returned False; chunks that were finished stay.
+        """
+        return _core.forward_batch(sessions, tokens, all_logits, progress)
+
+    def generate_batch(
+        self, prompts: Sequence[Prompt], max_tokens: int = 64, **options: Any
+    ) -> list[BatchAnswer]:
+        """Answer several prompts, decoding them together; see :meth:`stream_batch`."""
+        stream = self.stream_batch(prompts, max_tokens, **options)
+        for _ in stream:
+            pass
+        return stream.answers
+
+    def stream_batch(
+        self,
+        prompts: Sequence[Prompt],
+        max_tokens: int = 64,
+        *,
+        parallel: int = 8,
+        sessions: Sequence[Session] | None = None,
+        n_ctx: int = 0,
+        cache: str = "f16",
+        exact: bool = False,
+        n_batch: int = 256,
+        **options: Any,
+    ) -> BatchStream:
+        """Answer several prompts, decoding them together.
+
+        Sequences of one batch share the reads of the weights, which is what decoding waits for:
+        eight together take little longer than one. An answer does not depend on the other prompts;
+        it has the tokens that the prompt would get alone, except that prompts of a few tokens,
+        which are read together, and more than eight parallel sequences may round differently.
+
+        Args:
+            prompts: of each answer, as in :meth:`Session.generate`.
+            max_tokens: most tokens of each answer; -1: until its context is full.
+            parallel: most answers at a time; when one ends, the next prompt takes its place.
+            sessions: one for each prompt, to go on in (all of one precision), instead of new
+                sessions made with `n_ctx`, `cache`, `exact` and `n_batch` (see :meth:`session`).
+            options: what :meth:`Session.generate` takes: temperature, stop, seed, ...
+
+        Returns:
+            An iterator over (index, piece). Its ``answers`` hold everything that came. A prompt that
+            does not fit its context, or that fails otherwise, ends with ``finish_reason`` "error";
+            the others go on.
+
+        Raises:
+            ConfigError: a bad option or prompt.
+        """
+        if sessions is not None and len(sessions) != len(prompts):
+            raise _core.ConfigError(
+                f"sessions: expected one for each of {len(prompts)} prompts, found {len(sessions)}"
+            )
+
+        def open_session(index: int) -> tuple[Session, Sequence[int]]:
+            session = (
+                sessions[index]
+                if sessions is not None
+                else self.session(n_ctx, cache, exact, n_batch)
+            )
+            return session, session.prompt_tokens(prompts[index])
+
+        return BatchStream(
+            self, len(prompts), parallel, generate_options(max_tokens, **options), open_session
+        )
+
     def render(
         self, messages: Sequence[Message], add_generation_prompt: bool = True, **variables: Any
     ) -> str:
@@ -142,7 +232,7 @@ class Session(_core.Session):
 
     def generate(
         self,
-        prompt: str | bytes | Sequence[int] | Sequence[Message],
+        prompt: Prompt,
         max_tokens: int = 64,
         temperature: float = 0.0,
         *,
@@ -192,11 +282,9 @@ class Session(_core.Session):
             CapacityError: the prompt does not fit the context.
             UnsupportedError: messages, but the model carries no chat template.
         """
-        return _core.Generation(
-            self,
-            self._prompt_tokens(prompt),
-            max_tokens=max_tokens,
-            temperature=temperature,
+        options = generate_options(
+            max_tokens,
+            temperature,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
@@ -206,17 +294,19 @@ class Session(_core.Session):
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             seed=seed,
-            stop=[stop] if isinstance(stop, str) else list(stop or ()),
-            logit_bias=list((logit_bias or {}).items()),
+            stop=stop,
+            logit_bias=logit_bias,
             ignore_eos=ignore_eos,
             render_special=render_special,
-            progress=progress,
         )
+        return _core.Generation(self, self.prompt_tokens(prompt), options, progress)
 
-    def _prompt_tokens(
-        self, prompt: str | bytes | Sequence[int] | Sequence[Message]
-    ) -> Sequence[int]:
-        """The tokens of `prompt` that have yet to be read."""
+    def prompt_tokens(self, prompt: Prompt) -> Sequence[int]:
+        """The tokens of `prompt` that have yet to be read.
+
+        Of a conversation the longest common beginning with what the session holds is kept, and what
+        the session holds beyond is forgotten.
+        """
         if isinstance(prompt, str | bytes):
             return self._model.tokenizer.encode(
                 prompt, add_special=self.n_tokens == 0, parse_special=True
@@ -228,6 +318,24 @@ class Session(_core.Session):
 
     def __repr__(self) -> str:
         return f"<Session {self.n_tokens}/{self.n_ctx} tokens, cache {self.cache.spec}>"
+
+
+def generate_options(
+    max_tokens: int = 64,
+    temperature: float = 0.0,
+    *,
+    stop: str | Sequence[str] | None = None,
+    logit_bias: Mapping[int, float] | None = None,
+    **options: Any,
+) -> _core.GenerateOptions:
+    """The options of :meth:`Session.generate` as the engine takes them."""
+    return _core.GenerateOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        stop=[stop] if isinstance(stop, str) else list(stop or ()),
+        logit_bias=list((logit_bias or {}).items()),
+        **options,
+    )
 
 
 def render_messages(

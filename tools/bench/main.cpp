@@ -17,6 +17,7 @@ struct Options {
   std::vector<int> prompts = {512};
   std::vector<int> decodes = {32};
   std::vector<int> depths = {0};
+  std::vector<int> sequences = {1};
   std::vector<std::string> caches;
   int repeats = 5;
   bool exact = false;
@@ -52,23 +53,37 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
-// Repeats one measurement on forks of a session that already holds `depth` tokens.
-Result measure(const Options& o, kve::Session& prepared, int n, bool decode) {
+// One token of every session after the other, all sessions in one forward pass.
+void decode_together(std::vector<kve::Session>& sessions, std::span<const kve::Token> tokens) {
+  std::vector<kve::BatchInput> inputs(sessions.size());
+  for (const kve::Token& token : tokens) {
+    for (size_t i = 0; i < sessions.size(); ++i) inputs[i] = {&sessions[i], {&token, 1}};
+    kve::forward_batch(inputs);
+  }
+}
+
+// Repeats one measurement on forks of a session that already holds `depth` tokens. Tokens of all
+// `sequences` count; 0 reads a prompt instead of decoding.
+Result measure(const Options& o, kve::Session& prepared, int n, int sequences) {
   const int depth = prepared.n_tokens();
   Result result;
-  result.test = kve::message(decode ? "tg" : "pp", n);
+  result.test = kve::message(sequences > 0 ? "tg" : "pp", n);
+  if (sequences > 1) result.test += kve::message("x", sequences);
   if (depth > 0) result.test += kve::message("@d", depth);
   const std::vector<kve::Token> tokens = tokens_for(prepared.model(), n);
   for (int repeat = 0; repeat <= o.repeats; ++repeat) {  // the first warms up
-    kve::Session session = prepared.fork();
+    std::vector<kve::Session> sessions;
+    for (int i = 0; i < std::max(sequences, 1); ++i) sessions.push_back(prepared.fork());
     const auto start = std::chrono::steady_clock::now();
-    if (decode) {
-      for (const kve::Token& token : tokens) session.forward({&token, 1});
+    if (sequences > 1) {
+      decode_together(sessions, tokens);
+    } else if (sequences == 1) {
+      for (const kve::Token& token : tokens) sessions[0].forward({&token, 1});
     } else {
-      session.forward(tokens);
+      sessions[0].forward(tokens);
     }
-    if (repeat > 0) result.tps.push_back(n / seconds_since(start));
-    const kve::CacheStats stats = session.cache().stats();
+    if (repeat > 0) result.tps.push_back(n * std::max(sequences, 1) / seconds_since(start));
+    const kve::CacheStats stats = sessions[0].cache().stats();
     result.cache = stats.spec;
     result.cache_bytes = stats.bytes;
   }
@@ -115,6 +130,12 @@ int run(const Options& o) {
   check_counts("-p", o.prompts, 0);
   check_counts("-n", o.decodes, 0);
   check_counts("-d", o.depths, 0);
+  for (const int n : o.sequences) {
+    if (n < 1 || n > 1024) {
+      throw kve::ConfigError(
+          kve::message("--sequences: expected 1 to 1024 in one batch, found ", n));
+    }
+  }
   if (o.repeats < 1 || o.repeats > 1000) {
     throw kve::ConfigError(kve::message("-r: expected 1 to 1000 repeats, found ", o.repeats));
   }
@@ -132,10 +153,12 @@ int run(const Options& o) {
       kve::Session session = model->session(options);
       if (depth > 0) session.forward(tokens_for(*model, depth));
       for (const int n : o.prompts) {
-        if (n > 0) results.push_back(measure(o, session, n, false));
+        if (n > 0) results.push_back(measure(o, session, n, 0));
       }
       for (const int n : o.decodes) {
-        if (n > 0) results.push_back(measure(o, session, n, true));
+        for (const int sequences : o.sequences) {
+          if (n > 0) results.push_back(measure(o, session, n, sequences));
+        }
       }
     }
   }
@@ -154,6 +177,9 @@ int main(int argc, char** argv) {
   app.add_option("-p,--n-prompt", o.prompts, "prompt lengths, e.g. 512,2048")->delimiter(',');
   app.add_option("-n,--n-gen", o.decodes, "tokens decoded one by one")->delimiter(',');
   app.add_option("-d,--n-depth", o.depths, "tokens already in the cache")->delimiter(',');
+  app.add_option("--np,--parallel,--sequences", o.sequences,
+                 "sequences decoded together, e.g. 1,8; tokens of all of them count")
+      ->delimiter(',');
   app.add_option("--cache", o.caches, "cache spec (repeatable)")->allow_extra_args(false);
   app.add_option("-r,--repetitions", o.repeats, "measured repeats")->capture_default_str();
   app.add_flag("--exact", o.exact, "f32 activations, reference kernels");

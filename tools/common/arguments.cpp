@@ -24,7 +24,9 @@ std::vector<std::string> normalised_arguments(int argc, char** argv) {
   std::vector<std::string> arguments;
   for (int i = argc - 1; i >= 1; --i) {
     std::string argument = argv[i];
-    if (argument == "-ctk" || argument == "-ctv") argument.insert(0, "-");
+    for (const char* known : {"-ctk", "-ctv", "-np", "-md"}) {
+      if (argument == known) argument.insert(0, "-");
+    }
     arguments.push_back(std::move(argument));
   }
   return arguments;

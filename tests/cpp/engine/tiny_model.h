@@ -25,6 +25,7 @@ struct TinyModel {
   int window = 0;
   WeightType type = WeightType::f32;  // of the matrices
   uint32_t seed = 1;
+  Token broken = kNoToken;  // its embedding is NaN (and the output matrix is another one)
 };
 
 // SPM: unknown, begin, end, the 256 bytes, then letters.
@@ -78,7 +79,8 @@ class TinyWriter {
     if (m.window > 0) writer_.set(key("attention.sliding_window"), static_cast<uint32_t>(m.window));
     set_vocabulary(writer_);
     const auto vocab = static_cast<int64_t>(tiny_pieces().size());
-    matrix("token_embd.weight", vocab, m.d_model);
+    matrix("token_embd.weight", vocab, m.d_model, m.broken);
+    if (m.broken != kNoToken) matrix("output.weight", vocab, m.d_model);
     vector("output_norm.weight", m.d_model);
     for (int i = 0; i < m.n_layers; ++i) add_layer("blk." + std::to_string(i) + ".");
     return writer_;
@@ -106,10 +108,11 @@ class TinyWriter {
     }
   }
 
-  void matrix(const std::string& name, int64_t rows, int64_t cols) {
+  void matrix(const std::string& name, int64_t rows, int64_t cols, int64_t broken = -1) {
     std::normal_distribution<float> normal(0, 1.5f / std::sqrt(static_cast<float>(cols)));
     std::vector<float> values(static_cast<size_t>(rows * cols));
     for (float& value : values) value = normal(random_);
+    for (int64_t i = 0; broken >= 0 && i < cols; ++i) values[broken * cols + i] = NAN;
     const WeightFormat& type = format(model_.type);
     std::vector<std::byte> bytes(static_cast<size_t>(rows) * row_bytes(model_.type, cols));
     type.encode(values.data(), bytes.data(), rows * cols);

@@ -3,11 +3,12 @@
 
 #include "kernels/cpu/isa/isa.h"
 #include "kernels/cpu/isa/unpack.h"
+#include "kernels/few_rows.h"
 
 namespace kve::KVE_ISA {
 
 constexpr int kDepth = 256;  // columns decoded at a time; a multiple of every type's block
-constexpr int kFewTokens = 4;
+constexpr int kFewTokens = kFewRows;
 
 // scale * code is exact in binary32 for the types of unpack.h (at most 11 + 8 + 5 bits), so a fused
 // multiply-add gives the value their format defines.
