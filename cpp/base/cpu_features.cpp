@@ -1,6 +1,7 @@
 #include "base/cpu_features.h"
 
 #include <cstdint>
+#include <fstream>
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
@@ -58,6 +59,17 @@ CpuFeatures detect() { return {}; }
 const CpuFeatures& cpu_features() {
   static const CpuFeatures features = detect();
   return features;
+}
+
+size_t last_level_cache_bytes() {
+  // sysconf() adds up the caches of all sockets on some machines; the system's table does not.
+  static const size_t found = [] {
+    constexpr size_t kGuess = 8 << 20;
+    std::ifstream file("/sys/devices/system/cpu/cpu0/cache/index3/size");
+    size_t kilobytes = 0;
+    return file >> kilobytes && kilobytes > 0 ? kilobytes << 10 : kGuess;
+  }();
+  return found;
 }
 
 }  // namespace kve

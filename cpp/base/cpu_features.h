@@ -1,6 +1,8 @@
 // What the processor and the operating system allow, asked once per process.
 #pragma once
 
+#include <cstddef>
+
 namespace kve {
 
 struct CpuFeatures {
@@ -9,5 +11,8 @@ struct CpuFeatures {
 };
 
 const CpuFeatures& cpu_features();
+
+// Of the cache nearest to memory; a cautious guess where the system does not say.
+size_t last_level_cache_bytes();
 
 }  // namespace kve

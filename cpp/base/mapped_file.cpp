@@ -142,6 +142,16 @@ MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
 
 MappedFile::~MappedFile() { release(); }
 
+void MappedFile::forget([[maybe_unused]] std::span<const std::byte> part) const noexcept {
+#ifdef KVE_HAS_MMAP
+  if (!mapped_ || part.data() < data_ || part.data() + part.size() > data_ + size_) return;
+  const auto page = static_cast<uintptr_t>(::sysconf(_SC_PAGESIZE));
+  const auto start = (reinterpret_cast<uintptr_t>(part.data()) + page - 1) / page * page;
+  const auto end = reinterpret_cast<uintptr_t>(part.data() + part.size()) / page * page;
+  if (start < end) ::madvise(reinterpret_cast<void*>(start), end - start, MADV_DONTNEED);
+#endif
+}
+
 void MappedFile::release() noexcept {
   if (!data_) return;
   auto* address = const_cast<std::byte*>(data_);

@@ -33,6 +33,11 @@ class MappedFile {
   // Starts at an address aligned to at least 64 bytes. Empty for an empty file.
   std::span<const std::byte> bytes() const { return {data_, size_}; }
 
+  // Lets the system take back the memory of whole pages within `part`; they are read from the file
+  // again when they are next touched. Ranges outside of this file, and files that were read into
+  // memory, are left alone.
+  void forget(std::span<const std::byte> part) const noexcept;
+
  private:
   const std::byte* data_ = nullptr;
   size_t size_ = 0;

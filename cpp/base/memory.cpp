@@ -2,10 +2,12 @@
 
 #include <fstream>
 #include <string>
+#include <utility>
 
 #include "base/error.h"
 
 #if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 #endif
@@ -15,8 +17,8 @@ namespace kve {
 std::byte* MemoryCounter::allocate(size_t bytes) {
   void* memory = ::operator new(bytes > 0 ? bytes : 1, std::align_val_t{kCacheLine}, std::nothrow);
   if (memory == nullptr) {
-    throw CapacityError(message("out of memory: asked for ", bytes, " bytes, ", live(),
-                                " are in use by this cache"));
+    throw CapacityError(
+        message("out of memory: asked for ", bytes, " bytes, ", live(), " are in use"));
   }
   const int64_t now = live_.fetch_add(static_cast<int64_t>(bytes)) + static_cast<int64_t>(bytes);
   int64_t peak = peak_.load();
@@ -29,6 +31,33 @@ std::byte* MemoryCounter::allocate(size_t bytes) {
 void MemoryCounter::release(std::byte* memory, size_t bytes) noexcept {
   ::operator delete(memory, std::align_val_t{kCacheLine});
   live_.fetch_sub(static_cast<int64_t>(bytes));
+}
+
+LargeBlock::LargeBlock(std::shared_ptr<MemoryCounter> counter, size_t bytes)
+    : counter_(std::move(counter)), data_(counter_->allocate(bytes)), size_(bytes) {
+#if defined(MADV_HUGEPAGE)
+  // Whole large pages inside the block. Advice only: failing changes nothing but speed.
+  constexpr uintptr_t kLargePage = 2 << 20;
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(data_) + kLargePage - 1) & ~(kLargePage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes) & ~(kLargePage - 1);
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
+
+LargeBlock::LargeBlock(LargeBlock&& other) noexcept
+    : counter_(std::move(other.counter_)),
+      data_(std::exchange(other.data_, nullptr)),
+      size_(std::exchange(other.size_, 0)) {}
+
+LargeBlock& LargeBlock::operator=(LargeBlock&& other) noexcept {
+  std::swap(counter_, other.counter_);
+  std::swap(data_, other.data_);
+  std::swap(size_, other.size_);
+  return *this;
+}
+
+LargeBlock::~LargeBlock() {
+  if (data_ != nullptr) counter_->release(data_, size_);
 }
 
 std::byte* Scratch::bytes(size_t n) {

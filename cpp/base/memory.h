@@ -84,6 +84,26 @@ class Scratch {
   size_t capacity_ = 0;
 };
 
+// A counted, 64-byte aligned block that is made for reading in order: the system is asked to back
+// it with large pages.
+class LargeBlock {
+ public:
+  LargeBlock() = default;
+  // Throws CapacityError. The memory is not initialised.
+  LargeBlock(std::shared_ptr<MemoryCounter> counter, size_t bytes);
+  LargeBlock(LargeBlock&& other) noexcept;
+  LargeBlock& operator=(LargeBlock&& other) noexcept;
+  ~LargeBlock();
+
+  std::byte* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  std::shared_ptr<MemoryCounter> counter_;
+  std::byte* data_ = nullptr;
+  size_t size_ = 0;
+};
+
 // Resident set size of this process now, and its maximum so far, in bytes; 0 where unknown.
 int64_t resident_bytes();
 int64_t peak_resident_bytes();

@@ -53,6 +53,7 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Load
   model->fingerprint_ = fingerprint_of(file);
   const int threads = options.threads > 0 ? options.threads : default_thread_count();
   model->backend_ = make_cpu_backend(threads, options.isa);
+  if (options.repack) model->weights_->repack(*model->backend_);
   model->decoder_ = std::make_unique<Decoder>(model->spec_, *model->weights_, *model->backend_);
   return model;
 }

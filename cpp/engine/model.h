@@ -23,13 +23,16 @@ struct SessionOptions;
 struct LoadOptions {
   int threads = 0;  // 0: all processors this process may use
   std::string isa;  // "scalar", "avx2", "avx512"; empty: the best available (or KVENGINE_ISA)
+  // Copies weights to the layout that the backend reads fastest; else they are read from the mapped
+  // file, which saves that memory and the time to fill it.
+  bool repack = true;
 };
 
 // Immutable and shared: any number of sessions, one forward pass at a time.
 class Model : public std::enable_shared_from_this<Model> {
  public:
   // Maps the file, checks every tensor, builds the tokenizer. Throws IoError, FormatError,
-  // UnsupportedError (architecture, tokenizer or feature), ConfigError (options).
+  // UnsupportedError (architecture, tokenizer or feature), ConfigError (options), CapacityError.
   static std::shared_ptr<Model> load(const std::filesystem::path& path,
                                      const LoadOptions& options = {});
 
@@ -45,6 +48,8 @@ class Model : public std::enable_shared_from_this<Model> {
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Backend& backend() const { return *backend_; }
   int threads() const { return backend_->pool().size(); }
+  // Memory of the copies made by LoadOptions::repack.
+  size_t repacked_bytes() const { return weights_->repacked_bytes(); }
   // The Jinja source the file carries; empty if none.
   const std::string& chat_template() const { return chat_template_; }
   // Identifies the weights, for session files: metadata, tensor table and a sample of the data.
@@ -60,7 +65,7 @@ class Model : public std::enable_shared_from_this<Model> {
   std::string chat_template_;
   uint64_t fingerprint_ = 0;
   std::unique_ptr<Backend> backend_;
-  std::unique_ptr<const ModelWeights> weights_;
+  std::unique_ptr<ModelWeights> weights_;
   std::unique_ptr<Decoder> decoder_;
   std::mutex forward_mutex_;  // backend and decoder keep scratch memory
 };

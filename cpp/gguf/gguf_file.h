@@ -76,6 +76,11 @@ class GgufFile {
   // null if there is no such tensor.
   const TensorInfo* find(std::string_view name) const;
 
+  // For tensor data that will hardly be read again: see MappedFile::forget.
+  void forget_pages(std::span<const std::byte> data) const noexcept {
+    for (const MappedFile& file : files_) file.forget(data);
+  }
+
   const std::filesystem::path& path() const { return path_; }
   uint32_t version() const { return version_; }        // 2 or 3
   uint64_t file_bytes() const { return file_bytes_; }  // of all parts

@@ -27,6 +27,7 @@ struct Weight {
   int64_t cols = 0;
   size_t row_bytes = 0;
   const std::byte* data = nullptr;
+  const std::byte* repacked = nullptr;  // the backend's own layout of the same values, or null
 
   explicit operator bool() const { return data != nullptr; }
 };
@@ -106,6 +107,11 @@ class Backend {
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;  // e.g. "cpu-avx512"
   virtual ThreadPool& pool() = 0;
+
+  // Bytes of the layout that this backend reads faster than the file's; 0 when it has none.
+  virtual size_t repacked_bytes(const Weight& weight) const = 0;
+  // Writes it to `memory`, 64-byte aligned, which weight.repacked may then point to.
+  virtual void repack(const Weight& weight, std::byte* memory) = 0;
 
   // out[i] = scale * row tokens[i] of `table`.
   virtual void embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) = 0;

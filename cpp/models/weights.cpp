@@ -125,4 +125,27 @@ ModelWeights::ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec
   for (const TensorInfo& tensor : file_->tensors()) n_parameters += tensor.elements();
 }
 
+void ModelWeights::repack(Backend& backend) {
+  // In the order in which a forward pass reads them.
+  std::vector<Weight*> weights;
+  for (LayerWeights& w : layers) {
+    weights.insert(weights.end(), {&w.attention.q, &w.attention.k, &w.attention.v, &w.attention.o,
+                                   &w.ffn.gate, &w.ffn.up, &w.ffn.down});
+  }
+  weights.push_back(&output);
+  size_t total = 0;
+  for (const Weight* weight : weights) total += backend.repacked_bytes(*weight);
+  if (total == 0) return;
+  repacked_ = LargeBlock(std::make_shared<MemoryCounter>(), total);
+  std::byte* next = repacked_.data();
+  for (Weight* weight : weights) {
+    const size_t bytes = backend.repacked_bytes(*weight);
+    if (bytes == 0) continue;
+    backend.repack(*weight, next);
+    weight->repacked = next;
+    next += bytes;
+    file_->forget_pages({weight->data, static_cast<size_t>(weight->rows) * weight->row_bytes});
+  }
+}
+
 }  // namespace kve

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "base/memory.h"
 #include "gguf/gguf_file.h"
 #include "kernels/backend.h"
 #include "models/spec.h"
@@ -40,6 +41,11 @@ class ModelWeights {
   // with.
   ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec& spec);
 
+  // Gives every weight that `backend` has a layout of its own for a copy in that layout, and lets
+  // the system take back the file's pages. Throws CapacityError; nothing has changed then.
+  void repack(Backend& backend);
+  size_t repacked_bytes() const { return repacked_.size(); }
+
   Weight embedding;    // [vocab_size, d_model]
   Vector output_norm;  // [d_model]
   Weight output;       // [vocab_size, d_model]; the embedding again where they are tied
@@ -48,6 +54,7 @@ class ModelWeights {
 
  private:
   std::shared_ptr<const GgufFile> file_;
+  LargeBlock repacked_;
 };
 
 }  // namespace kve

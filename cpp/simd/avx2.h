@@ -8,6 +8,7 @@ namespace kve::KVE_ISA {
 
 constexpr int kLanes = 8;
 constexpr int kDotBias = 0;
+constexpr int kVecInputs = 4;
 constexpr int kMatTokens = 4;
 constexpr int kMatVectors = 1;
 constexpr int kGemmTokens = 6;
@@ -97,6 +98,12 @@ static inline I32 load_i32(const void* p) {
 }
 static inline void store_i32(void* p, I32 a) { _mm256_storeu_si256(static_cast<__m256i*>(p), a.v); }
 static inline I32 set_i32(int32_t x) { return {_mm256_set1_epi32(x)}; }
+// The four bytes at p in every lane.
+static inline I32 broadcast_i32(const void* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof(word));
+  return {_mm256_set1_epi32(word)};
+}
 static inline F32 to_f32(I32 a) { return {_mm256_cvtepi32_ps(a.v)}; }
 static inline I32 to_i32(F32 a) { return {_mm256_cvtps_epi32(a.v)}; }
 // The low bytes of the lanes, which must be in the range of int8.
@@ -112,6 +119,23 @@ static inline int32_t sum(I32 a) {
 }
 
 // |w| <= 128 and |x| <= 127, so a pair of products stays below 2^15 and nothing saturates.
+static inline I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.v, b.v)}; }
+static inline I32 operator|(I32 a, I32 b) { return {_mm256_or_si256(a.v, b.v)}; }
+static inline I32 shift_right(I32 a, int n) {
+  return {_mm256_srl_epi32(a.v, _mm_cvtsi32_si128(n))};
+}
+static inline I32 shift_left(I32 a, int n) { return {_mm256_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+static inline I32 set_bytes(int8_t x) { return {_mm256_set1_epi8(x)}; }
+static inline I32 add_bytes(I32 a, I32 b) { return {_mm256_add_epi8(a.v, b.v)}; }
+static inline I32 lookup_bytes(const int8_t* table, I32 index) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm256_shuffle_epi8(_mm256_broadcastsi128_si256(entries), index.v)};
+}
+
+static inline I32 dot4_small(I32 acc, I32 w, I32 x) {
+  const __m256i pairs = _mm256_maddubs_epi16(w.v, x.v);
+  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+}
 static inline I32 dot4(I32 acc, I32 w, I32 x) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(w.v), _mm256_sign_epi8(x.v, w.v));
   return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};

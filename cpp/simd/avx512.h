@@ -8,6 +8,7 @@ namespace kve::KVE_ISA {
 
 constexpr int kLanes = 16;
 constexpr int kDotBias = 128;
+constexpr int kVecInputs = 8;
 constexpr int kMatTokens = 6;
 constexpr int kMatVectors = 2;
 constexpr int kGemmTokens = 6;
@@ -75,6 +76,12 @@ static inline float max_of(F32 a) { return _mm512_reduce_max_ps(a.v); }
 static inline I32 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
 static inline void store_i32(void* p, I32 a) { _mm512_storeu_si512(p, a.v); }
 static inline I32 set_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+// The four bytes at p in every lane.
+static inline I32 broadcast_i32(const void* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof(word));
+  return {_mm512_set1_epi32(word)};
+}
 static inline F32 to_f32(I32 a) { return {_mm512_cvtepi32_ps(a.v)}; }
 static inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 // The low bytes of the lanes.
@@ -83,11 +90,25 @@ static inline void store_i8(int8_t* p, I32 a) {
 }
 static inline int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 
+static inline I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
+static inline I32 operator|(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
+static inline I32 shift_right(I32 a, int n) {
+  return {_mm512_srl_epi32(a.v, _mm_cvtsi32_si128(n))};
+}
+static inline I32 shift_left(I32 a, int n) { return {_mm512_sll_epi32(a.v, _mm_cvtsi32_si128(n))}; }
+static inline I32 set_bytes(int8_t x) { return {_mm512_set1_epi8(x)}; }
+static inline I32 add_bytes(I32 a, I32 b) { return {_mm512_add_epi8(a.v, b.v)}; }
+static inline I32 lookup_bytes(const int8_t* table, I32 index) {
+  const __m128i entries = _mm_loadu_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(entries), index.v)};
+}
+
 static inline I32 dot4(I32 acc, I32 w, I32 x) {
   // The intrinsic makes GCC 12 copy the accumulator in and out.
   asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(x.v));
   return acc;
 }
+static inline I32 dot4_small(I32 acc, I32 w, I32 x) { return dot4(acc, w, x); }
 // 32 signed codes as dot4 wants them.
 static inline void dot_bytes(int8_t* codes) {
   const __m256i c = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes));

@@ -11,6 +11,7 @@ namespace kve::KVE_ISA {
 
 constexpr int kLanes = 4;
 constexpr int kDotBias = 0;
+constexpr int kVecInputs = 4;
 constexpr int kMatTokens = 2;
 constexpr int kMatVectors = 1;
 constexpr int kGemmTokens = 4;
@@ -118,6 +119,12 @@ static inline I32 load_i32(const void* p) {
 }
 static inline void store_i32(void* p, I32 a) { memcpy(p, a.v, sizeof(a.v)); }
 static inline I32 set_i32(int32_t x) { return {{x, x, x, x}}; }
+// The four bytes at p in every lane.
+static inline I32 broadcast_i32(const void* p) {
+  int32_t word;
+  __builtin_memcpy(&word, p, sizeof(word));
+  return set_i32(word);
+}
 static inline F32 to_f32(I32 a) {
   F32 r;
   KVE_LANES r.v[i] = static_cast<float>(a.v[i]);
@@ -133,6 +140,44 @@ static inline I32 to_i32(F32 a) {
 static inline void store_i8(int8_t* p, I32 a) { KVE_LANES p[i] = static_cast<int8_t>(a.v[i]); }
 static inline int32_t sum(I32 a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
 
+static inline I32 operator&(I32 a, I32 b) {
+  KVE_LANES a.v[i] &= b.v[i];
+  return a;
+}
+static inline I32 operator|(I32 a, I32 b) {
+  KVE_LANES a.v[i] |= b.v[i];
+  return a;
+}
+static inline I32 shift_right(I32 a, int n) {
+  KVE_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) >> n);
+  return a;
+}
+static inline I32 shift_left(I32 a, int n) {
+  KVE_LANES a.v[i] = static_cast<int32_t>(static_cast<uint32_t>(a.v[i]) << n);
+  return a;
+}
+static inline I32 set_bytes(int8_t x) {
+  I32 a;
+  memset(a.v, x, sizeof(a.v));
+  return a;
+}
+static inline I32 add_bytes(I32 a, I32 b) {
+  uint8_t ab[4 * kLanes];
+  uint8_t bb[4 * kLanes];
+  memcpy(ab, a.v, sizeof(ab));
+  memcpy(bb, b.v, sizeof(bb));
+  for (int i = 0; i < 4 * kLanes; ++i) ab[i] = static_cast<uint8_t>(ab[i] + bb[i]);
+  memcpy(a.v, ab, sizeof(ab));
+  return a;
+}
+static inline I32 lookup_bytes(const int8_t* table, I32 index) {
+  int8_t bytes[4 * kLanes];
+  memcpy(bytes, index.v, sizeof(bytes));
+  for (int i = 0; i < 4 * kLanes; ++i) bytes[i] = table[bytes[i]];
+  memcpy(index.v, bytes, sizeof(bytes));
+  return index;
+}
+
 static inline I32 dot4(I32 acc, I32 w, I32 x) {
   int8_t wb[4 * kLanes];
   int8_t xb[4 * kLanes];
@@ -143,6 +188,7 @@ static inline I32 dot4(I32 acc, I32 w, I32 x) {
   }
   return acc;
 }
+static inline I32 dot4_small(I32 acc, I32 w, I32 x) { return dot4(acc, w, x); }
 // 32 signed codes as dot4 wants them: as they are.
 static inline void dot_bytes(int8_t* /*codes*/) {}
 

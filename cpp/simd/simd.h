@@ -13,12 +13,17 @@
 //   transpose(rows)  kLanes x kLanes values of 32 bits, in place
 //   dot4(acc, w, x)  acc + the dot product of the 4 bytes of each lane; w holds weight codes as
 //                    `dot_bytes` writes them, biased by kDotBias, x signed codes in [-127, 127]
+//   dot4_small       the same for unsigned weight codes below 128, without bias
+//   broadcast_i32(p) the same four bytes in every lane
+//   & | shift_left, shift_right   on the 32-bit lanes of I32
+//   set_bytes, add_bytes, lookup_bytes(table, i)   on the bytes of I32; table has 16, i is below 16
 //   code_sums        sums of 2 x 16 int8 codes
 //   group_dot        a group of 32 int8 codes times 32 activations, one scale per 16
 //
 //   one_half(p)      one binary16 number as float
 //
-// kMatTokens, kMatVectors, kGemmVectors are the register tiles that suit the set's register file.
+// kVecInputs, kMatTokens, kMatVectors, kGemmTokens and kGemmVectors are the register tiles that
+// suit the set.
 #pragma once
 
 #include <stdint.h>
@@ -30,3 +35,10 @@
 #else
 #include "simd/scalar.h"
 #endif
+
+namespace kve::KVE_ISA {
+
+// Asks for a line that will be read once and should not push others out of the caches.
+static inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
+
+}  // namespace kve::KVE_ISA

@@ -14,7 +14,7 @@ struct BlockIQ4_NL {
 static_assert(sizeof(BlockIQ4_NL) == 18);
 
 // The codebook of IQ4_NL and IQ4_XS (gguf.quants.IQ4_NL.kvalues).
-KVE_HD int8_t iq4_value(int index) {
+KVE_HD constexpr int8_t iq4_value(int index) {
   constexpr int8_t kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                                   1,    13,   25,  38,  53,  69,  89,  113};
   return kValues[index];

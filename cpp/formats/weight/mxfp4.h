@@ -14,7 +14,7 @@ struct BlockMXFP4 {
 static_assert(sizeof(BlockMXFP4) == 17);
 
 // Twice the E2M1 number, so that it is whole (gguf.quants.MXFP4.kvalues); minus zero reads as zero.
-KVE_HD int8_t mxfp4_value(int index) {
+KVE_HD constexpr int8_t mxfp4_value(int index) {
   constexpr int8_t kValues[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
   return kValues[index];
 }

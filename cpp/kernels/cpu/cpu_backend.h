@@ -18,6 +18,8 @@ class CpuBackend final : public Backend {
   std::string_view name() const override { return name_; }
   ThreadPool& pool() override { return pool_; }
 
+  size_t repacked_bytes(const Weight& weight) const override;
+  void repack(const Weight& weight, std::byte* memory) override;
   void embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) override;
   void matmul(ConstMat x, std::span<const Product> products, Precision precision) override;
   void rms_norm(ConstMat x, const float* weight, float eps, Mat out) override;
@@ -29,8 +31,9 @@ class CpuBackend final : public Backend {
   int64_t seal(std::span<const SealJob> jobs) override;
 
  private:
-  // How one product is computed.
-  enum class Path : uint8_t { exact, vector, matrix };
+  // How one product is computed: f32; few inputs against the file's layout; few against repacked
+  // tiles; many.
+  enum class Path : uint8_t { exact, vector, tiles, matrix };
   struct MatmulJob {
     const Product* product;
     Path path;
@@ -62,9 +65,11 @@ class CpuBackend final : public Backend {
     return thread_scratch_[static_cast<size_t>(thread)].get<std::byte>(0);
   }
   void reserve_thread_scratch(size_t bytes);
-  // As the integer kernels want it; valid until the next call.
-  const std::byte* quantize_input(ConstMat x, int planes, Path path);
-  void run(const MatmulJob& job, ConstMat x, const QuantizedInput& input, std::byte* scratch) const;
+  static Path choose_path(const Product& product, Precision precision, int64_t n_inputs);
+  int64_t job_rows(const Weight& weight, Path path) const;
+  // As the kernels of a path want it; valid until the next call for that path.
+  QuantizedInput quantize_input(ConstMat x, int planes, Path path);
+  void run(const MatmulJob& job, ConstMat x, std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
   void run(const AttendJob& job, const AttendParams& params, std::byte* scratch);
@@ -73,9 +78,11 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   std::string name_;
   ThreadPool pool_;
+  size_t repacked_total_ = 0;  // bytes of all repacked weights
   // Reused from call to call, so that a decode step allocates nothing.
   std::vector<Scratch> thread_scratch_;
-  Scratch input_;
+  Scratch input_memory_[4];   // of each Path
+  QuantizedInput inputs_[4];  // of each Path
   Scratch partials_;
   std::vector<MatmulJob> matmul_jobs_;
   std::vector<AttendJob> attend_jobs_;

@@ -1,6 +1,7 @@
 // How matrix products are split into chunks. A chunk is some rows of one weight for all tokens.
 #include <algorithm>
 
+#include "base/cpu_features.h"
 #include "kernels/cpu/cpu_backend.h"
 
 namespace kve {
@@ -11,43 +12,111 @@ namespace {
 constexpr int64_t kLeastChunkBytes = 16 << 10;
 constexpr int64_t kMostChunkBytes = 128 << 10;
 constexpr int64_t kChunksPerWeight = 64;
+constexpr int64_t kTileChunkBytes = 256 << 10;
+constexpr int64_t kMostRounds = 16;
 
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
-int64_t streaming_rows(const Weight& weight) {
+// Rows of a chunk of weights of which every byte is read once.
+int64_t streaming_rows(const Weight& weight, int64_t unit) {
   const auto row_bytes = static_cast<int64_t>(weight.row_bytes);
   const int64_t bytes =
       std::clamp(weight.rows * row_bytes / kChunksPerWeight, kLeastChunkBytes, kMostChunkBytes);
-  return round_up(std::max<int64_t>(bytes / std::max<int64_t>(row_bytes, 1), 1), 4);
+  return round_up(std::max<int64_t>(bytes / std::max<int64_t>(row_bytes, 1), 1), unit);
+}
+
+int64_t tile_count(const Weight& weight) {
+  return (weight.rows + kInterleavedRows - 1) / kInterleavedRows;
+}
+
+// Rows of a chunk of tiles. Long chunks, because the memory after a chunk is read ahead in vain;
+// the same number for every thread. (Results do not depend on where chunks end.)
+int64_t tile_rows(const Weight& weight, int64_t threads) {
+  const int64_t bytes = weight.rows * static_cast<int64_t>(weight.row_bytes);
+  const int64_t rounds = std::clamp<int64_t>(bytes / (threads * kTileChunkBytes), 1, kMostRounds);
+  const int64_t tiles = tile_count(weight);
+  return (tiles + rounds * threads - 1) / (rounds * threads) * kInterleavedRows;
 }
 
 }  // namespace
 
-const std::byte* CpuBackend::quantize_input(ConstMat x, int planes, Path path) {
+size_t CpuBackend::repacked_bytes(const Weight& weight) const {
+  return kernels_.interleaved_tile_bytes(weight.type, weight.cols) *
+         static_cast<size_t>(tile_count(weight));
+}
+
+void CpuBackend::repack(const Weight& weight, std::byte* memory) {
+  repacked_total_ += repacked_bytes(weight);
+  constexpr int64_t kTiles = 4;  // of one task
+  const int64_t n_tiles = tile_count(weight);
+  pool_.parallel((n_tiles + kTiles - 1) / kTiles, [&](int64_t i) {
+    kernels_.interleave({.type = weight.type,
+                         .weight = weight.data,
+                         .row_bytes = weight.row_bytes,
+                         .rows = weight.rows,
+                         .cols = weight.cols,
+                         .first_tile = i * kTiles,
+                         .n_tiles = std::min(n_tiles - i * kTiles, kTiles),
+                         .tiles = memory});
+  });
+}
+
+CpuBackend::Path CpuBackend::choose_path(const Product& product, Precision precision,
+                                         int64_t n_inputs) {
+  const Weight& weight = *product.weight;
+  if (precision == Precision::exact || format(weight.type).unpack == nullptr) return Path::exact;
+  if (weight.repacked != nullptr && n_inputs <= kMaxTileInputs) return Path::tiles;
+  if (weight.repacked == nullptr && n_inputs <= kMaxVectorInputs) return Path::vector;
+  return Path::matrix;
+}
+
+int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
+  switch (path) {
+    case Path::exact:
+      return round_up(std::min<int64_t>(streaming_rows(weight, 4), 64), kernels_.exact_rows);
+    case Path::vector:
+      return streaming_rows(weight, 4);
+    case Path::tiles:
+      return tile_rows(weight, pool_.size());
+    case Path::matrix:
+      break;
+  }
+  return kernels_.matmat_rows;
+}
+
+QuantizedInput CpuBackend::quantize_input(ConstMat x, int planes, Path path) {
+  Scratch& memory = input_memory_[static_cast<size_t>(path)];
+  const auto n_inputs = static_cast<size_t>(x.rows * planes);
   if (path == Path::vector) {
-    const size_t bytes = kernels_.vector_bytes(x.cols) * static_cast<size_t>(x.rows * planes);
-    std::byte* vectors = input_.get<std::byte>(bytes);
+    std::byte* vectors = memory.get<std::byte>(kernels_.vector_bytes(x.cols) * n_inputs);
     kernels_.quantize_rows(x.data, x.stride, x.rows, x.cols, planes, vectors);
-    return vectors;
+    return {vectors, planes};
+  }
+  if (path == Path::tiles) {
+    std::byte* vectors = memory.get<std::byte>(kernels_.tile_input_bytes(x.cols) * n_inputs);
+    kernels_.quantize_for_tiles(x.data, x.stride, x.rows, x.cols, planes, vectors);
+    return {vectors, planes};
   }
   const int64_t step = kernels_.pack_group / planes;
   const int64_t n_packs = (x.rows + step - 1) / step;
   const size_t bytes = kernels_.pack_bytes(x.cols);
-  std::byte* packs = input_.get<std::byte>(bytes * static_cast<size_t>(n_packs));
+  std::byte* packs = memory.get<std::byte>(bytes * static_cast<size_t>(n_packs));
   pool_.parallel(n_packs, [&](int64_t i) {
     kernels_.pack(x.row(i * step), x.stride, std::min(x.rows - i * step, step), x.cols, planes,
                   packs + static_cast<size_t>(i) * bytes);
   });
-  return packs;
+  return {packs, planes};
 }
 
-void CpuBackend::run(const MatmulJob& job, ConstMat x, const QuantizedInput& input,
-                     std::byte* scratch) const {
+void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const {
   const Weight& weight = *job.product->weight;
+  const QuantizedInput& input = inputs_[static_cast<size_t>(job.path)];
   const MatmulChunk chunk = {
       .format = &format(weight.type),
       .weight = weight.data,
       .row_bytes = weight.row_bytes,
+      .tiles = weight.repacked,
+      .streams = repacked_total_ > last_level_cache_bytes() / 2,
       .cols = weight.cols,
       .first_row = job.first_row,
       .n_rows = job.n_rows,
@@ -62,6 +131,8 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, const QuantizedInput& inp
       return kernels_.exact(chunk, x.data, x.stride);
     case Path::vector:
       return kernels_.matvec(chunk, input);
+    case Path::tiles:
+      return kernels_.matvec_tiles(chunk, input);
     case Path::matrix:
       return kernels_.matmat(chunk, input);
   }
@@ -70,26 +141,25 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, const QuantizedInput& inp
 void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision precision) {
   if (x.rows == 0) return;
   const int planes = precision == Precision::fine ? 2 : 1;
-  const Path integer = x.rows * planes <= kMaxVectorInputs ? Path::vector : Path::matrix;
   matmul_jobs_.clear();
-  bool any_integer = false;
+  bool used[4] = {};
   for (const Product& product : products) {
     const Weight& weight = *product.weight;
-    const bool plain = precision == Precision::exact || format(weight.type).unpack == nullptr;
-    const Path path = plain ? Path::exact : integer;
-    any_integer |= !plain;
-    int64_t rows = streaming_rows(weight);
-    if (path == Path::exact) rows = round_up(std::min<int64_t>(rows, 64), kernels_.exact_rows);
-    if (path == Path::matrix) rows = kernels_.matmat_rows;
+    const Path path = choose_path(product, precision, x.rows * planes);
+    used[static_cast<size_t>(path)] = true;
+    const int64_t rows = job_rows(weight, path);
     for (int64_t r = 0; r < weight.rows; r += rows) {
       matmul_jobs_.push_back({&product, path, r, std::min(weight.rows - r, rows)});
     }
   }
-  const QuantizedInput input = {any_integer ? quantize_input(x, planes, integer) : nullptr, planes};
+  for (const Path path : {Path::vector, Path::tiles, Path::matrix}) {
+    const auto index = static_cast<size_t>(path);
+    if (used[index]) inputs_[index] = quantize_input(x, planes, path);
+  }
   reserve_thread_scratch(std::max({kernels_.exact_scratch(x.cols), kernels_.matvec_scratch(x.cols),
                                    kernels_.matmat_scratch(x.cols)}));
   pool_.parallel(static_cast<int64_t>(matmul_jobs_.size()), [&](int64_t i, int thread) {
-    run(matmul_jobs_[static_cast<size_t>(i)], x, input, thread_scratch(thread));
+    run(matmul_jobs_[static_cast<size_t>(i)], x, thread_scratch(thread));
   });
 }
 

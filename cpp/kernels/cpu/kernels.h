@@ -21,6 +21,8 @@ struct MatmulChunk {
   const WeightFormat* format;
   const std::byte* weight;  // row 0
   size_t row_bytes;
+  const std::byte* tiles;  // the same weights interleaved, or null
+  bool streams;            // the weights do not fit the caches
   int64_t cols;
   int64_t first_row;
   int64_t n_rows;
@@ -31,7 +33,19 @@ struct MatmulChunk {
   std::byte* scratch;  // of the size that the table states
 };
 
-// Activations of the integer kernels, as quantize_rows or pack_tokens wrote them.
+// Tiles [first_tile, first_tile + n_tiles) of weights to be interleaved (isa/interleaved.h).
+struct InterleaveChunk {
+  WeightType type;
+  const std::byte* weight;  // row 0
+  size_t row_bytes;
+  int64_t rows;
+  int64_t cols;
+  int64_t first_tile;
+  int64_t n_tiles;
+  std::byte* tiles;  // tile 0
+};
+
+// Activations of the integer kernels, as quantize_rows, quantize_for_tiles or pack wrote them.
 struct QuantizedInput {
   const std::byte* data;
   int planes;  // 1: int8; 2: int8 and its int8 remainder
@@ -88,6 +102,8 @@ struct AttendMerge {
 
 // Bounds of the functions below.
 inline constexpr int kMaxVectorInputs = 7;    // matvec: inputs of one call, planes included
+inline constexpr int kMaxTileInputs = 16;     // matvec_tiles: the same
+inline constexpr int kInterleavedRows = 16;   // rows of a tile
 inline constexpr int kMaxAttendVectors = 96;  // attend: n_tokens * n_group of one call
 inline constexpr int kAttendTile = 64;        // attend: cache rows decoded at a time
 
@@ -112,6 +128,14 @@ struct Kernels {
                         std::byte* dst);
   size_t (*matvec_scratch)(int64_t cols);
   void (*matvec)(const MatmulChunk& chunk, const QuantizedInput& x);
+
+  // The same against interleaved weights. Bytes of a tile are 0 for types that have none.
+  size_t (*interleaved_tile_bytes)(WeightType type, int64_t cols);
+  void (*interleave)(const InterleaveChunk& chunk);
+  size_t (*tile_input_bytes)(int64_t cols);  // of one quantized input
+  void (*quantize_for_tiles)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols,
+                             int planes, std::byte* dst);
+  void (*matvec_tiles)(const MatmulChunk& chunk, const QuantizedInput& x);
 
   // Many inputs: tokens are packed in groups of pack_tokens / planes.
   int pack_group;                      // inputs of a pack, planes included; even

@@ -13,6 +13,8 @@ class SealOnlyBackend final : public Backend {
  public:
   std::string_view name() const override { return "seal-only"; }
   ThreadPool& pool() override { return pool_; }
+  size_t repacked_bytes(const Weight& /*weight*/) const override { return 0; }
+  void repack(const Weight& /*weight*/, std::byte* /*memory*/) override {}
 
   int64_t seal(std::span<const SealJob> jobs) override {
     ++calls;

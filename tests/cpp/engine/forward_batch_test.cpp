@@ -82,7 +82,7 @@ TEST_F(ForwardBatchTest, IsCloseToTheSameTokensReadAloneInFastMode) {
       for (size_t k = 0; k < expected->values.size(); ++k) {
         // Sums of f32 partial results of order 1 in another order; one code of an activation (a
         // part in 127 of its group's largest) may then round the other way.
-        ASSERT_NEAR(logits[i]->values[k], expected->values[k], 0.05) << step << ' ' << i;
+        ASSERT_NEAR(logits[i]->values[k], expected->values[k], 0.15) << step << ' ' << i;
       }
     }
   }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "base/cpu_features.h"
+#include "base/memory.h"
 #include "kernels/backend.h"
 
 namespace kve::test {
@@ -81,6 +82,7 @@ struct TestWeight {
   std::vector<std::byte> bytes;
   std::vector<float> values;  // [rows, cols]
   Weight weight;
+  Scratch repacked;
 };
 
 // Encoded from normal values where the type has an encoder, else made of random blocks whose scales
@@ -120,6 +122,15 @@ inline TestWeight make_weight(WeightType type, int64_t rows, int64_t cols, uint6
   }
   made.weight = {type, rows, cols, row_size, made.bytes.data() + guard};
   return made;
+}
+
+// Gives the weight a copy in the backend's own layout, where it has one.
+inline void repack(Backend& backend, TestWeight* w) {
+  const size_t bytes = backend.repacked_bytes(w->weight);
+  if (bytes == 0) return;
+  std::byte* memory = w->repacked.get<std::byte>(bytes);
+  backend.repack(w->weight, memory);
+  w->weight.repacked = memory;
 }
 
 inline std::vector<double> reference_matmul(const std::vector<float>& x, int64_t n,

@@ -1,5 +1,7 @@
 #include <gtest/gtest.h>
 
+#include <tuple>
+
 #include "kernels/kernel_testing.h"
 
 namespace kve {
@@ -26,9 +28,16 @@ std::vector<WeightType> coded_types() {
   return types;
 }
 
-class Matmul : public ::testing::TestWithParam<std::string> {
+// Every instruction set, with weights as in the file and repacked.
+class Matmul : public ::testing::TestWithParam<std::tuple<std::string, bool>> {
  protected:
-  std::unique_ptr<Backend> backend_ = make_cpu_backend(2, GetParam());
+  static std::string isa() { return std::get<0>(GetParam()); }
+  TestWeight weight(WeightType type, int64_t rows, int64_t cols, uint64_t seed, size_t guard = 0) {
+    TestWeight w = make_weight(type, rows, cols, seed, guard);
+    if (std::get<1>(GetParam())) test::repack(*backend_, &w);
+    return w;
+  }
+  std::unique_ptr<Backend> backend_ = make_cpu_backend(2, isa());
 };
 
 // Bounds on the largest error over the largest result. exact: rounding of f32 sums. fine: 15-bit
@@ -41,8 +50,8 @@ constexpr double kFastBound = 3e-2;
 TEST_P(Matmul, EveryCodedTypeInEveryPrecision) {
   for (const WeightType type : coded_types()) {
     // Odd counts do not divide into any tile; one guard byte unaligns the rows.
-    const TestWeight w = make_weight(type, 37, 512, static_cast<uint64_t>(type) + 1, 1);
-    for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 13, 40}) {
+    const TestWeight w = weight(type, 37, 512, static_cast<uint64_t>(type) + 1, 1);
+    for (const int64_t n : {1, 2, 3, 4, 5, 7, 8, 9, 13, 16, 17, 40}) {
       const std::vector<float> x = Random(static_cast<uint64_t>(n)).normals(n * 512);
       const auto expected = test::reference_matmul(x, n, w);
       const auto check = [&](Precision precision, double bound) {
@@ -60,7 +69,7 @@ TEST_P(Matmul, EveryCodedTypeInEveryPrecision) {
 TEST_P(Matmul, ExactUsesTheValuesThatTheTypesDefine) {
   for (const WeightFormat& fmt : weight_formats()) {
     if (fmt.unpack == nullptr && fmt.encode == nullptr) continue;
-    const TestWeight w = make_weight(fmt.type, 5, 256, 41, 1);
+    const TestWeight w = weight(fmt.type, 5, 256, 41, 1);
     // Inputs with a single one pick out single weights.
     for (const int64_t n : {1, 256}) {
       std::vector<float> x(static_cast<size_t>(n * 256));
@@ -82,7 +91,7 @@ TEST_P(Matmul, BlockCountsThatDoNotFillAVector) {
   for (const WeightFormat& fmt : weight_formats()) {
     if (fmt.unpack == nullptr || fmt.block_values != 32) continue;
     for (const int64_t cols : {32, 64, 96, 160, 224, 288, 544}) {
-      const TestWeight w = make_weight(fmt.type, 9, cols, 7, 3);
+      const TestWeight w = weight(fmt.type, 9, cols, 7, 3);
       for (const int64_t n : {1, 6, 9}) {
         const std::vector<float> x = Random(3).normals(n * cols);
         const auto expected = test::reference_matmul(x, n, w);
@@ -100,7 +109,7 @@ TEST_P(Matmul, BlockCountsThatDoNotFillAVector) {
 TEST_P(Matmul, PlainTypesAreF32InEveryPrecision) {
   for (const WeightType type : {WeightType::f32, WeightType::f16, WeightType::bf16}) {
     for (const int64_t cols : {1, 7, 33, 100, 256, 600}) {
-      const TestWeight w = make_weight(type, 70, cols, 5, 2);
+      const TestWeight w = weight(type, 70, cols, 5, 2);
       for (const int64_t n : {1, 4, 5, 40}) {
         const std::vector<float> x = Random(9).normals(n * cols);
         const auto expected = test::reference_matmul(x, n, w);
@@ -116,7 +125,7 @@ TEST_P(Matmul, PlainTypesAreF32InEveryPrecision) {
 
 TEST_P(Matmul, PrecisionsAreOrdered) {
   for (const WeightType type : {WeightType::q4_1, WeightType::q8_0, WeightType::q6_k}) {
-    const TestWeight w = make_weight(type, 64, 1536, 11);
+    const TestWeight w = weight(type, 64, 1536, 11);
     for (const int64_t n : {1, 300}) {
       std::vector<float> x = Random(12).normals(n * 1536);
       for (size_t i = 0; i < x.size(); i += 128) x[i] *= 20;  // outlier channels
@@ -135,9 +144,9 @@ TEST_P(Matmul, PrecisionsAreOrdered) {
 }
 
 TEST_P(Matmul, SharesItsInputBetweenProductsAndAddsBias) {
-  const TestWeight q = make_weight(WeightType::q4_0, 40, 256, 1);
-  const TestWeight k = make_weight(WeightType::f16, 17, 256, 2);
-  const TestWeight v = make_weight(WeightType::q6_k, 33, 256, 3);
+  const TestWeight q = weight(WeightType::q4_0, 40, 256, 1);
+  const TestWeight k = weight(WeightType::f16, 17, 256, 2);
+  const TestWeight v = weight(WeightType::q6_k, 33, 256, 3);
   const std::vector<float> bias = Random(4).normals(40);
   for (const int64_t n : {1, 12}) {
     const std::vector<float> x = Random(5).normals(n * 256);
@@ -166,13 +175,13 @@ TEST_P(Matmul, SharesItsInputBetweenProductsAndAddsBias) {
 
 TEST_P(Matmul, DoesNotDependOnThreads) {
   for (const WeightType type : {WeightType::q4_1, WeightType::q6_k, WeightType::f16}) {
-    const TestWeight w = make_weight(type, 301, 768, 21);
+    const TestWeight w = weight(type, 301, 768, 21);
     for (const int64_t n : {1, 5, 64}) {
       const std::vector<float> x = Random(22).normals(n * 768);
       for (const Precision precision : {Precision::exact, Precision::fine, Precision::fast}) {
-        const auto one = multiply(*make_cpu_backend(1, GetParam()), x, n, w, precision);
+        const auto one = multiply(*make_cpu_backend(1, isa()), x, n, w, precision);
         for (const int threads : {2, 3, 8}) {
-          const auto many = multiply(*make_cpu_backend(threads, GetParam()), x, n, w, precision);
+          const auto many = multiply(*make_cpu_backend(threads, isa()), x, n, w, precision);
           EXPECT_TRUE(test::same_bits(one, many)) << threads << " threads, " << n << " tokens";
         }
       }
@@ -181,7 +190,7 @@ TEST_P(Matmul, DoesNotDependOnThreads) {
 }
 
 TEST_P(Matmul, ExtremeInputs) {
-  const TestWeight w = make_weight(WeightType::q4_1, 20, 256, 31);
+  const TestWeight w = weight(WeightType::q4_1, 20, 256, 31);
   for (const int64_t n : {1, 9}) {
     std::vector<float> x(static_cast<size_t>(n * 256), 0.0f);
     for (const Precision precision : {Precision::exact, Precision::fine, Precision::fast}) {
@@ -204,8 +213,40 @@ TEST_P(Matmul, ExtremeInputs) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Isa, Matmul, ::testing::ValuesIn(available_isas()),
-                         [](const auto& isa) { return isa.param; });
+// Speculative decoding relies on it: a token read together with others gets the same logits.
+TEST_P(Matmul, RepackedRowsDoNotDependOnTheirBatch) {
+  if (!std::get<1>(GetParam())) GTEST_SKIP() << "promised for repacked weights only";
+  for (const WeightType type : coded_types()) {
+    const TestWeight w = weight(type, 50, 512, 51);
+    if (w.weight.repacked == nullptr) continue;
+    const int64_t most = 8;
+    const std::vector<float> x = Random(52).normals(most * 512);
+    for (const Precision precision : {Precision::fine, Precision::fast}) {
+      const auto all = multiply(*backend_, x, most, w, precision);
+      for (int64_t t = 0; t < most; ++t) {
+        const std::vector<float> own(x.begin() + t * 512, x.begin() + (t + 1) * 512);
+        const std::vector<float> row(all.begin() + t * 50, all.begin() + (t + 1) * 50);
+        EXPECT_TRUE(test::same_bits(multiply(*backend_, own, 1, w, precision), row))
+            << format(type).name << ", input " << t;
+      }
+    }
+  }
+}
+
+TEST_P(Matmul, RepackingTakesNoMoreThanThePaddingAllows) {
+  for (const WeightType type : coded_types()) {
+    const TestWeight w = make_weight(type, 64, 1024, 61);
+    const size_t bytes = backend_->repacked_bytes(w.weight);
+    // 6-bit scales and 8-bit exponents become whole and double bytes: 1/32 byte per value more.
+    EXPECT_LE(bytes, w.weight.row_bytes * 64 + 64 * 1024 / 32) << format(type).name;
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Isa, Matmul, ::testing::Combine(::testing::ValuesIn(available_isas()), ::testing::Bool()),
+    [](const auto& made) {
+      return std::get<0>(made.param) + (std::get<1>(made.param) ? "Repacked" : "AsInFile");
+    });
 
 }  // namespace
 }  // namespace kve

@@ -31,6 +31,16 @@ void matvec(const MatmulChunk& chunk, const QuantizedInput& x);
 // matvec_native.cpp: the same for types with a kernel of their own; false for the others.
 bool matvec_native(const MatmulChunk& chunk, const QuantizedInput& x);
 
+// interleave.cpp
+size_t interleaved_tile_bytes(WeightType type, int64_t cols);
+void interleave(const InterleaveChunk& chunk);
+
+// matvec_interleaved.cpp
+size_t tile_input_bytes(int64_t cols);
+void quantize_for_tiles(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
+                        std::byte* dst);
+void matvec_tiles(const MatmulChunk& chunk, const QuantizedInput& x);
+
 // matmat.cpp
 size_t pack_bytes(int64_t cols);
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,

@@ -1,0 +1,149 @@
+// A slice of weights unpacked for matmat: kSliceRows rows as bytes, 4 consecutive values of one row
+// to a 32-bit lane, with one f32 scale and minimum per group.
+#pragma once
+
+#include <string.h>
+
+#include "kernels/cpu/isa/interleaved.h"
+#include "kernels/cpu/isa/unpack.h"
+
+namespace kve::KVE_ISA {
+
+constexpr int kSliceRows = kMatVectors * kLanes;
+constexpr int kUnpackCols = 256;  // columns unpacked at a time from the file's layout
+constexpr int kUnpackGroups = kUnpackCols / 32;
+
+namespace {
+
+struct Slice {
+  int8_t* codes;  // [cols / 4][kSliceRows][4], as `dot_bytes` writes them
+  float* scales;  // [groups][kSliceRows], a group being 16 or 32 values
+  float* minima;  // the same
+  int8_t* rows;   // [kSliceRows][kUnpackCols]: row by row, before transposing
+  size_t size;
+
+  Slice(std::byte* data, int64_t cols) {
+    Carver carver(data);
+    codes = carver.take<int8_t>(round_up(cols, 64) * kSliceRows);
+    scales = carver.take<float>(cols / 16 * kSliceRows);
+    minima = carver.take<float>(cols / 16 * kSliceRows);
+    rows = carver.take<int8_t>(kSliceRows * kUnpackCols);
+    size = carver.size();
+  }
+};
+
+}  // namespace
+
+// Up to kUnpackGroups groups of row r of the slice; no groups at all give zeros.
+static void place_groups(const Slice& slice, int r, int64_t first_group, int64_t n_groups,
+                         CodeGroup* groups, bool halves) {
+  for (int64_t g = 0; g < n_groups; ++g) {
+    dot_bytes(groups[g].codes);
+    memcpy(slice.rows + r * kUnpackCols + 32 * g, groups[g].codes, 32);
+    const int64_t place = first_group + g;
+    if (halves) {
+      for (int64_t half = 0; half < 2; ++half) {
+        slice.scales[(2 * place + half) * kSliceRows + r] = groups[g].scale[half];
+        slice.minima[(2 * place + half) * kSliceRows + r] = groups[g].min[half];
+      }
+    } else {
+      slice.scales[place * kSliceRows + r] = groups[g].scale[0];
+      slice.minima[place * kSliceRows + r] = groups[g].min[0];
+    }
+  }
+}
+
+// slice.rows [kSliceRows][4 * n_words bytes] to slice.codes from word `first_word` on.
+static void transpose_rows(const Slice& slice, int64_t first_word, int64_t n_words) {
+  for (int v = 0; v < kMatVectors; ++v) {
+    for (int64_t w = 0; w < n_words; w += kLanes) {
+      F32 block[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        const int8_t* from = slice.rows + (v * kLanes + i) * kUnpackCols + 4 * w;
+        block[i] = load(reinterpret_cast<const float*>(from));
+      }
+      transpose(block);
+      int8_t* to = slice.codes + ((first_word + w) * kSliceRows + v * kLanes) * 4;
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) {
+        store(reinterpret_cast<float*>(to + i * kSliceRows * 4), block[i]);
+      }
+    }
+  }
+}
+
+// From the file's layout, for any type.
+static void unpack_slice(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows, bool halves,
+                         const Slice& slice) {
+  const int64_t n_groups = chunk.cols / 32;
+  for (int64_t g = 0; g < n_groups; g += kUnpackGroups) {
+    const int64_t n = least(n_groups - g, kUnpackGroups);
+    for (int r = 0; r < kSliceRows; ++r) {
+      CodeGroup groups[kUnpackGroups];
+      if (r < n_rows) {
+        const size_t row = static_cast<size_t>(first_row + r);
+        unpack(*chunk.format, chunk.weight + row * chunk.row_bytes, g, n, groups);
+      } else {
+        memset(groups, 0, sizeof(groups));
+      }
+      place_groups(slice, r, g, n, groups, halves);
+    }
+    transpose_rows(slice, g * 8, n * 8);
+  }
+}
+
+// Vector v of the slice from vector `from` of a tile.
+template <class Type>
+static void unpack_tile_vector(const TileView& tile, int from, int64_t cols, int v,
+                               const Slice& slice) {
+  using Codes = typename Type::Codes;
+  using Scales = typename Type::Scales;
+  const I32 shift =
+      set_bytes(static_cast<int8_t>(Codes::kSmall ? (kDotBias - Codes::kZero) & 255 : 0));
+  const std::byte* step = tile.codes;
+  for (int64_t first = 0; first < cols / 32; first += Codes::kGroups) {
+#pragma GCC unroll 8
+    for (int g = 0; g < Codes::kGroups; ++g) {
+      const int64_t group = first + g;
+      I32 w[8];
+      Codes::words(step, from, g, w);
+      int8_t* codes = slice.codes + (8 * group * kSliceRows + v * kLanes) * 4;
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) store_i32(codes + j * kSliceRows * 4, add_bytes(w[j], shift));
+#pragma GCC unroll 2
+      for (int part = 0; part < Scales::kParts; ++part) {
+        const int64_t p = group * Scales::kParts + part;
+        store(slice.scales + p * kSliceRows + v * kLanes, Scales::scale(tile, p, from));
+      }
+      if constexpr (Scales::kMin) {
+        store(slice.minima + group * kSliceRows + v * kLanes, Scales::minimum(tile, group, from));
+      }
+    }
+    step += Codes::kLines * kLineBytes;
+  }
+}
+
+// From interleaved tiles. Rows past the last tile get scales of zero, so that they count nothing.
+template <class Type>
+static void unpack_tiles(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
+                         const Slice& slice) {
+  const size_t tile_bytes = view_tile<Type>(nullptr, chunk.cols).size;
+  const int64_t end = round_up(first_row + n_rows, kTileRows);
+  for (int v = 0; v < kMatVectors; ++v) {
+    const int64_t row = first_row + v * kLanes;
+    if (row < end) {
+      std::byte* data =
+          const_cast<std::byte*>(chunk.tiles) + static_cast<size_t>(row / kTileRows) * tile_bytes;
+      unpack_tile_vector<Type>(view_tile<Type>(data, chunk.cols),
+                               static_cast<int>(row % kTileRows / kLanes), chunk.cols, v, slice);
+      continue;
+    }
+    for (int64_t g = 0; g < chunk.cols / 32 * Type::Scales::kParts; ++g) {
+      store(slice.scales + g * kSliceRows + v * kLanes, zero());
+      store(slice.minima + g * kSliceRows + v * kLanes, zero());
+    }
+  }
+}
+
+}  // namespace kve::KVE_ISA
