@@ -73,6 +73,25 @@ PYBIND11_MODULE(_core, module) {
              "Most memory this process ever had resident, in bytes; 0 where unknown.");
   module.def("resident_bytes", &kve::resident_bytes,
              "Memory of this process that is resident now, in bytes; 0 where unknown.");
+  module.def(
+      "machine_limits",
+      [](int threads, const std::string& isa) {
+        const kve::MachineLimits limits = [&] {
+          const py::gil_scoped_release release;
+          return kve::machine_limits(threads, isa);
+        }();
+        py::dict facts;
+        facts["read_bytes"] = limits.read_bytes;
+        facts["int8_ops"] = limits.int8_ops;
+        facts["f32_ops"] = limits.f32_ops;
+        return facts;
+      },
+      py::arg("threads") = 0, py::arg("isa") = "",
+      R"(Measures what this machine can do at best; takes about a second.
+
+threads: 0 uses every processor this process may use. isa: as for Model.
+A dict of rates per second: read_bytes (streamed from main memory), int8_ops and f32_ops (a
+multiply-add counts as two). Raises ConfigError, CapacityError.)");
   kve::python::bind_errors(module);
   kve::python::bind_formats(module);
   kve::python::bind_gguf(module);

@@ -24,6 +24,7 @@
 #include "formats/weight_formats.h"
 #include "gguf/gguf_file.h"
 #include "gguf/gguf_writer.h"
+#include "kernels/machine_limits.h"
 #include "sampling/sampler.h"
 #include "text/chat_format.h"
 #include "text/tokenizer.h"

@@ -1,11 +1,13 @@
 #include "engine/model.h"
 
 #include <algorithm>
+#include <cstdlib>
 
 #include "base/error.h"
 #include "base/hash.h"
 #include "engine/session.h"
 #include "engine/session_file.h"
+#include "kernels/tracing_backend.h"
 #include "text/vocabulary.h"
 
 namespace kve {
@@ -52,7 +54,9 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Load
   model->chat_template_ = file.get_or<std::string>("tokenizer.chat_template", "");
   model->fingerprint_ = fingerprint_of(file);
   const int threads = options.threads > 0 ? options.threads : default_thread_count();
-  model->backend_ = make_cpu_backend(threads, options.isa);
+  const char* trace = std::getenv("KVENGINE_TRACE");
+  model->backend_ =
+      trace_if_asked(make_cpu_backend(threads, options.isa), trace == nullptr ? "" : trace);
   if (options.repack) model->weights_->repack(*model->backend_);
   model->decoder_ = std::make_unique<Decoder>(model->spec_, *model->weights_, *model->backend_);
   return model;

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cstdlib>
 
 #include "base/error.h"
 #include "kernels/cpu/dispatch.h"
@@ -105,9 +104,7 @@ int64_t CpuBackend::seal(std::span<const SealJob> jobs) {
 }
 
 std::unique_ptr<Backend> make_cpu_backend(int n_threads, std::string_view isa) {
-  const char* forced = std::getenv("KVENGINE_ISA");
-  if (forced != nullptr && *forced != '\0') isa = forced;
-  return std::make_unique<CpuBackend>(n_threads, find_kernels(isa));
+  return std::make_unique<CpuBackend>(n_threads, choose_kernels(isa));
 }
 
 }  // namespace kve

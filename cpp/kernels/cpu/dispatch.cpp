@@ -1,5 +1,6 @@
 #include "kernels/cpu/dispatch.h"
 
+#include <cstdlib>
 #include <string>
 
 #include "base/cpu_features.h"
@@ -61,6 +62,11 @@ const Kernels& find_kernels(std::string_view isa) {
         message("instruction set: expected one of ", available_names(), ", found '", isa, "'"));
   }
   return *found;
+}
+
+const Kernels& choose_kernels(std::string_view isa) {
+  const char* forced = std::getenv("KVENGINE_ISA");
+  return find_kernels(forced != nullptr && *forced != '\0' ? forced : isa);
 }
 
 }  // namespace kve

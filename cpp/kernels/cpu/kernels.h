@@ -106,6 +106,8 @@ inline constexpr int kMaxTileInputs = 16;     // matvec_tiles: the same
 inline constexpr int kInterleavedRows = 16;   // rows of a tile
 inline constexpr int kMaxAttendVectors = 96;  // attend: n_tokens * n_group of one call
 inline constexpr int kAttendTile = 64;        // attend: cache rows decoded at a time
+inline constexpr int kPeakValues = 512;       // peak_int8, peak_f32: operands
+inline constexpr int kPeakSums = 16 * 16;     // peak_*: results
 
 struct Kernels {
   const char* name;
@@ -155,6 +157,14 @@ struct Kernels {
   int (*attend_value_stride)(int value_dim);  // of partial results
   void (*attend)(const AttendChunk& chunk);
   void (*attend_merge)(const AttendMerge& merge);
+
+  // What the machine can do at best (kernels/machine_limits.h): work without results. `ones` has
+  // kPeakValues elements; per-lane sums go to `sums` (kPeakSums). The first two return the
+  // multiply-adds done; of ones, that is the total of the sums.
+  int64_t (*peak_int8)(const int8_t* ones, int64_t rounds, int32_t* sums);
+  int64_t (*peak_f32)(const float* ones, int64_t rounds, float* sums);
+  // Adds up n values (a multiple of 256) once, in order, from memory.
+  void (*peak_read)(const float* values, int64_t n, float* sums);
 };
 
 }  // namespace kve

@@ -64,6 +64,11 @@ int attend_value_stride(int value_dim);
 void attend(const AttendChunk& chunk);
 void attend_merge(const AttendMerge& merge);
 
+// peak.cpp
+int64_t peak_int8(const int8_t* ones, int64_t rounds, int32_t* sums);
+int64_t peak_f32(const float* ones, int64_t rounds, float* sums);
+void peak_read(const float* values, int64_t n, float* sums);
+
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 static inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 

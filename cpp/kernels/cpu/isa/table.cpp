@@ -38,6 +38,9 @@ const Kernels kKernels = {
     .attend_value_stride = attend_value_stride,
     .attend = attend,
     .attend_merge = attend_merge,
+    .peak_int8 = peak_int8,
+    .peak_f32 = peak_f32,
+    .peak_read = peak_read,
 };
 
 }  // namespace kve::KVE_ISA

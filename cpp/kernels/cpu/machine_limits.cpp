@@ -1,0 +1,119 @@
+#include "kernels/machine_limits.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <vector>
+
+#include "base/error.h"
+#include "base/memory.h"
+#include "base/thread_pool.h"
+#include "kernels/cpu/dispatch.h"
+
+#if defined(__unix__)
+#include <unistd.h>
+#endif
+
+namespace kve {
+namespace {
+
+constexpr int kPasses = 7;
+constexpr int64_t kTasksPerThread = 8;  // so that a thread that is late does not decide
+constexpr int64_t kRounds = 1 << 16;    // of a task: tenths of a millisecond
+constexpr int64_t kReadTask = 1 << 18;  // floats
+
+// Several times the largest cache, so that little of one pass is left in it for the next.
+int64_t stream_bytes() {
+  int64_t cache = 0;
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  cache = std::max<int64_t>(cache, sysconf(_SC_LEVEL3_CACHE_SIZE));
+#endif
+  return std::clamp<int64_t>(4 * cache, int64_t{256} << 20, int64_t{2} << 30);
+}
+
+class Meter {
+ public:
+  Meter(int threads, const Kernels& kernels)
+      : kernels_(kernels),
+        pool_(threads),
+        codes_(operands_.get<int8_t>(kPeakValues * (sizeof(int8_t) + sizeof(float)))),
+        values_(reinterpret_cast<float*>(codes_ + kPeakValues)),
+        sums_(static_cast<size_t>(threads)) {
+    std::fill_n(codes_, kPeakValues, int8_t{1});
+    std::fill_n(values_, kPeakValues, 1.0f);
+  }
+
+  double int8_ops() {
+    return best([&](int64_t /*task*/, Sums& sums) {
+      return 2 * kernels_.peak_int8(codes_, kRounds, sums.whole);
+    });
+  }
+  double f32_ops() {
+    return best([&](int64_t /*task*/, Sums& sums) {
+      return 2 * kernels_.peak_f32(values_, kRounds, sums.real);
+    });
+  }
+  double read_bytes() {
+    const int64_t n = stream_bytes() / static_cast<int64_t>(sizeof(float)) / kReadTask * kReadTask;
+    float* stream = stream_.get<float>(static_cast<size_t>(n));
+    n_tasks_ = n / kReadTask;
+    // Written first: pages that nobody wrote may all be the same one.
+    pool_.parallel(n_tasks_,
+                   [&](int64_t task) { std::fill_n(stream + task * kReadTask, kReadTask, 1.0f); });
+    return best([&](int64_t task, Sums& sums) {
+      kernels_.peak_read(stream + task * kReadTask, kReadTask, sums.real);
+      return kReadTask * static_cast<int64_t>(sizeof(float));
+    });
+  }
+
+ private:
+  struct alignas(kCacheLine) Sums {
+    int32_t whole[kPeakSums];
+    float real[kPeakSums];
+    int64_t done;
+  };
+
+  // Work per second: body(task, sums) returns how much it did.
+  template <class Body>
+  double best(const Body& body) {
+    double rate = 0;
+    for (int pass = 0; pass < kPasses; ++pass) {
+      for (Sums& sums : sums_) sums.done = 0;
+      const auto start = std::chrono::steady_clock::now();
+      pool_.parallel(n_tasks_, [&](int64_t task, int thread) {
+        Sums& sums = sums_[static_cast<size_t>(thread)];
+        sums.done += body(task, sums);
+      });
+      const std::chrono::duration<double> took = std::chrono::steady_clock::now() - start;
+      int64_t done = 0;
+      for (const Sums& sums : sums_) done += sums.done;
+      rate = std::max(rate, static_cast<double>(done) / std::max(took.count(), 1e-9));
+    }
+    return rate;
+  }
+
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  Scratch operands_;  // aligned
+  int8_t* codes_;
+  float* values_;
+  std::vector<Sums> sums_;  // per thread
+  Scratch stream_;
+  int64_t n_tasks_ = kTasksPerThread * pool_.size();
+};
+
+}  // namespace
+
+MachineLimits machine_limits(int threads, std::string_view isa) {
+  if (threads < 0) {
+    throw ConfigError(message("threads: expected 0 (all) or more, found ", threads));
+  }
+  Meter meter(threads > 0 ? threads : default_thread_count(), choose_kernels(isa));
+  MachineLimits limits;
+  limits.int8_ops = meter.int8_ops();
+  limits.f32_ops = meter.f32_ops();
+  limits.read_bytes = meter.read_bytes();
+  return limits;
+}
+
+}  // namespace kve
