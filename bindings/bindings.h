@@ -34,6 +34,8 @@ std::string text_bytes(const py::object& text);
 std::string str_bytes(const py::str& text);
 // A str; bytes that are not UTF-8 become lone surrogates, as in file names ("surrogateescape").
 py::str text_str(std::string_view bytes);
+// By its name, "Q4_K". Throws ConfigError.
+const WeightFormat& find_weight_format(std::string_view name);
 // From a sequence of ints or a one-dimensional integer array. Throws ConfigError.
 std::vector<Token> token_list(const py::object& tokens);
 

@@ -8,9 +8,8 @@
 #include "bindings.h"
 
 namespace kve::python {
-namespace {
 
-const WeightFormat& find_by_name(std::string_view name) {
+const WeightFormat& find_weight_format(std::string_view name) {
   std::string known;
   for (const WeightFormat& format : weight_formats()) {
     if (format.name == name) return format;
@@ -20,8 +19,10 @@ const WeightFormat& find_by_name(std::string_view name) {
       message("weight type: expected one of ", known, ", found '", name.substr(0, 40), "'"));
 }
 
+namespace {
+
 py::array_t<float> decode_weights(std::string_view type, const py::buffer& data) {
-  const WeightFormat& format = find_by_name(type);
+  const WeightFormat& format = find_weight_format(type);
   const py::buffer_info info = data.request();
   if (!PyBuffer_IsContiguous(info.view(), 'C')) {
     throw ConfigError("data: expected contiguous bytes, found a strided buffer");
@@ -41,7 +42,7 @@ py::array_t<float> decode_weights(std::string_view type, const py::buffer& data)
 
 py::bytes encode_weights(std::string_view type,
                          const py::array_t<float, py::array::c_style>& values) {
-  const WeightFormat& format = find_by_name(type);
+  const WeightFormat& format = find_weight_format(type);
   if (!format.encode) {
     throw UnsupportedError(message(format.name,
                                    ": expected a type that can be written, found one "

@@ -135,6 +135,25 @@ void set(GgufWriter& writer, const py::str& name, const py::object& value,
               type, "'"));
 }
 
+// Fills a tensor from a buffer, or from what a function returns when the tensor is written.
+GgufWriter::Producer producer(const std::string& name, py::object source) {
+  return [name, source = std::move(source)](std::span<std::byte> out) {
+    const py::gil_scoped_acquire gil;
+    const py::object data = PyCallable_Check(source.ptr()) != 0 ? source() : source;
+    if (!PyObject_CheckBuffer(data.ptr())) {
+      throw py::type_error("tensor " + name + ": expected a buffer, found " +
+                           std::string(py::str(py::type::of(data).attr("__name__"))));
+    }
+    const py::buffer_info info = py::reinterpret_borrow<py::buffer>(data).request();
+    const auto bytes = static_cast<size_t>(info.size * info.itemsize);
+    if (!PyBuffer_IsContiguous(info.view(), 'C') || bytes != out.size()) {
+      throw ConfigError(message("tensor ", name, ": expected ", out.size(),
+                                " contiguous bytes, found a buffer of ", bytes));
+    }
+    std::memcpy(out.data(), info.ptr, bytes);
+  };
+}
+
 void bind_file(py::module_& module) {
   py::class_<GgufFile, std::shared_ptr<GgufFile>> file(
       module, "GgufFile",
@@ -230,6 +249,21 @@ Raises ConfigError.)");
   writer.def(
       "erase", [](GgufWriter& self, const py::str& key) { self.erase(str_bytes(key)); },
       py::arg("key"), "Removes a key, if it is there.");
+  writer.def(
+      "add_tensor",
+      [](GgufWriter& self, const py::str& name, const std::string& type,
+         std::vector<int64_t> shape, py::object data) {
+        const std::string bytes = str_bytes(name);
+        self.add_tensor(bytes, find_weight_format(type).type, std::move(shape),
+                        producer(bytes, std::move(data)));
+      },
+      py::arg("name"), py::arg("type"), py::arg("shape"), py::arg("data"),
+      R"(Adds a tensor.
+
+type: a name from weight_formats(). shape: in GGUF's order, the row length first.
+data: a buffer with the stored bytes (see encode_weights), or a function that returns one; it is
+called once per write, so that tensors need not all be in memory.
+Raises ConfigError (here, or when writing for a wrong number of bytes).)");
   writer.def(
       "write",
       [](const GgufWriter& self, const std::filesystem::path& path) {
