@@ -251,8 +251,8 @@ Raises ConfigError.)");
       py::arg("key"), "Removes a key, if it is there.");
   writer.def(
       "add_tensor",
-      [](GgufWriter& self, const py::str& name, const std::string& type,
-         std::vector<int64_t> shape, py::object data) {
+      [](GgufWriter& self, const py::str& name, const std::string& type, std::vector<int64_t> shape,
+         py::object data) {
         const std::string bytes = str_bytes(name);
         self.add_tensor(bytes, find_weight_format(type).type, std::move(shape),
                         producer(bytes, std::move(data)));

@@ -84,14 +84,15 @@ PYBIND11_MODULE(_core, module) {
         facts["read_bytes"] = limits.read_bytes;
         facts["int8_ops"] = limits.int8_ops;
         facts["f32_ops"] = limits.f32_ops;
+        facts["bf16_ops"] = limits.bf16_ops;
         return facts;
       },
       py::arg("threads") = 0, py::arg("isa") = "",
       R"(Measures what this machine can do at best; takes about a second.
 
 threads: 0 uses every processor this process may use. isa: as for Model.
-A dict of rates per second: read_bytes (streamed from main memory), int8_ops and f32_ops (a
-multiply-add counts as two). Raises ConfigError, CapacityError.)");
+A dict of rates per second: read_bytes (streamed from main memory), int8_ops, f32_ops, bf16_ops (0
+without such instructions); a multiply-add counts as two. Raises ConfigError, CapacityError.)");
   kve::python::bind_errors(module);
   kve::python::bind_formats(module);
   kve::python::bind_gguf(module);

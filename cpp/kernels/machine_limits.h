@@ -11,6 +11,7 @@ struct MachineLimits {
   double read_bytes = 0;  // streamed from main memory, each byte once
   double int8_ops = 0;    // sums of products of 8-bit integers
   double f32_ops = 0;     // the same of floats
+  double bf16_ops = 0;    // of bfloat16 numbers, summed as floats; 0 without such instructions
 };
 
 // Takes about a second and some hundred megabytes; 0 threads: all processors this process may use;

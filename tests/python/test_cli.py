@@ -6,12 +6,9 @@ import gzip
 import json
 import subprocess
 import sys
-import types
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
-import pytest
 from test_cache import KEYS as CACHE_KEYS
 
 import kvengine as kv
@@ -243,65 +240,6 @@ def test_perplexity(cli, cli_json, m, tmp_path: Path) -> None:
     result = cli(*arguments, "--stride", "16")
     assert result.returncode == 0
     assert result.stderr.count("window ") == 3
-
-
-def test_bench(cli, cli_json, m) -> None:
-    arguments = ("bench", *m, "-p", "16,32", "-n", "4", "-d", "0,24", "-r", "2")
-    rows = cli_json(*arguments, "--cache", "f16", "--cache", "int8:group=8,tail=4")
-    keys = ["test", "cache", "engine", "tps", "tps_median", "cache_bytes", "threads"]
-    assert all(list(row) == keys for row in rows)
-    tests = ["pp16", "pp32", "tg4", "pp16@d24", "pp32@d24", "tg4@d24"]
-    assert [row["test"] for row in rows] == [name for name in tests for _ in range(2)]
-    assert {row["cache"] for row in rows} == {
-        "f16",
-        kv.canonical_cache("int8:group=8,tail=4"),
-    }
-    for row in rows:
-        assert len(row["tps"]) == 2
-        assert min(row["tps"]) <= row["tps_median"] <= max(row["tps"])
-        assert row["cache_bytes"] > 0
-        assert row["threads"] == 2
-        assert row["engine"] == "kvengine"
-    assert "tg4@d24" in cli(*arguments).stdout
-
-
-class FakeLlama:
-    """As much of llama_cpp.Llama as the bench uses; remembers what was asked."""
-
-    made: ClassVar[list[FakeLlama]] = []
-
-    def __init__(self, **options: object) -> None:
-        self.options, self.n_tokens, self.ctx = options, 0, self
-        self.evaluated: list[tuple[int, int]] = []
-        FakeLlama.made.append(self)
-
-    def eval(self, tokens: list[int]) -> None:
-        self.evaluated.append((self.n_tokens, len(tokens)))
-        self.n_tokens += len(tokens)
-
-
-def test_bench_with_a_peer(cli_json, m, monkeypatch: pytest.MonkeyPatch) -> None:
-    FakeLlama.made.clear()
-    fake = types.SimpleNamespace(
-        Llama=FakeLlama,
-        GGML_TYPE_F16=1,
-        GGML_TYPE_Q8_0=8,
-        __version__="9.9",
-        llama_synchronize=lambda ctx: None,
-        llama_state_seq_get_size=lambda ctx, sequence: 100 * ctx.n_tokens,
-    )
-    monkeypatch.setitem(sys.modules, "llama_cpp", fake)
-    arguments = ("bench", *m, "-p", "16", "-n", "2", "-d", "8", "-r", "2", "--cache", "f16")
-    rows = cli_json(*arguments, "--cache", "int8:group=8", "--peer", "llama-cpp-python")
-    names = ["kvengine", "kvengine", "llama-cpp-python 9.9"]
-    assert [row["engine"] for row in rows] == names * 2
-    assert rows[2]["cache"] == "f16"  # llama.cpp has no int8: only the cache both have is measured
-    assert rows[2]["cache_bytes"] == 100 * (8 + 16)
-    (peer,) = FakeLlama.made
-    assert peer.options["n_threads"] == peer.options["n_threads_batch"] == 2
-    assert (peer.options["type_k"], peer.options["type_v"]) == (1, 1)
-    # Filled once; then a warm-up and two repetitions of each test, from the same depth.
-    assert peer.evaluated == [(0, 8), *[(8, 16)] * 3, *[(8, 1), (9, 1)] * 3]
 
 
 def test_caches(cli, cli_json) -> None:

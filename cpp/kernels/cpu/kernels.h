@@ -163,6 +163,7 @@ struct Kernels {
   // multiply-adds done; of ones, that is the total of the sums.
   int64_t (*peak_int8)(const int8_t* ones, int64_t rounds, int32_t* sums);
   int64_t (*peak_f32)(const float* ones, int64_t rounds, float* sums);
+  int64_t (*peak_bf16)(const uint16_t* ones, int64_t rounds, float* sums);  // null: no such units
   // Adds up n values (a multiple of 256) once, in order, from memory.
   void (*peak_read)(const float* values, int64_t n, float* sums);
 };

@@ -36,21 +36,27 @@ class Meter {
   Meter(int threads, const Kernels& kernels)
       : kernels_(kernels),
         pool_(threads),
-        codes_(operands_.get<int8_t>(kPeakValues * (sizeof(int8_t) + sizeof(float)))),
-        values_(reinterpret_cast<float*>(codes_ + kPeakValues)),
+        ones_(operands_.get<Ones>(1)),
         sums_(static_cast<size_t>(threads)) {
-    std::fill_n(codes_, kPeakValues, int8_t{1});
-    std::fill_n(values_, kPeakValues, 1.0f);
+    std::fill_n(ones_->int8, kPeakValues, int8_t{1});
+    std::fill_n(ones_->f32, kPeakValues, 1.0f);
+    std::fill_n(ones_->bf16, kPeakValues, uint16_t{0x3f80});
   }
 
   double int8_ops() {
     return best([&](int64_t /*task*/, Sums& sums) {
-      return 2 * kernels_.peak_int8(codes_, kRounds, sums.whole);
+      return 2 * kernels_.peak_int8(ones_->int8, kRounds, sums.whole);
     });
   }
   double f32_ops() {
     return best([&](int64_t /*task*/, Sums& sums) {
-      return 2 * kernels_.peak_f32(values_, kRounds, sums.real);
+      return 2 * kernels_.peak_f32(ones_->f32, kRounds, sums.real);
+    });
+  }
+  double bf16_ops() {
+    if (kernels_.peak_bf16 == nullptr) return 0;
+    return best([&](int64_t /*task*/, Sums& sums) {
+      return 2 * kernels_.peak_bf16(ones_->bf16, kRounds, sums.real);
     });
   }
   double read_bytes() {
@@ -67,6 +73,11 @@ class Meter {
   }
 
  private:
+  struct Ones {
+    int8_t int8[kPeakValues];
+    float f32[kPeakValues];
+    uint16_t bf16[kPeakValues];
+  };
   struct alignas(kCacheLine) Sums {
     int32_t whole[kPeakSums];
     float real[kPeakSums];
@@ -95,8 +106,7 @@ class Meter {
   const Kernels& kernels_;
   ThreadPool pool_;
   Scratch operands_;  // aligned
-  int8_t* codes_;
-  float* values_;
+  Ones* ones_;
   std::vector<Sums> sums_;  // per thread
   Scratch stream_;
   int64_t n_tasks_ = kTasksPerThread * pool_.size();
@@ -112,6 +122,7 @@ MachineLimits machine_limits(int threads, std::string_view isa) {
   MachineLimits limits;
   limits.int8_ops = meter.int8_ops();
   limits.f32_ops = meter.f32_ops();
+  limits.bf16_ops = meter.bf16_ops();
   limits.read_bytes = meter.read_bytes();
   return limits;
 }

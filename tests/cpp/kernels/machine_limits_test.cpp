@@ -29,6 +29,12 @@ TEST(MachineLimits, LoopsDoTheWorkTheyCount) {
     const int64_t floats = kernels.peak_f32(values.data(), kRounds, real.data());
     EXPECT_GE(floats, kRounds);
     EXPECT_EQ(std::accumulate(real.begin(), real.end(), 0.0), static_cast<double>(floats));
+    if (kernels.peak_bf16 != nullptr) {
+      const std::vector<uint16_t> halves(kPeakValues, 0x3f80);
+      const int64_t pairs = kernels.peak_bf16(halves.data(), kRounds, real.data());
+      EXPECT_GE(pairs, kRounds);
+      EXPECT_EQ(std::accumulate(real.begin(), real.end(), 0.0), static_cast<double>(pairs));
+    }
     const std::vector<float> stream(256 * 5, 1.0f);
     kernels.peak_read(stream.data(), static_cast<int64_t>(stream.size()), real.data());
     EXPECT_EQ(std::accumulate(real.begin(), real.end(), 0.0), static_cast<double>(stream.size()));
@@ -44,6 +50,8 @@ TEST(MachineLimits, ArePlausible) {
   EXPECT_LT(limits.int8_ops, 1e14);
   EXPECT_GT(limits.f32_ops, 1e7);
   EXPECT_LT(limits.f32_ops, 1e14);
+  EXPECT_GE(limits.bf16_ops, 0);
+  EXPECT_LT(limits.bf16_ops, 1e14);
 }
 
 TEST(MachineLimits, RefuseWhatCannotBe) {

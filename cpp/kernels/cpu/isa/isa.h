@@ -67,6 +67,11 @@ void attend_merge(const AttendMerge& merge);
 // peak.cpp
 int64_t peak_int8(const int8_t* ones, int64_t rounds, int32_t* sums);
 int64_t peak_f32(const float* ones, int64_t rounds, float* sums);
+#if defined(__AVX512BF16__)
+int64_t peak_bf16(const uint16_t* ones, int64_t rounds, float* sums);
+#else
+constexpr int64_t (*peak_bf16)(const uint16_t* ones, int64_t rounds, float* sums) = nullptr;
+#endif
 void peak_read(const float* values, int64_t n, float* sums);
 
 static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }

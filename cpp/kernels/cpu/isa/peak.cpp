@@ -11,68 +11,97 @@ constexpr int kCols = kLanes == 16 ? 3 : 2;
 // Bytes that a stream is read ahead. Streams that are read once go past the caches.
 constexpr int64_t kAhead = 4096;
 
-// As dot4, for operands whose signs do not matter: what a kernel with offset codes can reach.
-inline I32 unsigned_dot4(I32 acc, I32 w, I32 x) {
+// One kind of arithmetic: step() multiplies kValues pairs and adds the products to a vector of
+// sums.
+struct Int8 {
+  using Value = int8_t;
+  using Sums = I32;
+  using Operand = I32;
+  using Total = int32_t;
+  static constexpr int kValues = 4 * kLanes;
+  static inline Sums none() { return set_i32(0); }
+  static inline Operand operand(const int8_t* p) { return load_i32(p); }
+  // As dot4, for operands whose signs do not matter: what a kernel with offset codes can reach.
+  static inline Sums step(Sums acc, Operand w, Operand x) {
 #if defined(KVE_ISA_AVX2)
-  const __m256i pairs = _mm256_maddubs_epi16(w.v, x.v);
-  return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+    const __m256i pairs = _mm256_maddubs_epi16(w.v, x.v);
+    return {_mm256_add_epi32(acc.v, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
 #else
-  return dot4(acc, w, x);
+    return dot4(acc, w, x);
 #endif
+  }
+  static inline void put(int32_t* p, Sums sums) { store_i32(p, sums); }
+};
+
+struct Real {
+  using Value = float;
+  using Sums = F32;
+  using Operand = F32;
+  using Total = float;
+  static constexpr int kValues = kLanes;
+  static inline Sums none() { return zero(); }
+  static inline Operand operand(const float* p) { return load(p); }
+  static inline Sums step(Sums acc, Operand w, Operand x) { return fma(w, x, acc); }
+  static inline void put(float* p, Sums sums) { store(p, sums); }
+};
+
+#if defined(__AVX512BF16__)
+struct Bf16 : Real {
+  using Value = uint16_t;
+  using Operand = __m512bh;
+  static constexpr int kValues = 2 * kLanes;
+  static inline Operand operand(const uint16_t* p) {
+    return reinterpret_cast<__m512bh>(_mm512_loadu_si512(p));
+  }
+  static inline Sums step(Sums acc, Operand w, Operand x) {
+    return {_mm512_dpbf16_ps(acc.v, w, x)};
+  }
+};
+#endif
+
+template <class Kind>
+int64_t multiply_add(const typename Kind::Value* ones, int64_t rounds, typename Kind::Total* sums) {
+  constexpr int kStep = kRows * Kind::kValues;
+  static_assert(kPeakValues % kStep == 0 && kPeakValues >= kCols + Kind::kValues);
+  static_assert(kPeakSums >= kRows * kCols * kLanes);
+  typename Kind::Sums acc[kRows][kCols];
+  typename Kind::Operand x[kCols];
+  for (int c = 0; c < kCols; ++c) {
+    x[c] = Kind::operand(ones + c);
+    for (int r = 0; r < kRows; ++r) acc[r][c] = Kind::none();
+  }
+  int64_t at = 0;
+  for (int64_t i = 0; i < rounds; ++i) {
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      const typename Kind::Operand w = Kind::operand(ones + at + r * Kind::kValues);
+#pragma GCC unroll 4
+      for (int c = 0; c < kCols; ++c) acc[r][c] = Kind::step(acc[r][c], w, x[c]);
+    }
+    at = (at + kStep) & (kPeakValues - 1);
+  }
+  for (int i = 0; i < kPeakSums; ++i) sums[i] = 0;
+  for (int r = 0; r < kRows; ++r) {
+    for (int c = 0; c < kCols; ++c) Kind::put(sums + (r * kCols + c) * kLanes, acc[r][c]);
+  }
+  return rounds * kCols * kStep;
 }
 
 }  // namespace
 
-static_assert(kPeakValues % (kRows * 4 * kLanes) == 0);
-static_assert(kPeakSums >= kRows * kCols * kLanes);
-
 int64_t peak_int8(const int8_t* ones, int64_t rounds, int32_t* sums) {
-  I32 acc[kRows][kCols];
-  I32 x[kCols];
-  for (int c = 0; c < kCols; ++c) {
-    x[c] = load_i32(ones + c);
-    for (int r = 0; r < kRows; ++r) acc[r][c] = set_i32(0);
-  }
-  int64_t at = 0;
-  for (int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const I32 w = load_i32(ones + at + r * 4 * kLanes);
-#pragma GCC unroll 4
-      for (int c = 0; c < kCols; ++c) acc[r][c] = unsigned_dot4(acc[r][c], w, x[c]);
-    }
-    at = (at + kRows * 4 * kLanes) & (kPeakValues - 1);
-  }
-  for (int i = 0; i < kPeakSums; ++i) sums[i] = 0;
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kCols; ++c) store_i32(sums + (r * kCols + c) * kLanes, acc[r][c]);
-  }
-  return rounds * kRows * kCols * kLanes * 4;
+  return multiply_add<Int8>(ones, rounds, sums);
 }
 
 int64_t peak_f32(const float* ones, int64_t rounds, float* sums) {
-  F32 acc[kRows][kCols];
-  F32 x[kCols];
-  for (int c = 0; c < kCols; ++c) {
-    x[c] = load(ones + c);
-    for (int r = 0; r < kRows; ++r) acc[r][c] = zero();
-  }
-  int64_t at = 0;
-  for (int64_t i = 0; i < rounds; ++i) {
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const F32 w = load(ones + at + r * kLanes);
-#pragma GCC unroll 4
-      for (int c = 0; c < kCols; ++c) acc[r][c] = fma(w, x[c], acc[r][c]);
-    }
-    at = (at + kRows * kLanes) & (kPeakValues - 1);
-  }
-  for (int i = 0; i < kPeakSums; ++i) sums[i] = 0;
-  for (int r = 0; r < kRows; ++r) {
-    for (int c = 0; c < kCols; ++c) store(sums + (r * kCols + c) * kLanes, acc[r][c]);
-  }
-  return rounds * kRows * kCols * kLanes;
+  return multiply_add<Real>(ones, rounds, sums);
 }
+
+#if defined(__AVX512BF16__)
+int64_t peak_bf16(const uint16_t* ones, int64_t rounds, float* sums) {
+  return multiply_add<Bf16>(ones, rounds, sums);
+}
+#endif
 
 void peak_read(const float* values, int64_t n, float* sums) {
   F32 acc[4] = {zero(), zero(), zero(), zero()};

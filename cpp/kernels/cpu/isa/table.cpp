@@ -40,6 +40,7 @@ const Kernels kKernels = {
     .attend_merge = attend_merge,
     .peak_int8 = peak_int8,
     .peak_f32 = peak_f32,
+    .peak_bf16 = peak_bf16,
     .peak_read = peak_read,
 };
 

@@ -7,7 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from kvengine.cli.arguments import InputError
+
+INSTALL = """CMAKE_ARGS="-DGGML_NATIVE=ON" pip install 'kvengine[peers]'"""
+"""Compiles the peer for the machine at hand, which it needs to be at its best."""
 
 MakePeers = Callable[[Path, list[str], int, int], list[Any]]
 """Model file, canonical cache specs, context length, threads -> engines."""
@@ -18,8 +23,7 @@ def _llama_cpp_python() -> MakePeers:
         import llama_cpp
     except ImportError:
         raise InputError(
-            "--peer: expected llama-cpp-python to be installed, found no such package "
-            "(try: pip install 'kvengine[peers]')"
+            f"--peer: expected llama-cpp-python to be installed, found no such package ({INSTALL})"
         ) from None
 
     def make(path: Path, specs: list[str], n_ctx: int, threads: int) -> list[LlamaCpp]:
@@ -53,13 +57,15 @@ def _ggml_types(llama_cpp: Any, spec: str) -> tuple[int, int] | None:
 class LlamaCpp:
     """llama.cpp through llama-cpp-python."""
 
+    batches = False
+
     def __init__(self, llama_cpp: Any, path: Path, cache: str, n_ctx: int, threads: int) -> None:
         self._api = llama_cpp
         self.name = f"llama-cpp-python {llama_cpp.__version__}"
         self.cache = cache
         self.threads = threads
         type_k, type_v = _ggml_types(llama_cpp, cache) or (None, None)
-        self._llama = llama_cpp.Llama(
+        self._open = lambda: llama_cpp.Llama(
             model_path=str(path),
             n_ctx=n_ctx,
             n_batch=2048,
@@ -71,27 +77,49 @@ class LlamaCpp:
             flash_attn=True,  # as llama.cpp's own programs; quantized values need it
             verbose=False,
         )
-        self._depth = 0
+        self._llama = self._open()
+        self._held: list[int] = []
+        self._cache_bytes = 0
 
     def fill(self, tokens: list[int]) -> None:
-        self._llama.n_tokens = 0
-        if tokens:
-            self._llama.eval(tokens)
-        self._depth = len(tokens)
+        n = len(self._held)
+        if tokens[:n] != self._held:
+            n = 0
+        self._llama.n_tokens = n
+        if tokens[n:]:
+            self._llama.eval(tokens[n:])
+        self._held = list(tokens)
 
     def read(self, tokens: list[int]) -> float:
         return self._timed([tokens])
 
-    def decode(self, tokens: list[int]) -> float:
+    def decode(self, tokens: list[int], sequences: int) -> float:
+        assert sequences == 1
         return self._timed([[token] for token in tokens])
 
+    def load(self, tokens: list[int]) -> float:
+        begin = time.perf_counter()
+        llama = self._open()
+        llama.eval(tokens)
+        logits = self._api.llama_get_logits_ith(llama.ctx, -1)
+        np.ctypeslib.as_array(logits, (llama.n_vocab(),)).argmax()
+        seconds = time.perf_counter() - begin
+        self._cache_bytes = self._bytes_of(llama)
+        llama.close()
+        return seconds
+
     def cache_bytes(self) -> int:
-        return int(self._api.llama_state_seq_get_size(self._llama.ctx, 0))
+        return self._cache_bytes
+
+    def _bytes_of(self, llama: Any) -> int:
+        return int(self._api.llama_state_seq_get_size(llama.ctx, 0))
 
     def _timed(self, steps: list[list[int]]) -> float:
-        self._llama.n_tokens = self._depth  # eval() forgets what lies beyond
+        self._llama.n_tokens = len(self._held)  # eval() forgets what lies beyond
         begin = time.perf_counter()
         for tokens in steps:
             self._llama.eval(tokens)
         self._api.llama_synchronize(self._llama.ctx)
-        return time.perf_counter() - begin
+        seconds = time.perf_counter() - begin
+        self._cache_bytes = self._bytes_of(self._llama)
+        return seconds

@@ -1,0 +1,135 @@
+"""How fast the machine could be: a test takes at least as long as its reads and its arithmetic.
+
+What a test needs, whoever computes it: every weight and every cached row is read once per pass, and
+each weight is multiplied once per token. Rates are measured (``kvengine.machine_limits``).
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+from kvengine._core import machine_limits
+from kvengine.bench.measure import Case
+from kvengine.model import Model
+
+# Above this 1-minute load average, others probably use processors that are being measured.
+BUSY = 0.5
+
+_FLOATS = frozenset({"F32", "F16", "BF16", "F64"})
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The most tokens per second, and what sets it."""
+
+    kind: Literal["memory", "compute"]
+    tps: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Rates per second, of all threads together; a multiply-add counts as two operations."""
+
+    read_bytes: float
+    int8_ops: float
+    f32_ops: float
+    bf16_ops: float
+    load_average: float | None
+
+    @classmethod
+    def measure(cls, threads: int) -> Machine:
+        """Takes about a second."""
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        return cls(**machine_limits(threads), load_average=load)
+
+    @property
+    def busy(self) -> bool:
+        return self.load_average is not None and self.load_average > BUSY
+
+    def best_of(self, later: Machine) -> Machine:
+        """Two measurements together: others may have disturbed one of them."""
+        return Machine(
+            max(self.read_bytes, later.read_bytes),
+            max(self.int8_ops, later.int8_ops),
+            max(self.f32_ops, later.f32_ops),
+            max(self.bf16_ops, later.bf16_ops),
+            self.load_average,
+        )
+
+
+@dataclass(frozen=True)
+class _Matrices:
+    """Sums over weight matrices."""
+
+    bytes: int = 0
+    quantized: int = 0  # weights
+    floats: int = 0
+
+    def __add__(self, other: _Matrices) -> _Matrices:
+        return _Matrices(
+            self.bytes + other.bytes,
+            self.quantized + other.quantized,
+            self.floats + other.floats,
+        )
+
+
+class ModelCosts:
+    """What passes of a model cost."""
+
+    def __init__(self, model: Model, exact: bool) -> None:
+        self._layers = [(layer, layer["window"]) for layer in model.layers]
+        self._exact = exact
+        tensors = {each.name: each for each in model.file.tensors if len(each.shape) == 2}
+        head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
+        self._head = self._body = _Matrices()
+        for name, tensor in tensors.items():
+            floats = tensor.type in _FLOATS
+            matrices = _Matrices(
+                tensor.bytes, 0 if floats else tensor.elements, tensor.elements if floats else 0
+            )
+            if name == head:
+                self._head += matrices
+            elif name.startswith("blk."):
+                self._body += matrices
+
+    def limit(self, test: Case, cache_bytes: int, machine: Machine) -> Limit | None:
+        """cache_bytes: what one sequence's cache holds at the end. None for loading."""
+        if test.kind == "load":
+            return None
+        passes = test.n_tokens if test.kind == "tg" else 1
+        tokens = test.n_tokens * test.sequences
+        weights = self._body.bytes + self._head.bytes
+        # The cache is as full as it is half-way through the test.
+        middle = (test.depth + test.n_tokens / 2) / (test.depth + test.n_tokens)
+        cache = cache_bytes * middle * test.sequences
+        memory = passes * (weights + cache) / machine.read_bytes
+        logits = tokens if test.kind == "tg" else 1
+        compute = self._seconds(self._body, tokens, machine)
+        compute += self._seconds(self._head, logits, machine)
+        attention = test.sequences * self.attention_operations(test.depth, test.n_tokens)
+        compute += attention / self._float_rate(machine)
+        kind: Literal["memory", "compute"] = "memory" if memory > compute else "compute"
+        return Limit(kind, tokens / max(memory, compute))
+
+    def attention_operations(self, depth: int, n: int) -> int:
+        """Of n tokens after `depth`: scores and sums of values, in all layers."""
+        total = 0
+        for layer, window in self._layers:
+            pairs = sum(_seen(position, window) for position in range(depth, depth + n))
+            total += 2 * layer["n_heads"] * (layer["head_dim"] + layer["value_dim"]) * pairs
+        return total
+
+    def _seconds(self, matrices: _Matrices, tokens: int, machine: Machine) -> float:
+        rate = machine.f32_ops if self._exact else machine.int8_ops
+        quantized = 2 * matrices.quantized * tokens / rate
+        return quantized + 2 * matrices.floats * tokens / self._float_rate(machine)
+
+    def _float_rate(self, machine: Machine) -> float:
+        return machine.f32_ops if self._exact else max(machine.f32_ops, machine.bf16_ops)
+
+
+def _seen(position: int, window: int) -> int:
+    """Cached tokens that the one at `position` attends to, itself included."""
+    return min(position + 1, window) if window else position + 1
