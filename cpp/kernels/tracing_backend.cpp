@@ -132,6 +132,11 @@ void TracingBackend::embed(const Weight& table, std::span<const Token> tokens, f
         [&] { backend_->embed(table, tokens, scale, out); });
 }
 
+double TracingBackend::weight_bytes(const Weight& weight) const {
+  if (weight.repacked != nullptr) return static_cast<double>(backend_->repacked_bytes(weight));
+  return static_cast<double>(weight.row_bytes) * static_cast<double>(weight.rows);
+}
+
 void TracingBackend::matmul(ConstMat x, std::span<const Product> products, Precision precision) {
   Work work;
   name_ = "matmul ";
@@ -141,7 +146,7 @@ void TracingBackend::matmul(ConstMat x, std::span<const Product> products, Preci
     if (&product != products.data()) name_ += '+';
     name_ += std::to_string(weight.rows);
     one_type = one_type && weight.type == products[0].weight->type;
-    work.bytes += static_cast<double>(weight.row_bytes) * static_cast<double>(weight.rows);
+    work.bytes += weight_bytes(weight);
     work.operations += 2 * values(x) * static_cast<double>(weight.rows);
   }
   name_ += " x " + std::to_string(x.cols) + ' ';

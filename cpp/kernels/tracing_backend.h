@@ -43,6 +43,13 @@ class TracingBackend final : public Backend {
   std::string_view name() const override { return backend_->name(); }
   ThreadPool& pool() override { return backend_->pool(); }
 
+  size_t repacked_bytes(const Weight& weight) const override {
+    return backend_->repacked_bytes(weight);
+  }
+  void repack(const Weight& weight, std::byte* memory) override {
+    backend_->repack(weight, memory);
+  }
+
   void embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) override;
   void matmul(ConstMat x, std::span<const Product> products, Precision precision) override;
   void rms_norm(ConstMat x, const float* weight, float eps, Mat out) override;
@@ -65,6 +72,7 @@ class TracingBackend final : public Backend {
     double operations = 0;
   };
 
+  double weight_bytes(const Weight& weight) const;
   // Runs `operation`, adding its time to the line of that name.
   template <class Operation>
   void timed(Work work, const Operation& operation);

@@ -129,6 +129,30 @@ TEST(TracingBackend, CountsBytesAndOperationsByPhase) {
                             [](double sum, const TraceLine& each) { return sum + each.seconds; }));
 }
 
+TEST(TracingBackend, HandsRepackingOn) {
+  const auto plain = make_cpu_backend(1);
+  auto backend = std::make_unique<TracingBackend>(make_cpu_backend(1), nullptr);
+  const TestWeight w = make_weight(WeightType::q4_0, 32, 64, 3);
+  const size_t bytes = backend->repacked_bytes(w.weight);
+  ASSERT_GT(bytes, 0u);
+  EXPECT_EQ(bytes, plain->repacked_bytes(w.weight));
+  Scratch memory;
+  Weight repacked = w.weight;
+  backend->repack(w.weight, memory.get<std::byte>(bytes));
+  repacked.repacked = memory.get<std::byte>(0);
+  const std::vector<float> x(64, 0.25f);
+  std::vector<float> y(32);
+  std::vector<float> expected(32);
+  const auto multiply = [&](Backend& device, std::vector<float>& out) {
+    const Product product = {&repacked, Mat(out.data(), 1, 32), nullptr};
+    device.matmul(ConstMat(x.data(), 1, 64), {&product, 1}, Precision::fast);
+  };
+  multiply(*plain, expected);
+  multiply(*backend, y);
+  EXPECT_TRUE(test::same_bits(y, expected));
+  EXPECT_EQ(line_of(backend->decode(), "matmul").bytes, static_cast<double>(bytes));
+}
+
 TEST(TracingBackend, CountsTheRowsThatQueriesSee) {
   const auto backend = traced();
   const F16Head head(10, 32);
