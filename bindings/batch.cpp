@@ -61,11 +61,11 @@ class BatchHandle {
  public:
   explicit BatchHandle(std::shared_ptr<Model> model) : batch_(std::move(model)) {}
 
-  int add(const Handle& session, const py::object& prompt, const GenerateOptions& options) {
+  int add(const Handle& session, const py::object& prompt, const OptionsHandle& options) {
     const std::vector<Token> tokens = token_list(prompt);
     const auto lock = alone();
     const SessionUse use(*session);
-    const int id = batch_.add(*use, tokens, options);
+    const int id = batch_.add(*use, tokens, options.options);
     held_[id] = {session, ++session->changes};
     return id;
   }

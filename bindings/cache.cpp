@@ -38,6 +38,7 @@ using ReadSide = void (KvCache::*)(int, int, Mat) const;
 py::array_t<float> read_side(const CacheHandle& self, int layer, int head, ReadSide read,
                              int LayerShape::* dim) {
   const SessionUse session(*self.session);
+  session->drop_ahead();  // a generation then computes it again
   const KvCache& cache = session->cache();
   checked_index("layer", layer, cache.layers().size());
   const LayerShape& shape = cache.layers()[static_cast<size_t>(layer)];

@@ -11,15 +11,19 @@ namespace {
 class GenerationHandle {
  public:
   GenerationHandle(std::shared_ptr<SessionHandle> session, const py::object& prompt,
-                   const GenerateOptions& options, const py::object& progress)
-      : session_(std::move(session)) {
+                   const OptionsHandle& options, const py::object& progress)
+      : session_(std::move(session)), draft_(options.draft) {
+    if (draft_ == session_) {
+      throw ConfigError("draft: expected another session than the one it guesses for, found it");
+    }
     const std::vector<Token> tokens = token_list(prompt);
     PythonProgress watcher(progress);
     const SessionUse use(*session_);
+    const std::unique_ptr<SessionUse> draft_use = use_draft();
     changes_ = ++session_->changes;
     try {
       const py::gil_scoped_release release;
-      generation_.emplace(*use, tokens, options, watcher.function());
+      generation_.emplace(*use, tokens, options.options, watcher.function());
     } catch (const CancelledError&) {
       watcher.rethrow();
       throw;
@@ -37,13 +41,19 @@ class GenerationHandle {
             "generation: expected the session as this iterator left it, found it used by another "
             "call");
       }
+      const std::unique_ptr<SessionUse> draft_use = use_draft();
       const py::gil_scoped_release release;
       piece = generation_->next();
     }
     if (!piece) throw py::stop_iteration();
     return *std::move(piece);
   }
-  void close() { closed_ = true; }
+  void close() {
+    closed_ = true;
+    if (session_->busy.test_and_set(std::memory_order_acquire)) return;  // its user goes on anyway
+    if (changes_ == session_->changes) session_->session.drop_ahead();
+    session_->busy.clear(std::memory_order_release);
+  }
 
   py::object finish_reason() const {
     if (!generation_->finish_reason().empty()) return py::str(generation_->finish_reason());
@@ -52,18 +62,24 @@ class GenerationHandle {
   const Generation& get() const { return *generation_; }
 
  private:
+  std::unique_ptr<SessionUse> use_draft() {
+    return draft_ ? std::make_unique<SessionUse>(*draft_) : nullptr;
+  }
+
   std::shared_ptr<SessionHandle> session_;
+  std::shared_ptr<SessionHandle> draft_;
   std::optional<Generation> generation_;
   uint64_t changes_ = 0;
   bool closed_ = false;
 };
 
-GenerateOptions make_options(int max_tokens, float temperature, int top_k, float top_p, float min_p,
-                             float typical_p, float repeat_penalty, int repeat_last_n,
-                             float presence_penalty, float frequency_penalty, uint64_t seed,
-                             std::vector<std::string> stop,
-                             std::vector<std::pair<Token, float>> logit_bias, bool ignore_eos,
-                             bool render_special) {
+OptionsHandle make_options(int max_tokens, float temperature, int top_k, float top_p, float min_p,
+                           float typical_p, float repeat_penalty, int repeat_last_n,
+                           float presence_penalty, float frequency_penalty, uint64_t seed,
+                           std::vector<std::string> stop,
+                           std::vector<std::pair<Token, float>> logit_bias, bool ignore_eos,
+                           bool render_special, int draft_max,
+                           const std::shared_ptr<SessionHandle>& draft) {
   GenerateOptions options;
   options.max_tokens = max_tokens;
   options.sampling.temperature = temperature;
@@ -80,14 +96,16 @@ GenerateOptions make_options(int max_tokens, float temperature, int top_k, float
   options.stop = std::move(stop);
   options.ignore_eos = ignore_eos;
   options.render_special = render_special;
-  return options;
+  options.draft.max_tokens = draft_max;
+  if (draft) options.draft.session = {draft, &draft->session};
+  return {std::move(options), draft};
 }
 
 void bind_options(py::module_& module) {
   const GenerateOptions defaults;
   const SamplingOptions& sampling = defaults.sampling;
-  py::class_<GenerateOptions>(module, "GenerateOptions",
-                              "How an answer is drawn and when it ends; see Session.generate().")
+  py::class_<OptionsHandle>(module, "GenerateOptions",
+                            "How an answer is drawn and when it ends; see Session.generate().")
       .def(py::init(&make_options), py::kw_only(), py::arg("max_tokens") = defaults.max_tokens,
            py::arg("temperature") = 0.0f, py::arg("top_k") = sampling.top_k,
            py::arg("top_p") = sampling.top_p, py::arg("min_p") = sampling.min_p,
@@ -98,9 +116,10 @@ void bind_options(py::module_& module) {
            py::arg("frequency_penalty") = sampling.frequency_penalty,
            py::arg("seed") = sampling.seed, py::arg("stop") = std::vector<std::string>(),
            py::arg("logit_bias") = std::vector<std::pair<Token, float>>(),
-           py::arg("ignore_eos") = false, py::arg("render_special") = false)
+           py::arg("ignore_eos") = false, py::arg("render_special") = false,
+           py::arg("draft_max") = 0, py::arg("draft") = py::none())
       .def_property_readonly("max_tokens",
-                             [](const GenerateOptions& self) { return self.max_tokens; });
+                             [](const OptionsHandle& self) { return self.options.max_tokens; });
 }
 
 void bind_piece(py::module_& module) {
@@ -128,7 +147,7 @@ void bind_generation(py::module_& module) {
   bind_piece(module);
   py::class_<GenerationHandle> generation(
       module, "Generation", "Iterator over the pieces of an answer; see Session.generate().");
-  generation.def(py::init<std::shared_ptr<SessionHandle>, const py::object&, const GenerateOptions&,
+  generation.def(py::init<std::shared_ptr<SessionHandle>, const py::object&, const OptionsHandle&,
                           const py::object&>(),
                  py::arg("session"), py::arg("prompt"), py::arg("options"),
                  py::arg("progress") = py::none(), "Reads the prompt (token ids).");
@@ -149,6 +168,12 @@ void bind_generation(py::module_& module) {
       "generated_tokens",
       [](const GenerationHandle& self) { return self.get().generated_tokens(); },
       "Tokens sampled so far.");
+  generation.def_property_readonly(
+      "drafted_tokens", [](const GenerationHandle& self) { return self.get().drafted_tokens(); },
+      "Tokens that were guessed and computed in advance.");
+  generation.def_property_readonly(
+      "accepted_tokens", [](const GenerationHandle& self) { return self.get().accepted_tokens(); },
+      "Those of them that came.");
   generation.def_property_readonly(
       "prompt_seconds", [](const GenerationHandle& self) { return self.get().prompt_seconds(); },
       "Time spent reading the prompt.");

@@ -41,6 +41,12 @@ class SessionUse {
   SessionHandle& handle_;
 };
 
+// GenerateOptions, with the session of DraftOptions as Python holds it.
+struct OptionsHandle {
+  GenerateOptions options;
+  std::shared_ptr<SessionHandle> draft;
+};
+
 // A read-only view [rows, cols] that keeps the logits alive: the engine writes the next ones
 // elsewhere as long as anybody holds these.
 py::array_t<float> logits_view(const std::shared_ptr<const Logits>& logits);

@@ -32,6 +32,10 @@ Answer::Answer(const Model& model, const GenerateOptions& options)
     throw ConfigError(
         message("max_tokens: expected -1 (no limit) or more, found ", options.max_tokens));
   }
+  if (options.draft.max_tokens < 0) {
+    throw ConfigError(
+        message("draft: expected at least 0 tokens at a time, found ", options.draft.max_tokens));
+  }
 }
 
 void Answer::read(std::span<const Token> tokens) {

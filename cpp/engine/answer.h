@@ -2,7 +2,7 @@
 // when to end.
 #pragma once
 
-#include <memory>
+#include <cstdint>
 #include <optional>
 #include <span>
 #include <string>
@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/token.h"
+#include "engine/draft.h"
 #include "engine/model.h"
 #include "sampling/sampler.h"
 #include "sampling/stop_matcher.h"
@@ -23,6 +24,7 @@ struct GenerateOptions {
   std::vector<std::string> stop;  // stop strings, not part of the text
   bool ignore_eos = false;        // never sample a token that ends the answer
   bool render_special = false;    // spell control tokens out in the text
+  DraftOptions draft;             // speculation: off unless asked for
 };
 
 // The text is complete UTF-8; it may be empty while a character or a possible stop string is
@@ -48,7 +50,10 @@ class Answer {
   std::optional<Piece> finish(std::string_view reason);
 
   bool at_max_tokens() const { return generated_ == options_.max_tokens; }
-  int max_tokens() const { return options_.max_tokens; }
+  // Tokens that may still be drawn.
+  int tokens_left() const {
+    return options_.max_tokens < 0 ? INT32_MAX : options_.max_tokens - generated_;
+  }
   int generated_tokens() const { return generated_; }
   // "": still going. "stop": end token or stop string. Otherwise what finish() was told.
   std::string_view finish_reason() const { return finish_reason_; }

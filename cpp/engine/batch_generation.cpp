@@ -21,6 +21,9 @@ int BatchGeneration::add(Session& session, std::span<const Token> prompt,
       throw ConfigError("batch: expected sessions of one precision, found exact ones and others");
     }
   }
+  if (options.draft.max_tokens > 0) {
+    throw ConfigError("batch: expected no speculation, which is for a single answer, found draft");
+  }
   if (prompt.empty() && !session.last_logits()) {
     throw ConfigError("prompt: expected at least one token, found none");
   }

@@ -12,7 +12,8 @@ namespace kve {
 
 // Reads the prompt when made; every next() samples, then feeds, one token. The session must outlive
 // it and not be used by others meanwhile. What has been yielded is held by the session (the last
-// token only once the following one is asked for).
+// token only once the following one is asked for): with speculation the session looks ahead, but
+// accepts a token only when it is fed.
 class Generation {
  public:
   // Throws ConfigError (options; an empty prompt in an empty session), CapacityError (prompt
@@ -27,15 +28,20 @@ class Generation {
   std::string_view finish_reason() const { return answer_.finish_reason(); }
   int prompt_tokens() const { return prompt_tokens_; }
   int generated_tokens() const { return answer_.generated_tokens(); }
+  // Speculation: tokens that were guessed and computed, and those of them that came.
+  int drafted_tokens() const { return speculation_ ? speculation_->drafted() : 0; }
+  int accepted_tokens() const { return speculation_ ? speculation_->accepted() : 0; }
   // Seconds spent reading the prompt, and sampling and decoding since.
   double prompt_seconds() const { return prompt_seconds_; }
   double decode_seconds() const { return decode_seconds_; }
 
  private:
   std::optional<Piece> step();
+  void feed();
 
   Session& session_;
   Answer answer_;
+  std::optional<Speculation> speculation_;
   Token pending_ = kNoToken;  // sampled, not fed yet
   int prompt_tokens_ = 0;
   double prompt_seconds_ = 0;

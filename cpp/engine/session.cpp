@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "engine/session_file.h"
+#include "kernels/few_rows.h"
 #include "models/batch.h"
 
 namespace kve {
@@ -149,7 +150,7 @@ std::shared_ptr<const Logits> Session::look_ahead(std::span<const Token> tokens)
 }
 
 int Session::max_ahead() const {
-  return std::min(options_.n_ctx - n_tokens(), cache_.tokens_until_seal());
+  return std::min({kFewRows, options_.n_ctx - n_tokens(), cache_.tokens_until_seal()});
 }
 
 void Session::accept(int n) {

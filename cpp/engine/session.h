@@ -58,8 +58,8 @@ class Session {
   // drop_ahead(), forgets them. Throws as forward() does, and ConfigError above max_ahead().
   std::shared_ptr<const Logits> look_ahead(std::span<const Token> tokens);
   std::span<const Token> ahead() const { return std::span(ahead_).subspan(accepted_); }
-  // 0 when the context is full. More would read what they should not see: rows of the cache's tail
-  // that are coded by the time the last of them would be read alone.
+  // 0 when the context is full, else at most kFewRows. Of more, the last would see rows of the
+  // cache's tail that are coded by the time it is read alone.
   int max_ahead() const;
   void accept(int n);
   void drop_ahead();

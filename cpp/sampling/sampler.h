@@ -59,6 +59,9 @@ class Sampler {
   // Allocates only when the row is longer than any before.
   Sampled sample(std::span<const float> logits);
 
+  // From now on as with `logprobs` off.
+  void skip_logprobs() { options_.logprobs = false; }
+
   // Forgets the history and starts the draws again.
   void reset();
 

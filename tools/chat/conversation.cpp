@@ -59,6 +59,8 @@ Answer Conversation::ask(const std::string& message, kve::GenerateOptions option
     answer.prompt_tokens = static_cast<int>(prompt.size());
     answer.prompt_seconds = generation.prompt_seconds();
     answer.decode_seconds = generation.decode_seconds();
+    answer.drafted_tokens = generation.drafted_tokens();
+    answer.accepted_tokens = generation.accepted_tokens();
   } catch (...) {
     messages_.pop_back();
     throw;

@@ -17,6 +17,8 @@ struct Answer {
   int prompt_tokens = 0;
   double prompt_seconds = 0;
   double decode_seconds = 0;
+  int drafted_tokens = 0;
+  int accepted_tokens = 0;
 };
 
 class Conversation {

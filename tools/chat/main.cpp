@@ -22,11 +22,12 @@ extern "C" void on_interrupt(int) {
 }
 
 struct Options {
-  std::string model, prompt, file, system, chat_format, cache, key_type, value_type;
+  std::string model, draft_model, prompt, file, system, chat_format, cache, key_type, value_type;
   kve::LoadOptions load;
   kve::SessionOptions session;
   kve::GenerateOptions generate;
   uint64_t seed = 0;
+  int draft_max = -1;  // -1: 7 with a draft model, else 0
   bool json = false;
 };
 
@@ -57,6 +58,11 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--presence-penalty", s.presence_penalty, "")->capture_default_str();
   app.add_option("--frequency-penalty", s.frequency_penalty, "")->capture_default_str();
   app.add_option("--stop", o.generate.stop, "stop string (repeatable)")->allow_extra_args(false);
+  app.add_option("--draft-max,--draft", o.draft_max,
+                 "guess up to this many tokens at a time, which changes the speed only; 0: none")
+      ->check(CLI::NonNegativeNumber);
+  app.add_option("--md,--model-draft", o.draft_model,
+                 "a smaller model with the same vocabulary that guesses, instead of prompt lookup");
   app.add_flag("--json", o.json, "one JSON document (with -p or -f)");
 }
 
@@ -98,6 +104,8 @@ int answer_once(const Options& o, kve::Session& session, tools::Conversation& co
                      .add("prompt_tokens", a.prompt_tokens)
                      .add("prompt_tps", prompt_tps)
                      .add("decode_tps", decode_tps)
+                     .add("drafted", a.drafted_tokens)
+                     .add("accepted", a.accepted_tokens)
                      .add_raw("cache", tools::json_cache(stats))
                      .add("peak_rss_bytes", kve::peak_resident_bytes())
                      .str()
@@ -105,7 +113,11 @@ int answer_once(const Options& o, kve::Session& session, tools::Conversation& co
   } else {
     std::cout << '\n';
     std::cerr << cache_line(stats) << "; prompt " << static_cast<int>(prompt_tps)
-              << " tokens/s, answer " << static_cast<int>(decode_tps) << " tokens/s\n";
+              << " tokens/s, answer " << static_cast<int>(decode_tps) << " tokens/s";
+    if (a.drafted_tokens > 0) {
+      std::cerr << ", " << a.accepted_tokens << " of " << a.drafted_tokens << " guesses right";
+    }
+    std::cerr << '\n';
   }
   return a.finish_reason == "cancelled" ? tools::kInterrupted : tools::kDone;
 }
@@ -138,12 +150,25 @@ int talk(const Options& o, kve::Session& session, tools::Conversation& conversat
   return tools::kDone;
 }
 
+kve::DraftOptions draft_options(const Options& o, const kve::Session& session) {
+  kve::DraftOptions draft;
+  draft.max_tokens = o.draft_max >= 0 ? o.draft_max : o.draft_model.empty() ? 0 : 7;
+  if (o.draft_model.empty() || draft.max_tokens == 0) return draft;
+  const auto model = kve::Model::load(o.draft_model, o.load);
+  kve::SessionOptions options;
+  options.n_ctx = session.n_ctx();
+  options.exact = o.session.exact;
+  draft.session = std::make_shared<kve::Session>(model->session(options));
+  return draft;
+}
+
 int run(Options& o, bool seeded) {
   o.generate.sampling.seed = seeded ? o.seed : std::random_device{}();
   o.session.cache = tools::cache_spec(o.cache, o.key_type, o.value_type);
   o.generate.sampling.validate();
   const auto model = kve::Model::load(tools::model_path(o.model), o.load);
   kve::Session session = model->session(o.session);
+  o.generate.draft = draft_options(o, session);
   tools::Conversation conversation(session, o.chat_format, o.system);
   const bool once = !o.prompt.empty() || !o.file.empty();
   if (o.json && !once) throw kve::ConfigError("--json: expected -p or -f beside it, found neither");

@@ -222,6 +222,26 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_drafting(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("speculation: the same text, sooner")
+    group.add_argument(
+        "--draft-max",
+        "--draft",
+        type=whole(0),
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="guess up to N tokens at a time (of which 7 are used), from what followed the same "
+        "words before or by the draft model; 0: none (default: 0, with -md 7)",
+    )
+    group.add_argument(
+        "-md",
+        "--model-draft",
+        default=argparse.SUPPRESS,
+        metavar="MODEL",
+        help="a smaller model with the same vocabulary, which guesses",
+    )
+
+
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """What add_sampling() read, as arguments of Session.generate(). Draws the seed, if asked to."""
     if args.seed < 0:

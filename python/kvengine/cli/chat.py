@@ -13,12 +13,13 @@ from kvengine import CapacityError, Error, Session
 from kvengine.cli.arguments import (
     InputError,
     add_common,
+    add_drafting,
     add_prompt,
     add_sampling,
     sampling_options,
 )
 from kvengine.cli.generate import add_system, conversation, speed_summary
-from kvengine.cli.inputs import decoded, load_session, prompt_text, read_json
+from kvengine.cli.inputs import decoded, draft_options, load_session, prompt_text, read_json
 from kvengine.cli.output import Progress, cache_summary, say
 
 DESCRIPTION = "Talk with a model. -p or -f gives the first message."
@@ -40,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt(parser, required=False)
     add_system(parser)
     add_sampling(parser)
+    add_drafting(parser)
     add_common(parser)
 
 
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> None:
         first = prompt_text(args)
     options = sampling_options(args)
     session = load_session(args)
+    options |= draft_options(args)
     model = session.model
     chat = Chat(session, args.system_prompt, options)
     # Rendered once beforehand: a model without a template is refused before anybody has typed.

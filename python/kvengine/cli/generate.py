@@ -7,8 +7,14 @@ import sys
 from typing import Any
 
 from kvengine import Generation, Session, peak_resident_bytes
-from kvengine.cli.arguments import add_common, add_prompt, add_sampling, sampling_options
-from kvengine.cli.inputs import load_session, prompt_text
+from kvengine.cli.arguments import (
+    add_common,
+    add_drafting,
+    add_prompt,
+    add_sampling,
+    sampling_options,
+)
+from kvengine.cli.inputs import draft_options, load_session, prompt_text
 from kvengine.cli.output import Progress, cache_summary, print_json, say
 
 DESCRIPTION = "Go on with a prompt, or answer it (--chat), and say what the cache cost."
@@ -21,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_system(parser)
     add_sampling(parser)
+    add_drafting(parser)
     add_common(parser)
 
 
@@ -35,9 +42,10 @@ def run(args: argparse.Namespace) -> int:
     if hasattr(args, "file"):
         text = text.removesuffix("\n")  # as llama.cpp: the editor's, not the writer's
     session = load_session(args)
+    options = sampling_options(args) | draft_options(args)
     prompt: Any = conversation(args.system_prompt, text) if args.chat else text
     with Progress("reading the prompt") as progress:
-        answer = session.generate(prompt, progress=progress.update, **sampling_options(args))
+        answer = session.generate(prompt, progress=progress.update, **options)
     pieces, interrupted = [], False
     try:
         for piece in answer:
@@ -79,10 +87,13 @@ def speed_summary(answer: Generation) -> str:
     def rate(tps: float | None) -> str:
         return f" at {tps:.1f} tokens/s" if tps else ""
 
-    return (
+    line = (
         f"prompt {answer.prompt_tokens} tokens{rate(prompt_tps(answer))}, "
         f"answer {answer.generated_tokens} tokens{rate(decode_tps(answer))}"
     )
+    if answer.drafted_tokens:
+        line += f", {answer.accepted_tokens} of {answer.drafted_tokens} guesses right"
+    return line
 
 
 def _document(session: Session, answer: Generation, pieces: list[Any]) -> dict[str, Any]:
@@ -93,6 +104,8 @@ def _document(session: Session, answer: Generation, pieces: list[Any]) -> dict[s
         "prompt_tokens": answer.prompt_tokens,
         "prompt_tps": prompt_tps(answer),
         "decode_tps": decode_tps(answer),
+        "drafted": answer.drafted_tokens,
+        "accepted": answer.accepted_tokens,
         "cache": session.cache.stats().as_dict(),
         "peak_rss_bytes": peak_resident_bytes(),
     }

@@ -20,9 +20,15 @@ def model_path(args: argparse.Namespace) -> Path:
     """The file -m names; a model that can be pulled is pulled when it is absent."""
     from kvengine import pull
 
-    name = getattr(args, "model", pull.DEFAULT_MODEL)
+    return named_model(getattr(args, "model", pull.DEFAULT_MODEL), "-m/--model")
+
+
+def named_model(name: str, flag: str) -> Path:
+    """A GGUF file, or a model to pull."""
+    from kvengine import pull
+
     if name == "":
-        raise InputError("-m/--model: expected a GGUF file, found nothing")
+        raise InputError(f"{flag}: expected a GGUF file, found nothing")
     if (name in pull.MODELS or name.startswith("hf:")) and not Path(name).exists():
         return obtain(name)
     return Path(name)
@@ -49,6 +55,20 @@ def load_model(args: argparse.Namespace) -> Model:
     path = model_path(args)
     with Progress(f"loading {path.name}"):
         return Model.load(path, threads=args.threads)
+
+
+def draft_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What add_drafting() read, as arguments of Session.generate()."""
+    most = getattr(args, "draft_max", None)
+    name = getattr(args, "model_draft", None)
+    if most == 0 or (most is None and name is None):
+        return {}
+    draft: Any = "lookup"
+    if name is not None:
+        path = named_model(name, "-md/--model-draft")
+        with Progress(f"loading {path.name}"):
+            draft = Model.load(path, threads=args.threads)
+    return {"draft": draft} | ({} if most is None else {"draft_max": most})
 
 
 def load_session(args: argparse.Namespace) -> Session:

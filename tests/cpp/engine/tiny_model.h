@@ -25,11 +25,12 @@ struct TinyModel {
   int window = 0;
   WeightType type = WeightType::f32;  // of the matrices
   uint32_t seed = 1;
+  std::vector<std::string> extra_pieces = {};  // of the vocabulary
   Token broken = kNoToken;  // its embedding is NaN (and the output matrix is another one)
 };
 
 // SPM: unknown, begin, end, the 256 bytes, then letters.
-inline std::vector<std::string> tiny_pieces() {
+inline std::vector<std::string> tiny_pieces(const std::vector<std::string>& extra = {}) {
   std::vector<std::string> pieces = {"<unk>", "<s>", "</s>"};
   for (int byte = 0; byte < 256; ++byte) {
     char text[8];
@@ -38,11 +39,12 @@ inline std::vector<std::string> tiny_pieces() {
   }
   pieces.emplace_back("\xe2\x96\x81");
   for (char c = 'a'; c <= 'z'; ++c) pieces.emplace_back(1, c);
+  pieces.insert(pieces.end(), extra.begin(), extra.end());
   return pieces;
 }
 
-inline void set_vocabulary(GgufWriter& writer) {
-  const std::vector<std::string> pieces = tiny_pieces();
+inline void set_vocabulary(GgufWriter& writer, const std::vector<std::string>& extra = {}) {
+  const std::vector<std::string> pieces = tiny_pieces(extra);
   std::vector<float> scores(pieces.size());
   std::vector<int32_t> kinds(pieces.size(), 1);
   for (size_t i = 0; i < pieces.size(); ++i) {
@@ -77,8 +79,8 @@ class TinyWriter {
     writer_.set(key("attention.value_length"), static_cast<uint32_t>(m.head_dim));
     writer_.set(key("attention.layer_norm_rms_epsilon"), 1e-5f);
     if (m.window > 0) writer_.set(key("attention.sliding_window"), static_cast<uint32_t>(m.window));
-    set_vocabulary(writer_);
-    const auto vocab = static_cast<int64_t>(tiny_pieces().size());
+    set_vocabulary(writer_, m.extra_pieces);
+    const auto vocab = static_cast<int64_t>(tiny_pieces(m.extra_pieces).size());
     matrix("token_embd.weight", vocab, m.d_model, m.broken);
     if (m.broken != kNoToken) matrix("output.weight", vocab, m.d_model);
     vector("output_norm.weight", m.d_model);
