@@ -134,6 +134,8 @@ def test_generate(cli_json, m, tiny_chat: kv.Model) -> None:
         "prompt_tokens",
         "prompt_tps",
         "decode_tps",
+        "drafted",
+        "accepted",
         "cache",
         "peak_rss_bytes",
     ]
