@@ -119,6 +119,8 @@ static inline int32_t sum(I32 a) {
 }
 
 // |w| <= 128 and |x| <= 127, so a pair of products stays below 2^15 and nothing saturates.
+static inline I32 operator+(I32 a, I32 b) { return {_mm256_add_epi32(a.v, b.v)}; }
+static inline I32 operator-(I32 a, I32 b) { return {_mm256_sub_epi32(a.v, b.v)}; }
 static inline I32 operator&(I32 a, I32 b) { return {_mm256_and_si256(a.v, b.v)}; }
 static inline I32 operator|(I32 a, I32 b) { return {_mm256_or_si256(a.v, b.v)}; }
 static inline I32 shift_right(I32 a, int n) {

@@ -90,6 +90,8 @@ static inline void store_i8(int8_t* p, I32 a) {
 }
 static inline int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 
+static inline I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+static inline I32 operator-(I32 a, I32 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
 static inline I32 operator&(I32 a, I32 b) { return {_mm512_and_si512(a.v, b.v)}; }
 static inline I32 operator|(I32 a, I32 b) { return {_mm512_or_si512(a.v, b.v)}; }
 static inline I32 shift_right(I32 a, int n) {

@@ -140,6 +140,14 @@ static inline I32 to_i32(F32 a) {
 static inline void store_i8(int8_t* p, I32 a) { KVE_LANES p[i] = static_cast<int8_t>(a.v[i]); }
 static inline int32_t sum(I32 a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
 
+static inline I32 operator+(I32 a, I32 b) {
+  KVE_LANES a.v[i] += b.v[i];
+  return a;
+}
+static inline I32 operator-(I32 a, I32 b) {
+  KVE_LANES a.v[i] -= b.v[i];
+  return a;
+}
 static inline I32 operator&(I32 a, I32 b) {
   KVE_LANES a.v[i] &= b.v[i];
   return a;

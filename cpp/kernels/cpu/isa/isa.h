@@ -17,7 +17,8 @@ void scale(float* x, float factor, int64_t n);
 void softcap(float cap, float* x, int64_t n);
 void half_to_f32(const uint16_t* src, float* dst, int64_t n);
 
-// quantize.cpp
+// quantize.cpp. Of two planes, the second counts in units of the first's over kPlaneRatio.
+constexpr int kPlaneRatio = 254;
 void quantize_values(const float* x, int64_t cols, int8_t* codes, int8_t* remainders,
                      float* scales);
 

@@ -15,8 +15,8 @@ struct Pack {
   float* scales;     // [cols / 32][kMatTokens]
   int32_t* start16;  // [cols / 16][kMatTokens]: what takes back kDotBias
   int32_t* start32;  // [cols / 32][kMatTokens]
-  float* sums16;     // [cols / 16][kMatTokens]: scale times the sum of codes
-  float* sums32;     // [cols / 32][kMatTokens]
+  float* sums16;     // [cols / 16][kMatTokens]: scale times the sum of codes; of both planes, if
+  float* sums32;     // [cols / 32][kMatTokens]: there are two, at the place of the first
 
   Pack(std::byte* data, int64_t cols) {
     Carver carver(data);
@@ -51,6 +51,14 @@ static inline void pack_group(const Pack& out, int p, int64_t g, const int8_t* c
   out.sums32[g * kMatTokens + p] = scale * static_cast<float>(total[0] + total[1]);
 }
 
+// The sums of planes p and p + 1.
+static inline void join_sums(const Pack& out, int p, int64_t g) {
+  const auto join = [p](float* sums) { sums[p] += sums[p + 1]; };
+  join(out.sums32 + g * kMatTokens);
+  join(out.sums16 + 2 * g * kMatTokens);
+  join(out.sums16 + (2 * g + 1) * kMatTokens);
+}
+
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
           std::byte* dst) {
   constexpr int64_t kGroups = 8;  // quantized at a time
@@ -70,7 +78,8 @@ void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int pl
       for (int64_t g = 0; g < n; ++g) {
         pack_group(out, t * planes, first + g, codes[0] + 32 * g, scales[g]);
         if (planes == 2) {
-          pack_group(out, t * planes + 1, first + g, codes[1] + 32 * g, scales[g] / 254.0f);
+          pack_group(out, t * planes + 1, first + g, codes[1] + 32 * g, scales[g] / kPlaneRatio);
+          join_sums(out, t * planes, first + g);
         }
       }
     }
@@ -79,16 +88,23 @@ void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int pl
 
 size_t matmat_scratch(int64_t cols) { return Slice(nullptr, cols).size; }
 
+// kPlaneRatio * high + low.
+static inline I32 join_planes(I32 high, I32 low) {
+  static_assert(kPlaneRatio == 254);
+  return shift_left(high, 8) - shift_left(high, 1) + low;
+}
+
 // y[t][row] of one slice and one pack, plus bias[row]. kParts: scales per 32 values. Not inlined:
 // see gemm.cpp.
-template <int kParts, bool kMin>
+template <int kParts, bool kMin, int kPlanes>
 __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x, int64_t cols,
                                                const float* bias, float* y, int64_t y_stride) {
-  F32 total[kMatVectors][kMatTokens];
+  constexpr int kTokens = kMatTokens / kPlanes;
+  F32 total[kMatVectors][kTokens];
 #pragma GCC unroll 2
   for (int v = 0; v < kMatVectors; ++v) {
 #pragma GCC unroll 8
-    for (int t = 0; t < kMatTokens; ++t) total[v][t] = zero();
+    for (int t = 0; t < kTokens; ++t) total[v][t] = zero();
   }
   const int8_t* w = slice.codes;
   const int32_t* codes = x.codes;
@@ -121,14 +137,16 @@ __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x
     for (int v = 0; v < kMatVectors; ++v) {
       const F32 scale = load(slice.scales + g * kSliceRows + v * kLanes);
 #pragma GCC unroll 8
-      for (int t = 0; t < kMatTokens; ++t) {
-        total[v][t] = fma(to_f32(dot[v][t]) * scale, set(input_scales[t]), total[v][t]);
+      for (int t = 0; t < kTokens; ++t) {
+        const int last = t * kPlanes + kPlanes - 1;  // of the token's planes
+        const I32 sum = kPlanes == 2 ? join_planes(dot[v][last - 1], dot[v][last]) : dot[v][last];
+        total[v][t] = fma(to_f32(sum) * scale, set(input_scales[last]), total[v][t]);
       }
       if (kMin) {
         const F32 min = load(slice.minima + g * kSliceRows + v * kLanes);
 #pragma GCC unroll 8
-        for (int t = 0; t < kMatTokens; ++t) {
-          total[v][t] = fma(min, set(input_sums[g * kMatTokens + t]), total[v][t]);
+        for (int t = 0; t < kTokens; ++t) {
+          total[v][t] = fma(min, set(input_sums[g * kMatTokens + t * kPlanes]), total[v][t]);
         }
       }
     }
@@ -137,20 +155,17 @@ __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x
   for (int v = 0; v < kMatVectors; ++v) {
     const F32 last = bias == nullptr ? zero() : load(bias + v * kLanes);
 #pragma GCC unroll 8
-    for (int t = 0; t < kMatTokens; ++t) store(y + t * y_stride + v * kLanes, total[v][t] + last);
+    for (int t = 0; t < kTokens; ++t) store(y + t * y_stride + v * kLanes, total[v][t] + last);
   }
 }
 
 static void write_out(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
-                      int64_t first_token, int planes, const float* sums) {
-  const int64_t n_tokens = least(chunk.n_tokens - first_token, kMatTokens / planes);
+                      int64_t first_token, int64_t n_tokens, const float* sums) {
   for (int64_t t = 0; t < n_tokens; ++t) {
-    const float* from = sums + t * planes * kSliceRows;
     float* y = chunk.y + (first_token + t) * chunk.y_stride + first_row;
     for (int64_t r = 0; r < n_rows; r += kLanes) {
       const int64_t n = least(n_rows - r, kLanes);
-      F32 total = load(from + r);
-      if (planes == 2) total = total + load(from + kSliceRows + r);
+      F32 total = load(sums + t * kSliceRows + r);
       if (chunk.bias != nullptr) total = total + load_n(chunk.bias + first_row + r, n);
       store_n(y + r, total, n);
     }
@@ -158,24 +173,33 @@ static void write_out(const MatmulChunk& chunk, int64_t first_row, int64_t n_row
 }
 
 // One slice with all tokens. Whole blocks of results go straight to y.
+template <int kParts, bool kMin, int kPlanes>
+static void multiply_packs(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
+                           const QuantizedInput& packs, const Slice& slice) {
+  constexpr int64_t kTokens = kMatTokens / kPlanes;
+  const size_t bytes = pack_bytes(chunk.cols);
+  const float* bias = chunk.bias == nullptr ? nullptr : chunk.bias + first_row;
+  alignas(64) float sums[kTokens * kSliceRows];
+  for (int64_t t = 0; t < chunk.n_tokens; t += kTokens) {
+    const std::byte* data = packs.data + static_cast<size_t>(t / kTokens) * bytes;
+    const Pack pack(const_cast<std::byte*>(data), chunk.cols);
+    if (n_rows == kSliceRows && t + kTokens <= chunk.n_tokens) {
+      float* y = chunk.y + t * chunk.y_stride + first_row;
+      multiply<kParts, kMin, kPlanes>(slice, pack, chunk.cols, bias, y, chunk.y_stride);
+      continue;
+    }
+    multiply<kParts, kMin, kPlanes>(slice, pack, chunk.cols, nullptr, sums, kSliceRows);
+    write_out(chunk, first_row, n_rows, t, least(chunk.n_tokens - t, kTokens), sums);
+  }
+}
+
 template <int kParts, bool kMin>
 static void multiply_slice(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
                            const QuantizedInput& packs, const Slice& slice) {
-  const int64_t step = kMatTokens / packs.planes;
-  const size_t bytes = pack_bytes(chunk.cols);
-  const bool plain = packs.planes == 1 && n_rows == kSliceRows;
-  const float* bias = chunk.bias == nullptr ? nullptr : chunk.bias + first_row;
-  alignas(64) float sums[kMatTokens * kSliceRows];
-  for (int64_t t = 0; t < chunk.n_tokens; t += step) {
-    const std::byte* data = packs.data + static_cast<size_t>(t / step) * bytes;
-    const Pack pack(const_cast<std::byte*>(data), chunk.cols);
-    if (plain && t + step <= chunk.n_tokens) {
-      float* y = chunk.y + t * chunk.y_stride + first_row;
-      multiply<kParts, kMin>(slice, pack, chunk.cols, bias, y, chunk.y_stride);
-      continue;
-    }
-    multiply<kParts, kMin>(slice, pack, chunk.cols, nullptr, sums, kSliceRows);
-    write_out(chunk, first_row, n_rows, t, packs.planes, sums);
+  if (packs.planes == 2) {
+    multiply_packs<kParts, kMin, 2>(chunk, first_row, n_rows, packs, slice);
+  } else {
+    multiply_packs<kParts, kMin, 1>(chunk, first_row, n_rows, packs, slice);
   }
 }
 

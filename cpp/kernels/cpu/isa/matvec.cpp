@@ -19,7 +19,7 @@ void quantize_rows(const float* x, int64_t stride, int64_t n_tokens, int64_t col
     quantize_values(x + t * stride, cols, high.codes, planes == 2 ? low.codes : nullptr,
                     high.scales);
     if (planes == 2) {
-      for (int64_t g = 0; g < cols / 32; ++g) low.scales[g] = high.scales[g] / 254.0f;
+      for (int64_t g = 0; g < cols / 32; ++g) low.scales[g] = high.scales[g] / kPlaneRatio;
       low.complete(cols);
     }
     high.complete(cols);

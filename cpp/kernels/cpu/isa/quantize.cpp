@@ -2,8 +2,8 @@
 
 namespace kve::KVE_ISA {
 
-// Codes of 32 values: x ~ scale * (code + remainder / 254), all within [-127, 127]. A NaN or an
-// infinity makes the scale NaN, so that it reaches the result.
+// Codes of 32 values: x ~ scale * (code + remainder / kPlaneRatio), all within [-127, 127]. A NaN
+// or an infinity makes the scale NaN, so that it reaches the result.
 static inline float quantize_group(const float* x, int8_t* codes, int8_t* remainders) {
   constexpr int kParts = 32 / kLanes;
   F32 part[kParts];
@@ -23,7 +23,7 @@ static inline float quantize_group(const float* x, int8_t* codes, int8_t* remain
     const F32 code = round_even(part[i] * inverse);
     store_i8(codes + i * kLanes, to_i32(code));
     if (remainders != nullptr) {
-      const F32 rest = fma(part[i], inverse, zero() - code) * set(254.0f);
+      const F32 rest = fma(part[i], inverse, zero() - code) * set(kPlaneRatio);
       store_i8(remainders + i * kLanes, to_i32(max(set(-127.0f), min(set(127.0f), rest))));
     }
   }
