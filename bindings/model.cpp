@@ -6,10 +6,10 @@
 namespace kve::python {
 namespace {
 
-std::shared_ptr<Model> load(const std::filesystem::path& path, int threads,
-                            const std::string& isa) {
+std::shared_ptr<Model> load(const std::filesystem::path& path, int threads, const std::string& isa,
+                            bool repack) {
   const py::gil_scoped_release release;
-  return Model::load(path, {.threads = threads, .isa = isa});
+  return Model::load(path, {.threads = threads, .isa = isa, .repack = repack});
 }
 
 py::list layers(const Model& model) {
@@ -34,11 +34,12 @@ void bind_model(py::module_& module) {
   py::class_<Model, std::shared_ptr<Model>> model(module, "Model",
                                                   "A loaded model: weights and tokenizer.");
   model.def(py::init(&load), py::arg("path"), py::arg("threads") = 0, py::arg("isa") = "",
-            R"(Loads a GGUF file.
+            py::arg("repack") = true, R"(Loads a GGUF file.
 
 threads: 0 uses every processor this process may use.
 isa: 'scalar', 'avx2', 'avx512', ...; '' uses the best there is.
-Raises IoError, FormatError, UnsupportedError, ConfigError.)");
+repack: copy weights to the layout that is read fastest; else they are read from the mapped file.
+Raises IoError, FormatError, UnsupportedError, ConfigError, CapacityError.)");
   model.def_property_readonly("path", [](const Model& self) { return self.file().path(); });
   model.def_property_readonly(
       "architecture", [](const Model& self) { return text_str(self.spec().arch); },
@@ -75,6 +76,8 @@ Raises IoError, FormatError, UnsupportedError, ConfigError.)");
       "chat_template", [](const Model& self) { return text_str(self.chat_template()); },
       "The Jinja source that the file carries, or ''.");
   model.def_property_readonly("threads", &Model::threads);
+  model.def_property_readonly("repacked_bytes", &Model::repacked_bytes,
+                              "Memory of the repacked copies of weights; 0 without.");
   model.def_property_readonly(
       "backend", [](const Model& self) { return std::string(self.backend().name()); },
       "What computes: 'cpu-avx512', ...");

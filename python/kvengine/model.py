@@ -34,24 +34,35 @@ class Model(_core.Model):
     """
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], threads: int = 0, isa: str = "") -> Model:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        threads: int = 0,
+        isa: str = "",
+        repack: bool = True,
+    ) -> Model:
         """Load a GGUF file (of a split model: its first part).
 
         Args:
             path: the file.
             threads: 0 uses every processor this process may use.
             isa: ``"scalar"``, ``"avx2"``, ``"avx512"``, ...; ``""`` uses the best there is.
+            repack: copy weights to the layout that is read fastest (``repacked_bytes`` more memory
+                while the file's pages are given back); else they are read from the mapped file.
 
         Raises:
             IoError: the file is missing or unreadable.
             FormatError: it is malformed.
             UnsupportedError: its architecture, tokenizer or a feature is not supported.
             ConfigError: a bad option.
+            CapacityError: no memory for the repacked weights.
         """
-        return cls(path, threads, isa)
+        return cls(path, threads, isa, repack)
 
     @classmethod
-    def pull(cls, name: str = "smollm2-135m", threads: int = 0, isa: str = "") -> Model:
+    def pull(
+        cls, name: str = "smollm2-135m", threads: int = 0, isa: str = "", repack: bool = True
+    ) -> Model:
         """Load a model by name, downloading it first when it is absent (see :mod:`kvengine.pull`).
 
         Args:
@@ -63,7 +74,7 @@ class Model(_core.Model):
         """
         from kvengine.pull import obtain
 
-        return cls.load(obtain(name), threads, isa)
+        return cls.load(obtain(name), threads, isa, repack)
 
     def session(
         self, n_ctx: int = 0, cache: str = "f16", exact: bool = False, n_batch: int = 256

@@ -147,3 +147,17 @@ def test_perplexity_of_a_compressed_cache(cli_json, tmp_path: Path) -> None:
     assert divergences[0] < 1e-4
     assert divergences[-1] < 0.2
     assert all(result["ppl_reference"] == results[0]["ppl_reference"] for result in results)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repacked_weights_are_the_same_weights(name: str) -> None:
+    ids = golden(name, "logits512")["ids"][:64]
+    packed, plain = load(name), kv.Model.load(real_model(name), repack=False)
+    assert plain.repacked_bytes == 0
+    # Of the same bytes, for nearly all of the file; a tied embedding counts once.
+    assert 0.9 <= packed.repacked_bytes / packed.file.file_bytes <= 1.1
+    logits = [model.session(n_ctx=64).forward(ids, all_logits=True) for model in (packed, plain)]
+    # Sums in another order may round an activation's code the other way; nothing more.
+    spread = float(np.ptp(logits[1]))
+    assert np.abs(logits[0] - logits[1]).max() <= 0.05 * spread
+    assert (logits[0].argmax(axis=1) == logits[1].argmax(axis=1)).mean() > 0.95

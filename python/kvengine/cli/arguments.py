@@ -133,6 +133,11 @@ def add_common(parser: argparse.ArgumentParser, computes: bool = True, cache: bo
     group.add_argument(
         "--exact", action="store_true", help=shown("f32 activations: slower, the reference")
     )
+    group.add_argument(
+        "--no-repack",
+        action="store_true",
+        help=shown("read weights as they lie in the file: less memory, slower"),
+    )
     if cache:
         add_cache(group, shown)
     add_json(group)

@@ -54,7 +54,7 @@ def obtain(name: str, verify: bool = False) -> Path:
 def load_model(args: argparse.Namespace) -> Model:
     path = model_path(args)
     with Progress(f"loading {path.name}"):
-        return Model.load(path, threads=args.threads)
+        return Model.load(path, threads=args.threads, repack=not args.no_repack)
 
 
 def draft_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def draft_options(args: argparse.Namespace) -> dict[str, Any]:
     if name is not None:
         path = named_model(name, "-md/--model-draft")
         with Progress(f"loading {path.name}"):
-            draft = Model.load(path, threads=args.threads)
+            draft = Model.load(path, threads=args.threads, repack=not args.no_repack)
     return {"draft": draft} | ({} if most is None else {"draft_max": most})
 
 
