@@ -30,12 +30,12 @@ class BatchGenerationTest : public ::testing::Test {
     o.ignore_eos = true;
     return o;
   }
-  Session& session(std::string_view cache = "f16", int n_ctx = 0) {
+  Session& session(std::string_view cache = "f16", int n_ctx = 0, bool exact = true) {
     SessionOptions o;
     o.cache = CacheSpec::parse(cache);
     o.n_ctx = n_ctx;
     o.n_batch = 32;
-    o.exact = true;
+    o.exact = exact;
     return sessions_.emplace_back(model_->session(o));
   }
   static Result alone(Session& session, std::span<const Token> prompt, const GenerateOptions& o) {
@@ -93,6 +93,19 @@ TEST_F(BatchGenerationTest, AnswersAreThoseOfEachPromptAlone) {
     EXPECT_EQ(sessions_[static_cast<size_t>(2 * id + 1)].n_tokens(), n_held[id]) << id;
   }
   EXPECT_TRUE(batch.step().empty());
+}
+
+// int8 activations: eight rows of repacked weights are computed as each alone.
+TEST_F(BatchGenerationTest, EightAnswersAreThoseOfEachPromptAloneInFastMode) {
+  BatchGeneration batch(model_);
+  std::vector<Result> expected;
+  for (int i = 0; i < 8; ++i) {
+    const std::vector<Token> prompt = random_tokens(20 + i, static_cast<uint32_t>(i));
+    expected.push_back(alone(session("q8_0", 0, false), prompt, options(40)));
+    batch.add(session("q8_0", 0, false), prompt, options(40));
+  }
+  std::map<int, Result> results = run(batch);
+  for (int i = 0; i < 8; ++i) EXPECT_EQ(results[i], expected[static_cast<size_t>(i)]) << i;
 }
 
 TEST_F(BatchGenerationTest, SequencesComeAndGoBetweenSteps) {

@@ -63,7 +63,7 @@ TEST_F(ForwardBatchTest, EqualsTheSameTokensReadAloneInExactMode) {
   }
 }
 
-// int8 activations: kernels may differ in rounding for other numbers of rows, no more.
+// int8 activations: kernels may differ in rounding for more rows than kFewRows, no more.
 TEST_F(ForwardBatchTest, IsCloseToTheSameTokensReadAloneInFastMode) {
   const auto model = load();
   std::deque<Session> together, alone;

@@ -28,13 +28,15 @@ class LookAhead : public ::testing::TestWithParam<Tested> {
  protected:
   LookAhead() : model_(load_tiny(folder_, GetParam().model, 2)) {}
 
-  Session session(std::string_view cache, int n_ctx = 0) {
+  Session session(std::string_view cache, int n_ctx = 0, bool exact = true) {
     SessionOptions o;
     o.cache = CacheSpec::parse(cache);
-    o.exact = true;
+    o.exact = exact;
     o.n_ctx = n_ctx;
     return model_->session(o);
   }
+  void compare(const char* cache, bool exact);
+
   TemporaryFolder folder_;
   std::shared_ptr<Model> model_;
 };
@@ -48,49 +50,56 @@ std::vector<float> row(const Logits& logits, int64_t r) {
 TEST_P(LookAhead, AcceptedTokensEqualTokensReadOneByOne) {
   for (const char* cache : kCaches) {
     SCOPED_TRACE(cache);
-    Session speculated = session(cache), plain = session(cache);
-    const std::vector<Token> prompt = random_tokens(50, 1);
-    speculated.forward(prompt);
-    plain.forward(prompt);
-    std::mt19937 random(5);
-    while (plain.n_tokens() < 230) {
-      const int most = speculated.max_ahead();
-      ASSERT_GE(most, 1);
-      ASSERT_LE(most, kFewRows);
-      const int n = 1 + static_cast<int>(random() % static_cast<unsigned>(most));
-      const std::vector<Token> run = random_tokens(n, static_cast<uint32_t>(random()));
-      const auto logits = speculated.look_ahead(run);
-      ASSERT_EQ(logits->rows, n);
-      const int accepted = static_cast<int>(random() % static_cast<unsigned>(n + 1));
-      const int at_once = accepted > 2 ? 2 : 1;
-      for (int i = 0; i < accepted;) {
-        const int part = std::min(at_once, accepted - i);
-        speculated.accept(part);
-        for (const int end = i + part; i < end; ++i) {
-          const auto expected = plain.forward({&run[static_cast<size_t>(i)], 1});
-          ASSERT_EQ(row(*logits, i), expected->values) << "token " << plain.n_tokens();
-        }
-        ASSERT_EQ(row(*speculated.last_logits(), 0), row(*plain.last_logits(), 0));
-        ASSERT_EQ(speculated.ahead().size(), static_cast<size_t>(n - i));
-      }
-      if (accepted == 0) {
-        speculated.drop_ahead();
-        ASSERT_TRUE(speculated.ahead().empty());
-      }
-      ASSERT_EQ(speculated.n_tokens(), plain.n_tokens());
-      if (random() % 4 == 0) {  // rows that are ahead are no part of what is saved
-        ASSERT_EQ(speculated.fork().cache().save(), plain.cache().save());
-      }
-    }
-    speculated.drop_ahead();
-    EXPECT_EQ(speculated.cache().save(), plain.cache().save());
-    EXPECT_EQ(speculated.cache().stats().tokens_kept, plain.cache().stats().tokens_kept);
+    compare(cache, true);
+    compare(cache, false);
   }
+}
+
+void LookAhead::compare(const char* cache, bool exact) {
+  Session speculated = session(cache, 0, exact), plain = session(cache, 0, exact);
+  const std::vector<Token> prompt = random_tokens(50, 1);
+  speculated.forward(prompt);
+  plain.forward(prompt);
+  std::mt19937 random(5);
+  while (plain.n_tokens() < 230) {
+    const int most = speculated.max_ahead();
+    ASSERT_GE(most, 1);
+    ASSERT_LE(most, kFewRows);
+    const int n = 1 + static_cast<int>(random() % static_cast<unsigned>(most));
+    const std::vector<Token> run = random_tokens(n, static_cast<uint32_t>(random()));
+    const auto logits = speculated.look_ahead(run);
+    ASSERT_EQ(logits->rows, n);
+    const int accepted = static_cast<int>(random() % static_cast<unsigned>(n + 1));
+    const int at_once = accepted > 2 ? 2 : 1;
+    for (int i = 0; i < accepted;) {
+      const int part = std::min(at_once, accepted - i);
+      speculated.accept(part);
+      for (const int end = i + part; i < end; ++i) {
+        const auto expected = plain.forward({&run[static_cast<size_t>(i)], 1});
+        ASSERT_EQ(row(*logits, i), expected->values) << "token " << plain.n_tokens();
+      }
+      ASSERT_EQ(row(*speculated.last_logits(), 0), row(*plain.last_logits(), 0));
+      ASSERT_EQ(speculated.ahead().size(), static_cast<size_t>(n - i));
+    }
+    if (accepted == 0) {
+      speculated.drop_ahead();
+      ASSERT_TRUE(speculated.ahead().empty());
+    }
+    ASSERT_EQ(speculated.n_tokens(), plain.n_tokens());
+    if (random() % 4 == 0) {  // rows that are ahead are no part of what is saved
+      ASSERT_EQ(speculated.fork().cache().save(), plain.cache().save());
+    }
+  }
+  speculated.drop_ahead();
+  EXPECT_EQ(speculated.cache().save(), plain.cache().save());
+  EXPECT_EQ(speculated.cache().stats().tokens_kept, plain.cache().stats().tokens_kept);
 }
 
 INSTANTIATE_TEST_SUITE_P(
     Models, LookAhead,
-    ::testing::Values(Tested{"llama", {.type = WeightType::q8_0}}, Tested{"window", {.window = 20}},
+    ::testing::Values(Tested{"llama", {.type = WeightType::q8_0}},
+                      Tested{"four_bits", {.type = WeightType::q4_0}},
+                      Tested{"window", {.window = 20}},
                       Tested{"gemma3",
                              {.arch = "gemma3", .n_layers = 7, .n_kv_heads = 2, .window = 16}}),
     [](const auto& tested) { return tested.param.name; });

@@ -41,10 +41,10 @@ class SpeculationTest : public ::testing::Test {
     }
     return o;
   }
-  Session session(std::string_view cache = "f16", int n_ctx = 0) {
+  Session session(std::string_view cache = "f16", int n_ctx = 0, bool exact = true) {
     SessionOptions o;
     o.cache = CacheSpec::parse(cache);
-    o.exact = true;
+    o.exact = exact;
     o.n_ctx = n_ctx;
     return model_->session(o);
   }
@@ -96,6 +96,16 @@ TEST_F(SpeculationTest, ChangesNothingInAnyCache) {
           EXPECT_LE(accepted_, drafted_);
         }
       }
+    }
+  }
+}
+
+// int8 activations, repacked weights.
+TEST_F(SpeculationTest, ChangesNothingInFastMode) {
+  for (const char* cache : {"f16", "q4_0", "int4:group=32,tail=64"}) {
+    const Result expected = run(session(cache, 0, false), options(150));
+    for (const Draft draft : {Draft::lookup, Draft::same_model, Draft::other_model}) {
+      EXPECT_TRUE(run(session(cache, 0, false), with(options(150), draft)) == expected) << cache;
     }
   }
 }
