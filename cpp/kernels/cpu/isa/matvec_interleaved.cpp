@@ -81,14 +81,14 @@ struct Ahead {
   }
 };
 
-// Lines of all parts of a tile that one step uses, rounded up.
+// Lines of all parts of a tile that one group uses, rounded up.
 template <class Type>
-constexpr int step_lines() {
+constexpr int group_lines() {
+  using Codes = typename Type::Codes;
   using Scales = typename Type::Scales;
   constexpr int kSides = Scales::kMin ? 2 : 1;
-  constexpr int kPerGroup = Scales::kParts * Scales::kBytes + (Scales::kUnits ? 1 : 0);
-  constexpr int kBytes = kSides * kPerGroup * kTileRows * Type::Codes::kGroups;
-  return Type::Codes::kLines + (kBytes + 63) / 64;
+  constexpr int kPerGroup = Scales::kParts * Scales::kBytes * kTileRows + (Scales::kUnits ? 4 : 0);
+  return (Codes::kLines * kLineBytes / Codes::kGroups + kSides * kPerGroup + 63) / 64;
 }
 
 }  // namespace
@@ -126,9 +126,10 @@ __attribute__((noinline)) static void multiply_tile(const TileView& tile, int v,
   for (int i = 0; i < kInputs; ++i) acc[i] = zero();
   const std::byte* step = tile.codes;
   for (int64_t first = 0; first < cols / 32; first += Codes::kGroups) {
-    ahead.advance<step_lines<Type>()>();
 #pragma GCC unroll 8
     for (int g = 0; g < Codes::kGroups; ++g) {
+      // A few lines at a time: the processor does not remember many.
+      ahead.advance<group_lines<Type>()>();
       const int64_t group = first + g;
       I32 w[8];
       Codes::words(step, v, g, w);
