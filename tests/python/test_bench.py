@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import runpy
 import subprocess
 import sys
 import types
@@ -378,3 +380,41 @@ def test_tensors_added_from_python(tmp_path: Path) -> None:
         with pytest.raises(error):
             broken.write(tmp_path / "bad.gguf")
         assert not (tmp_path / "bad.gguf").exists()
+
+
+def test_plot(tmp_path: Path) -> None:
+    script = ROOT / "tools" / "bench" / "plot_depth.py"
+    plot = runpy.run_path(str(script))
+
+    def row(test: str, engine: str, tps: float, cache: str = "f16") -> dict[str, object]:
+        return {
+            **{"test": test, "engine": engine, "cache": cache, "tps_median": tps},
+            **{"model": "m.gguf", "threads": 2},
+        }
+
+    rows = [
+        row("tg32@d64", "kvengine", 20),
+        row("tg32", "kvengine", 30),
+        row("tg32", "peer", 10),
+        row("pp8@d64", "kvengine", 5, "int4"),
+        row("tg32x8", "kvengine", 99),
+        row("load32", "kvengine", 99),
+    ]
+    assert plot["read_series"]([rows[:2], rows[2:]]) == {
+        "tg32": {"kvengine f16": [(0, 30), (64, 20)], "peer f16": [(0, 10)]},
+        "pp8": {"kvengine int4": [(64, 5)]},
+    }
+    source = tmp_path / "bench.json"
+    out = tmp_path / "plot.svg"
+    source.write_text("[{}]")
+    assert plot["main"]([str(source), "-o", str(out)]) == 2
+    source.write_text(json.dumps(rows[-2:]))
+    assert plot["main"]([str(source), "-o", str(out)]) == 2
+    assert not out.exists()
+    pytest.importorskip("matplotlib")
+    source.write_text(json.dumps(rows))
+    assert plot["main"]([str(source), "-o", str(out)]) == 0
+    first = out.read_bytes()
+    assert b"<svg" in first
+    assert plot["main"]([str(source), "-o", str(out)]) == 0
+    assert out.read_bytes() == first

@@ -2,6 +2,7 @@
 // arithmetic decides), with the weights as the file has them and repacked.
 #include <cmath>
 #include <cstring>
+#include <memory>
 #include <string>
 
 #include "base/memory.h"
@@ -56,7 +57,8 @@ struct Weights {
     if (bytes == 0) return;
     const size_t stride = (bytes + kve::kCacheLine - 1) / kve::kCacheLine * kve::kCacheLine;
     const size_t n = least_bytes / stride + 1;
-    std::byte* next = copies.get<std::byte>(stride * n);
+    copies = kve::LargeBlock(std::make_shared<kve::MemoryCounter>(), stride * n);
+    std::byte* next = copies.data();
     for (size_t i = 0; i < n; ++i, next += stride) {
       Weight copy = weight;
       if (repack) {
@@ -70,7 +72,7 @@ struct Weights {
     }
   }
   kve::Scratch in_file;
-  kve::Scratch copies;
+  kve::LargeBlock copies;  // as the engine keeps what it repacks
   size_t bytes = 0;             // of one matrix
   std::vector<Weight> weights;  // empty: this type is not repacked
 };

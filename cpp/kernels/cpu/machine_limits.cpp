@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "base/error.h"
@@ -61,7 +62,9 @@ class Meter {
   }
   double read_bytes() {
     const int64_t n = stream_bytes() / static_cast<int64_t>(sizeof(float)) / kReadTask * kReadTask;
-    float* stream = stream_.get<float>(static_cast<size_t>(n));
+    const LargeBlock block(std::make_shared<MemoryCounter>(),
+                           static_cast<size_t>(n) * sizeof(float));
+    float* stream = reinterpret_cast<float*>(block.data());
     n_tasks_ = n / kReadTask;
     // Written first: pages that nobody wrote may all be the same one.
     pool_.parallel(n_tasks_,
@@ -108,7 +111,6 @@ class Meter {
   Scratch operands_;  // aligned
   Ones* ones_;
   std::vector<Sums> sums_;  // per thread
-  Scratch stream_;
   int64_t n_tasks_ = kTasksPerThread * pool_.size();
 };
 
