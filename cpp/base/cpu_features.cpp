@@ -48,6 +48,9 @@ CpuFeatures detect() {
   features.avx512 = features.avx2 && (states & kZmmStates) == kZmmStates &&
                     all(extended.ebx, kF | kDq | kCd | kBw | kVl) &&
                     all(extended.ecx, kVbmi | kVnni);
+  // extended.eax is the last subleaf.
+  constexpr uint32_t kBf16 = 1u << 5;
+  features.avx512_bf16 = features.avx512 && extended.eax >= 1 && all(cpuid(7, 1).eax, kBf16);
   return features;
 }
 #else

@@ -78,6 +78,8 @@ struct AttendParams {
   float softcap = 0;             // 0: none; else scores become softcap * tanh(score / softcap)
   int window = 0;                // 0: none; else a query at p sees positions > p - window
   const float* alibi = nullptr;  // [n_heads] slopes or null
+  // fast: queries, rows and weights may be rounded to bf16, unless a side is f32; the sums are f32.
+  Precision precision = Precision::exact;
 };
 // Consecutive queries of one sequence; the query in row i is at position first_pos + i and sees
 // positions up to its own.

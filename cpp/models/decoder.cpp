@@ -9,7 +9,8 @@ namespace kve {
 PrecisionPlan PrecisionPlan::fast() { return {}; }
 
 PrecisionPlan PrecisionPlan::exact() {
-  return {Precision::exact, Precision::exact, Precision::exact, Precision::exact, Precision::exact};
+  return {Precision::exact, Precision::exact, Precision::exact,
+          Precision::exact, Precision::exact, Precision::exact};
 }
 
 Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend)

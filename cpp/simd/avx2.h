@@ -13,6 +13,8 @@ constexpr int kMatTokens = 4;
 constexpr int kMatVectors = 1;
 constexpr int kGemmTokens = 6;
 constexpr int kGemmVectors = 2;
+constexpr int kRowVectors = 2;
+constexpr float kExp2Least = -127.0f;
 
 struct F32 {
   __m256 v;
@@ -51,6 +53,20 @@ static inline F32 load_bf16(const uint16_t* p) {
   const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
   return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16))};
 }
+// Bytes past n are not touched: they may lie outside the page.
+static inline F32 load_f16_n(const uint16_t* p, int64_t n) {
+  uint16_t halves[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) halves[i] = p[i];
+  return load_f16(halves);
+}
+static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
+  uint16_t halves[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) halves[i] = p[i];
+  return load_bf16(halves);
+}
+static inline void prefetch_once(const void* p) {
+  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_NTA);
+}
 
 static inline F32 load_u8(const uint8_t* p) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
@@ -70,6 +86,7 @@ static inline F32 max(F32 a, F32 b) { return {_mm256_max_ps(a.v, b.v)}; }
 static inline F32 min(F32 a, F32 b) { return {_mm256_min_ps(a.v, b.v)}; }
 static inline F32 abs(F32 a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), a.v)}; }
 static inline Mask less(F32 a, F32 b) { return {_mm256_cmp_ps(a.v, b.v, _CMP_LT_OQ)}; }
+static inline bool any(Mask m) { return _mm256_movemask_ps(m.v) != 0; }
 static inline F32 select(Mask m, F32 yes, F32 no) { return {_mm256_blendv_ps(no.v, yes.v, m.v)}; }
 static inline F32 round_even(F32 a) { return {_mm256_round_ps(a.v, 8)}; }
 static inline F32 scale_pow2(F32 a, F32 n) {
@@ -81,6 +98,12 @@ static inline F32 scale_pow2(F32 a, F32 n) {
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_add_epi32(e, bias), 23));
   };
   return {_mm256_mul_ps(_mm256_mul_ps(a.v, pow2(first)), pow2(_mm256_sub_epi32(whole, first)))};
+}
+static inline F32 fraction(F32 a) { return {_mm256_sub_ps(a.v, _mm256_floor_ps(a.v))}; }
+static inline F32 scale_floor(F32 p, F32 a) {
+  const __m256i whole = _mm256_cvtps_epi32(_mm256_floor_ps(a.v));
+  const __m256i bits = _mm256_slli_epi32(_mm256_add_epi32(whole, _mm256_set1_epi32(127)), 23);
+  return {_mm256_mul_ps(p.v, _mm256_castsi256_ps(bits))};
 }
 static inline float sum(F32 a) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(a.v), _mm256_extractf128_ps(a.v, 1));
@@ -176,6 +199,14 @@ static inline void transpose(F32 (&r)[8]) {
     r[i].v = _mm256_permute2f128_ps(u[i], u[4 + i], 0x20);
     r[i + 4].v = _mm256_permute2f128_ps(u[i], u[4 + i], 0x31);
   }
+}
+
+static inline F32 block_sums(F32 a, F32 b, F32 c, F32 d) {
+  return {_mm256_hadd_ps(_mm256_hadd_ps(a.v, b.v), _mm256_hadd_ps(c.v, d.v))};
+}
+static inline F32 join_sums(const F32 (&s)[2]) {
+  return {_mm256_add_ps(_mm256_blend_ps(s[0].v, s[1].v, 0xf0),
+                        _mm256_permute2f128_ps(s[0].v, s[1].v, 0x21))};
 }
 
 struct GroupAcc {

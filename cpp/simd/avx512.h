@@ -13,6 +13,8 @@ constexpr int kMatTokens = 6;
 constexpr int kMatVectors = 2;
 constexpr int kGemmTokens = 6;
 constexpr int kGemmVectors = 4;
+constexpr int kRowVectors = 4;
+constexpr float kExp2Least = -160.0f;
 
 struct F32 {
   __m512 v;
@@ -48,6 +50,14 @@ static inline F32 load_bf16(const uint16_t* p) {
   const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
+static inline F32 load_f16_n(const uint16_t* p, int64_t n) {
+  return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_lanes(n), p))};
+}
+static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
+  const __m256i half = _mm256_maskz_loadu_epi16(first_lanes(n), p);
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
+}
+static inline void prefetch_once(const void* p) { _mm_prefetch(p, _MM_HINT_NTA); }
 
 static inline F32 load_u8(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -67,9 +77,12 @@ static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
 static inline Mask less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
+static inline bool any(Mask m) { return m != 0; }
 static inline F32 select(Mask m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
 static inline F32 round_even(F32 a) { return {_mm512_roundscale_ps(a.v, 8)}; }
 static inline F32 scale_pow2(F32 a, F32 n) { return {_mm512_scalef_ps(a.v, n.v)}; }
+static inline F32 fraction(F32 a) { return {_mm512_reduce_ps(a.v, 9)}; }
+static inline F32 scale_floor(F32 p, F32 a) { return {_mm512_scalef_ps(p.v, a.v)}; }
 static inline float sum(F32 a) { return _mm512_reduce_add_ps(a.v); }
 static inline float max_of(F32 a) { return _mm512_reduce_max_ps(a.v); }
 
@@ -156,6 +169,42 @@ static inline void transpose(F32 (&r)[16]) {
     r[i + 12].v = _mm512_shuffle_f32x4(b, d, 0xdd);
   }
 }
+
+static inline F32 block_sums(F32 a, F32 b, F32 c, F32 d) {
+  const auto halves = [](__m512 x, __m512 y) {  // [x0+x2, x1+x3, y2+y0, y3+y1] of every block
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x, y), _mm512_shuffle_ps(x, y, 0x4e));
+  };
+  const __m512 ab = halves(a.v, b.v);
+  const __m512 cd = halves(c.v, d.v);
+  return {_mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x88), _mm512_shuffle_ps(ab, cd, 0xdd))};
+}
+static inline F32 join_sums(const F32 (&s)[4]) {
+  const auto halves = [](__m512 x, __m512 y) {
+    return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, x, y), _mm512_shuffle_f32x4(x, y, 0x4e));
+  };
+  const __m512 ab = halves(s[0].v, s[1].v);
+  const __m512 cd = halves(s[2].v, s[3].v);
+  return {_mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd))};
+}
+
+#if defined(__AVX512BF16__)
+#define KVE_BF16_DOT 1
+static inline F32 dot2(F32 acc, F32 a, F32 b) {
+  // The intrinsic makes GCC 12 copy the accumulator in and out.
+  asm("vdpbf16ps %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
+  return acc;
+}
+static inline void store_bf16(uint16_t* p, F32 a) {
+  const auto bits = (__m256i)_mm512_cvtneps_pbh(a.v);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+}
+static inline F32 interleave16(const uint16_t* low, const uint16_t* high) {
+  const auto wide = [](const uint16_t* p) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+  };
+  return {_mm512_castsi512_ps(_mm512_or_si512(wide(low), _mm512_slli_epi32(wide(high), 16)))};
+}
+#endif
 
 struct GroupAcc {
   __m256 v;

@@ -22,6 +22,30 @@ static inline F32 exp(F32 x) {
   return scale_pow2(p, n);
 }
 
+// 2^x for x <= 127, 0 below -126 or less, 7e-8 relative. NaN stays NaN.
+static inline F32 exp2(F32 x) {
+  x = max(set(kExp2Least), x);
+  const F32 r = fraction(x);
+  F32 p = set(1.877576659e-3f);
+  p = fma(p, r, set(8.989340131e-3f));
+  p = fma(p, r, set(5.582631802e-2f));
+  p = fma(p, r, set(2.401536171e-1f));
+  p = fma(p, r, set(6.931530732e-1f));
+  p = fma(p, r, set(9.999999251e-1f));
+  return scale_floor(p, x);
+}
+
+// The same to 7.5e-5 relative, a fraction of bf16's rounding.
+static inline F32 exp2_rough(F32 x) {
+  x = max(set(kExp2Least), x);
+  const F32 r = fraction(x);
+  F32 p = set(7.802452118e-2f);
+  p = fma(p, r, set(2.260671575e-1f));
+  p = fma(p, r, set(6.958335398e-1f));
+  p = fma(p, r, set(9.999252186e-1f));
+  return scale_floor(p, x);
+}
+
 static inline F32 negate(F32 x) { return zero() - x; }
 static inline F32 copy_sign(F32 magnitude, F32 sign) {
   return select(less(sign, zero()), negate(magnitude), magnitude);

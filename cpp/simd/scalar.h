@@ -16,6 +16,8 @@ constexpr int kMatTokens = 2;
 constexpr int kMatVectors = 1;
 constexpr int kGemmTokens = 4;
 constexpr int kGemmVectors = 2;
+constexpr int kRowVectors = 2;
+constexpr float kExp2Least = -127.0f;
 
 struct F32 {
   float v[kLanes];
@@ -56,6 +58,17 @@ static inline F32 load_bf16(const uint16_t* p) {
   KVE_LANES r.v[i] = bf16_to_float(p[i]);
   return r;
 }
+static inline F32 load_f16_n(const uint16_t* p, int64_t n) {
+  F32 r = zero();
+  for (int64_t i = 0; i < n; ++i) r.v[i] = half_to_float(p[i]);
+  return r;
+}
+static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
+  F32 r = zero();
+  for (int64_t i = 0; i < n; ++i) r.v[i] = bf16_to_float(p[i]);
+  return r;
+}
+static inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
 
 static inline F32 load_u8(const uint8_t* p) {
   F32 r;
@@ -92,6 +105,7 @@ static inline Mask less(F32 a, F32 b) {
   KVE_LANES r.v[i] = a.v[i] < b.v[i];
   return r;
 }
+static inline bool any(Mask m) { return m.v[0] || m.v[1] || m.v[2] || m.v[3]; }
 static inline float pow2(int32_t n) {
   return std::bit_cast<float>(static_cast<uint32_t>(n + 127) << 23);
 }
@@ -104,6 +118,17 @@ static inline F32 scale_pow2(F32 a, F32 n) {
     const int32_t first = whole >> 1;
     r.v[i] = a.v[i] * pow2(first) * pow2(whole - first);
   }
+  return r;
+}
+static inline F32 fraction(F32 a) {
+  F32 r;
+  KVE_LANES r.v[i] = a.v[i] - floorf(a.v[i]);
+  return r;
+}
+static inline F32 scale_floor(F32 p, F32 a) {
+  F32 r;
+  // A NaN has no whole number; it reaches the result through `p`.
+  KVE_LANES r.v[i] = p.v[i] * pow2(a.v[i] == a.v[i] ? static_cast<int32_t>(floorf(a.v[i])) : 0);
   return r;
 }
 static inline float sum(F32 a) { return (a.v[0] + a.v[2]) + (a.v[1] + a.v[3]); }
@@ -215,6 +240,10 @@ static inline void transpose(F32 (&r)[kLanes]) {
     }
   }
 }
+static inline F32 block_sums(F32 a, F32 b, F32 c, F32 d) {
+  return {{sum(a), sum(b), sum(c), sum(d)}};
+}
+static inline F32 join_sums(const F32 (&s)[1]) { return s[0]; }
 #undef KVE_LANES
 
 struct GroupAcc {

@@ -6,10 +6,15 @@
 //   Mask             one truth value per lane
 //   load, store      kLanes values (unaligned); load_n, store_n: the first n, the rest is zero
 //   set, zero        all lanes alike
-//   load_f16/_bf16/_u8/_i8   kLanes numbers of another type as F32
+//   load_f16/_bf16/_u8/_i8   kLanes numbers of another type as F32; load_f16_n, load_bf16_n
+//   prefetch_once(p) asks for a cache line that will be read once
 //   fma(a, b, c)     a * b + c; max, min, abs, sum, max_of; less, select, either
 //   max(a, b)        gives b when either is NaN, as x86 does
 //   round_even, scale_pow2(x, n)   x * 2^n for whole n, without overflow in between
+//   fraction(a)      a - floor(a); scale_floor(p, a) = p * 2^floor(a) for kExp2Least <= a < 128,
+//                    which is 0 at kExp2Least
+//   block_sums(a, b, c, d)   lane 4 j + i: the sum of lanes 4 j ... 4 j + 3 of the i-th argument
+//   join_sums(s)     of kLanes / 4 such vectors, lane 4 k + i: the whole sum of lane i of the k-th
 //   transpose(rows)  kLanes x kLanes values of 32 bits, in place
 //   dot4(acc, w, x)  acc + the dot product of the 4 bytes of each lane; w holds weight codes as
 //                    `dot_bytes` writes them, biased by kDotBias, x signed codes in [-127, 127]
@@ -22,8 +27,14 @@
 //
 //   one_half(p)      one binary16 number as float
 //
-// kVecInputs, kMatTokens, kMatVectors, kGemmTokens and kGemmVectors are the register tiles that
-// suit the set.
+// Where KVE_BF16_DOT is defined, lanes may also hold pairs of bf16 numbers:
+//   dot2(acc, a, b)  acc + the dot product of the two bf16 numbers of each lane
+//   store_bf16       kLanes or 2 * kLanes numbers, rounded to nearest, ties to even; denormals
+//                    become 0
+//   interleave16     lanes of two rows of 16-bit numbers, the first in the low half
+//
+// kVecInputs, kMatTokens, kMatVectors, kGemmTokens, kGemmVectors and kRowVectors are the register
+// tiles that suit the set.
 #pragma once
 
 #include <stdint.h>

@@ -1,5 +1,5 @@
-// How attention is split into chunks. Many queries: blocks of queries, each against the whole
-// cache. Few queries (decode): parts of kPartRows cache rows, merged in order. Shapes alone decide.
+// How attention is split into chunks: blocks of queries, each against the whole cache, or, where
+// that gives few chunks, against parts of it that are merged in order. Shapes alone decide.
 #include <algorithm>
 
 #include "kernels/cpu/cpu_backend.h"
@@ -7,9 +7,17 @@
 namespace kve {
 namespace {
 
-constexpr int kFewQueries = 8;
-constexpr int32_t kPartRows = 256;
-static_assert(kPartRows % kAttendTile == 0);
+// Up to this many queries are attended to row by row.
+constexpr int32_t kFewQueries = 8;
+// Chunks of one task, if it is large enough: several for each thread, whose speed differs.
+constexpr int64_t kChunks = 48;
+constexpr int32_t kLeastPartRows = 256;
+constexpr int64_t kLeastBlockVectors = 48;
+// Below this many floats merging is faster than waking another thread.
+constexpr int64_t kSerialMerge = 65536;
+static_assert(kLeastPartRows % kAttendTile == 0 && kChunks <= kMaxAttendParts);
+
+int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
 SideArgs side_args(const SideView& side) {
   return {
@@ -22,47 +30,83 @@ SideArgs side_args(const SideView& side) {
   };
 }
 
+// Queries of one block: many, so that rows are decoded for many at a time, but not so many that
+// there are fewer than kChunks blocks.
+int32_t block_queries(const AttendParams& params, int32_t n_queries, int32_t group_step) {
+  const int64_t vectors = int64_t{n_queries} * params.n_heads;
+  const int64_t wanted =
+      std::clamp<int64_t>(vectors / kChunks, kLeastBlockVectors, kMaxAttendVectors);
+  const int64_t most = std::max<int64_t>(1, wanted / group_step);
+  return static_cast<int32_t>(divide_up(n_queries, divide_up(n_queries, most)));
+}
+
+// Rows of one part when `blocks` blocks share the work.
+int32_t part_rows(int64_t rows, int64_t blocks) {
+  const int64_t parts = std::max<int64_t>(1, kChunks / blocks);
+  const int64_t least = divide_up(divide_up(rows, parts), kAttendTile) * kAttendTile;
+  return static_cast<int32_t>(std::max<int64_t>(least, kLeastPartRows));
+}
+
 }  // namespace
+
+AttendMethod CpuBackend::method(const AttendParams& params, const AttendTask& task) const {
+  if (task.q.rows <= kFewQueries) return AttendMethod::rows;
+  const auto has_f32 = [](const HeadView& head) {
+    return head.k.codec.id == CodecId::f32 || head.v.codec.id == CodecId::f32;
+  };
+  const bool round = params.precision == Precision::fast && kernels_.bf16_tiles &&
+                     std::ranges::none_of(task.heads, has_f32);
+  return round ? AttendMethod::bf16_tiles : AttendMethod::tiles;
+}
 
 int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int64_t partials) {
   const int32_t group = params.n_heads / params.n_kv_heads;
   const int32_t group_step = std::min(group, kMaxAttendVectors);
-  const int32_t query_step = std::max(1, kMaxAttendVectors / group_step);
   const auto n_queries = static_cast<int32_t>(task.q.rows);
-  const bool few = n_queries <= kFewQueries;
-  const int64_t value_stride = kernels_.attend_value_stride(params.value_dim);
+  const int32_t query_step = block_queries(params, n_queries, group_step);
+  const int32_t n_blocks = static_cast<int32_t>(divide_up(n_queries, query_step));
+  const int64_t chunks = int64_t{n_blocks} * params.n_kv_heads * divide_up(group, group_step);
   // The last queries see most, so their blocks come first.
-  for (int32_t block = (n_queries - 1) / query_step; block >= 0; --block) {
+  for (int32_t block = n_blocks - 1; block >= 0; --block) {
     const int32_t query = block * query_step;
     const int32_t queries = std::min(n_queries - query, query_step);
     for (int32_t head = 0; head < params.n_kv_heads; ++head) {
       const HeadView& view = task.heads[static_cast<size_t>(head)];
+      const int32_t last_row = task.first_pos + query + queries - 1 - view.first_pos;
+      const int32_t end = std::clamp(last_row + 1, 0, view.n_rows);
+      int32_t first = 0;
+      if (params.window > 0) {
+        const int32_t oldest = task.first_pos + query - params.window + 1 - view.first_pos;
+        first = std::clamp(oldest, 0, end) / kAttendTile * kAttendTile;
+      }
       for (int32_t g = 0; g < group; g += group_step) {
         const int32_t groups = std::min(group - g, group_step);
-        const int32_t last_row = task.first_pos + query + queries - 1 - view.first_pos;
-        const int32_t end = std::clamp(last_row + 1, 0, view.n_rows);
-        int32_t first = 0;
-        if (params.window > 0) {
-          const int32_t oldest = task.first_pos + query - params.window + 1 - view.first_pos;
-          first = std::clamp(oldest, 0, end) / kAttendTile * kAttendTile;
-        }
-        AttendJob job = {&task, head, query, queries, g, groups, first, end, -1};
-        if (!few || end - first <= kPartRows) {
-          attend_jobs_.push_back(job);
-          continue;
-        }
-        const auto first_job = static_cast<int64_t>(attend_jobs_.size());
-        for (int32_t row = first; row < end; row += kPartRows) {
-          job.first_row = row;
-          job.end_row = std::min(end, row + kPartRows);
-          job.partial = partials;
-          partials += queries * groups * (value_stride + 2);
-          attend_jobs_.push_back(job);
-        }
-        merge_jobs_.push_back({first_job, static_cast<int64_t>(attend_jobs_.size()) - first_job});
+        partials = plan_parts(
+            {&task, method(params, task), head, query, queries, g, groups, first, end, -1},
+            part_rows(end - first, chunks), params.value_dim, partials);
       }
     }
   }
+  return partials;
+}
+
+int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials) {
+  const int32_t first = job.first_row;
+  const int32_t end = job.end_row;
+  if (end - first <= rows) {
+    attend_jobs_.push_back(job);
+    return partials;
+  }
+  const int64_t floats = int64_t{kernels_.attend_value_stride(value_dim)} + 2;
+  const auto first_job = static_cast<int64_t>(attend_jobs_.size());
+  for (int32_t row = first; row < end; row += rows) {
+    job.first_row = row;
+    job.end_row = std::min(end, row + rows);
+    job.partial = partials;
+    partials += job.n_queries * job.n_group * floats;
+    attend_jobs_.push_back(job);
+  }
+  merge_jobs_.push_back({first_job, static_cast<int64_t>(attend_jobs_.size()) - first_job});
   return partials;
 }
 
@@ -72,6 +116,7 @@ void CpuBackend::run(const AttendJob& job, const AttendParams& params, std::byte
       int64_t{job.kv_head} * (params.n_heads / params.n_kv_heads) + job.first_group;
   const bool whole = job.partial < 0;
   kernels_.attend({
+      .method = job.method,
       .k = side_args(view.k),
       .v = side_args(view.v),
       .first_row = job.first_row,
@@ -122,7 +167,12 @@ void CpuBackend::attend(const AttendParams& params, std::span<const AttendTask> 
   pool_.parallel(static_cast<int64_t>(attend_jobs_.size()), [&](int64_t i, int thread) {
     run(attend_jobs_[static_cast<size_t>(i)], params, thread_scratch(thread));
   });
-  for (const MergeJob& job : merge_jobs_) merge(job, params);
+  if (partials <= kSerialMerge) {
+    for (const MergeJob& job : merge_jobs_) merge(job, params);
+  } else {
+    pool_.parallel(static_cast<int64_t>(merge_jobs_.size()),
+                   [&](int64_t i) { merge(merge_jobs_[static_cast<size_t>(i)], params); });
+  }
 }
 
 }  // namespace kve

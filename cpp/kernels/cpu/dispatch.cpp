@@ -21,6 +21,11 @@ namespace avx512 {
 extern const Kernels kKernels;
 }
 #endif
+#ifdef KVE_HAVE_AVX512_BF16
+namespace avx512_bf16 {
+extern const Kernels kKernels;
+}
+#endif
 
 namespace {
 
@@ -37,6 +42,9 @@ const Choice kChoices[] = {
 #endif
 #ifdef KVE_HAVE_AVX512
     {&avx512::kKernels, cpu_features().avx512},
+#endif
+#ifdef KVE_HAVE_AVX512_BF16
+    {&avx512_bf16::kKernels, cpu_features().avx512_bf16},
 #endif
 };
 

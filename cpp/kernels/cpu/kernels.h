@@ -61,9 +61,17 @@ struct SideArgs {
   const uint16_t* tail;  // f16
 };
 
+// How a chunk of queries meets the rows of the cache.
+enum class AttendMethod : uint8_t {
+  rows,        // few queries: row by row as they lie in memory, which is read once
+  tiles,       // many queries: tiles of rows are decoded to f32 for matrix products
+  bf16_tiles,  // the same, but queries, rows and weights are rounded to bf16
+};
+
 // Queries of one attend task that share a kv head: n_tokens x n_group vectors, against the cache
 // rows [first_row, end_row).
 struct AttendChunk {
+  AttendMethod method;
   SideArgs k;
   SideArgs v;
   int32_t first_row;
@@ -79,8 +87,8 @@ struct AttendChunk {
   int32_t window;
   const float* alibi;  // [n_group] or null
   // Either out (normalised, [n_tokens] rows of n_group * value_dim values) or, when it is null,
-  // `partial`: per vector value_stride sums, then for all vectors their maximum, then their sum of
-  // weights.
+  // `partial`: per vector value_stride sums, then for all vectors the base 2 logarithm of the unit
+  // of their weights, then their sum of weights.
   float* out;
   int64_t out_stride;
   float* partial;
@@ -101,13 +109,14 @@ struct AttendMerge {
 };
 
 // Bounds of the functions below.
-inline constexpr int kMaxVectorInputs = 7;    // matvec: inputs of one call, planes included
-inline constexpr int kMaxTileInputs = 16;     // matvec_tiles: the same
-inline constexpr int kInterleavedRows = 16;   // rows of a tile
-inline constexpr int kMaxAttendVectors = 96;  // attend: n_tokens * n_group of one call
-inline constexpr int kAttendTile = 64;        // attend: cache rows decoded at a time
-inline constexpr int kPeakValues = 512;       // peak_int8, peak_f32: operands
-inline constexpr int kPeakSums = 16 * 16;     // peak_*: results
+inline constexpr int kMaxVectorInputs = 7;     // matvec: inputs of one call, planes included
+inline constexpr int kMaxTileInputs = 16;      // matvec_tiles: the same
+inline constexpr int kInterleavedRows = 16;    // rows of a tile
+inline constexpr int kMaxAttendVectors = 384;  // attend: n_tokens * n_group of one call
+inline constexpr int kAttendTile = 64;         // attend: cache rows decoded at a time
+inline constexpr int kMaxAttendParts = 64;     // attend_merge: partial results of one vector
+inline constexpr int kPeakValues = 512;        // peak_int8, peak_f32: operands
+inline constexpr int kPeakSums = 16 * 16;      // peak_*: results
 
 struct Kernels {
   const char* name;
@@ -153,6 +162,7 @@ struct Kernels {
   size_t (*exact_scratch)(int64_t cols);
   void (*exact)(const MatmulChunk& chunk, const float* x, int64_t x_stride);
 
+  bool bf16_tiles;  // whether AttendMethod::bf16_tiles is there
   size_t (*attend_scratch)(int key_dim, int value_dim);
   int (*attend_value_stride)(int value_dim);  // of partial results
   void (*attend)(const AttendChunk& chunk);

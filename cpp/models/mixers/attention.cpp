@@ -48,8 +48,9 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
                      mixed.block(row, n)});
     row += n;
   }
-  const AttendParams params{spec.n_heads, spec.n_kv_heads, spec.head_dim, spec.value_dim,
-                            spec.scale,   spec.softcap,    spec.window,   nullptr};
+  const AttendParams params{spec.n_heads,   spec.n_kv_heads, spec.head_dim,
+                            spec.value_dim, spec.scale,      spec.softcap,
+                            spec.window,    nullptr,         context.precision.attention};
   backend.attend(params, tasks);
 
   const Product output{&w.o, a.block, data_or_null(w.o_bias)};

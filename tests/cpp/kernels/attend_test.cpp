@@ -63,6 +63,7 @@ struct Case {
   int window = 0;
   bool alibi = false;
   int first_pos = 0;  // of the cache's first row
+  Precision precision = Precision::exact;
 };
 
 struct Problem {
@@ -85,7 +86,8 @@ struct Problem {
               .scale = 1 / std::sqrt(static_cast<float>(c.key_dim)),
               .softcap = c.softcap,
               .window = c.window,
-              .alibi = c.alibi ? slopes.data() : nullptr};
+              .alibi = c.alibi ? slopes.data() : nullptr,
+              .precision = c.precision};
   }
   int first_query() const { return shape.first_pos + shape.n_rows - shape.n_queries; }
 
@@ -154,12 +156,22 @@ struct Problem {
 // f32 sums of up to a few thousand terms; outputs are averages, so the largest is well above the
 // typical error.
 constexpr double kBound = 1e-5;
+// Queries, rows and weights rounded to 8 bits, 2^-9 relative each: a score of size s is off by
+// about 2^-8.5 s at worst, and so is its weight; scores here are at most about 5, outputs are
+// averages.
+constexpr double kRoundedBound = 0.02;
 
 class Attend : public ::testing::TestWithParam<std::string> {
  protected:
-  void check(const Case& c, const std::string& what) {
+  // In both precisions, which differ where there are many queries.
+  void check(Case c, const std::string& what) {
     const Problem problem(c);
-    EXPECT_LT(test::relative_error(problem.run(*backend_), problem.reference()), kBound) << what;
+    const std::vector<double> reference = problem.reference();
+    EXPECT_LT(test::relative_error(problem.run(*backend_), reference), kBound) << what;
+    c.precision = Precision::fast;
+    const Problem rounded(c);
+    EXPECT_LT(test::relative_error(rounded.run(*backend_), reference), kRoundedBound)
+        << what << ", fast";
   }
   std::unique_ptr<Backend> backend_ = make_cpu_backend(2, GetParam());
 };

@@ -18,6 +18,7 @@ inline std::vector<std::string> available_isas() {
   std::vector<std::string> names = {"scalar"};
   if (cpu_features().avx2) names.push_back("avx2");
   if (cpu_features().avx512) names.push_back("avx512");
+  if (cpu_features().avx512_bf16) names.push_back("avx512_bf16");
   return names;
 }
 

@@ -54,6 +54,14 @@ void matmat(const MatmulChunk& chunk, const QuantizedInput& packs);
 constexpr int kGemmCols = kGemmVectors * kLanes;
 void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b, int64_t ldb,
           float* c, int64_t ldc, bool accumulate);
+#if defined(KVE_BF16_DOT)
+// The same where each 32-bit element of A and B holds two bf16 numbers that are neighbours in k.
+constexpr bool kBf16Tiles = true;
+void gemm_bf16(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
+               int64_t ldb, float* c, int64_t ldc, bool accumulate);
+#else
+constexpr bool kBf16Tiles = false;
+#endif
 
 // exact.cpp
 size_t exact_scratch(int64_t cols);

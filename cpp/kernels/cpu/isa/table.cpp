@@ -34,6 +34,7 @@ const Kernels kKernels = {
     .exact_rows = kGemmCols,
     .exact_scratch = exact_scratch,
     .exact = exact,
+    .bf16_tiles = kBf16Tiles,
     .attend_scratch = attend_scratch,
     .attend_value_stride = attend_value_stride,
     .attend = attend,

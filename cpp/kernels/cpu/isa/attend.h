@@ -1,0 +1,100 @@
+// What the methods of attention share: the state of a chunk's query vectors and their softmax,
+// which runs online over tiles of rows (FlashAttention, arXiv:2205.14135).
+//
+// Scores are logarithms to base 2: the factor log2(e) is part of the scale of the queries, of the
+// softcap and of the slopes.
+#pragma once
+
+#include <math.h>
+
+#include "kernels/cpu/isa/isa.h"
+#include "simd/math.h"
+
+namespace kve::KVE_ISA {
+
+constexpr int kTile = kAttendTile;
+constexpr float kLog2E = 1.44269504f;
+
+struct AttendState {
+  int64_t n_vectors;
+  int64_t key_stride;
+  int64_t value_stride;
+  float* queries;  // [n_vectors][key_stride], scaled; zero past the end of a vector
+  float* sums;     // [n_vectors][value_stride]: rows of the values, times their weights
+  float* unit;     // [n_vectors]: a row's weight is 2^(score - unit)
+  float* weight;   // [n_vectors][kLanes]: sums of weights
+};
+
+// Cache rows that the query at `pos` sees, relative to `base`, within [0, n).
+struct Visible {
+  int32_t first;
+  int32_t end;
+};
+
+static inline Visible visible_rows(const AttendChunk& chunk, int32_t pos, int32_t base, int32_t n) {
+  const int32_t own = pos - chunk.first_pos - base;  // the row of the query itself
+  const int32_t oldest = chunk.window > 0 ? own - chunk.window + 1 : 0;
+  return {oldest > 0 ? oldest : 0, own + 1 < n ? own + 1 : n};
+}
+
+// A larger score than this above the unit makes a new one. Weights may exceed 1 by this power of
+// two, which f32 and bf16 hold as exactly, and most tiles leave the sums alone.
+constexpr float kUnitSlack = 8;
+
+// Softcap and alibi of n scores; `distance` is key position minus query position of the first.
+static inline void adjust(const AttendChunk& chunk, float* scores, int32_t n, int group_index,
+                          int32_t distance) {
+  if (chunk.softcap > 0) softcap(chunk.softcap * kLog2E, scores, n);
+  if (chunk.alibi != nullptr) {
+    const float slope = chunk.alibi[group_index] * kLog2E;
+    for (int32_t i = 0; i < n; ++i) scores[i] += slope * static_cast<float>(distance + i);
+  }
+}
+
+// A score above the unit by more than the slack: what was summed so far is scaled down.
+static void raise_unit(const AttendState& state, int64_t vector, F32 top) {
+  const float peak = max_of(top);
+  const F32 factor = exp2(set(state.unit[vector] - peak));
+  float* weight = state.weight + vector * kLanes;
+  store(weight, load(weight) * factor);
+  float* sums = state.sums + vector * state.value_stride;
+  for (int64_t d = 0; d < state.value_stride; d += kLanes) store(sums + d, load(sums + d) * factor);
+  state.unit[vector] = peak;
+}
+
+// Prepares the scores of one vector against the n rows from `base`: rows that it does not see, and
+// those up to the next multiple of kLanes, become minus infinity. False when it sees none.
+static inline bool limit_scores(const AttendChunk& chunk, int64_t vector, int32_t base, int32_t n,
+                                float* scores) {
+  const auto token = static_cast<int32_t>(vector / chunk.n_group);
+  const int32_t pos = chunk.query_pos + token;
+  const Visible seen = visible_rows(chunk, pos, base, n);
+  if (seen.first >= seen.end) return false;
+  if (chunk.softcap > 0 || chunk.alibi != nullptr) {
+    adjust(chunk, scores + seen.first, seen.end - seen.first,
+           static_cast<int>(vector % chunk.n_group), chunk.first_pos + base + seen.first - pos);
+  }
+  for (int32_t i = 0; i < seen.first; ++i) scores[i] = -INFINITY;
+  for (int32_t i = seen.end; i < round_up(n, kLanes); ++i) scores[i] = -INFINITY;
+  return true;
+}
+
+// Raises the unit of a vector where its scores, n rounded up to kLanes, ask for it; returns it.
+static inline F32 update_unit(const AttendState& state, int64_t vector, const float* scores,
+                              int32_t n) {
+  F32 top = load(scores);
+  for (int32_t i = kLanes; i < n; i += kLanes) top = max(top, load(scores + i));
+  if (any(less(set(state.unit[vector] + kUnitSlack), top))) raise_unit(state, vector, top);
+  return set(state.unit[vector]);
+}
+
+// attend_rows.cpp, attend_tiles.cpp: add the rows [first, end) of the cache to the state. `scratch`
+// has the size that the function next to it states.
+size_t attend_rows_scratch(int key_dim, int value_dim);
+void attend_rows(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+                 std::byte* scratch);
+size_t attend_tiles_scratch(int key_dim, int value_dim);
+void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+                  std::byte* scratch);
+
+}  // namespace kve::KVE_ISA

@@ -1,0 +1,294 @@
+// Attention of few queries: reading the cache is what takes time. Rows are converted in registers
+// and used by several query vectors at once; the memory that is read next is prefetched across the
+// borders of pages and from keys to values.
+#include "kernels/cpu/isa/attend.h"
+#include "kernels/cpu/isa/side_reader.h"
+
+namespace kve::KVE_ISA {
+
+// Rows of one run: few enough that several passes over them read the nearest cache.
+constexpr int64_t kRunBytes = 8192;
+constexpr int32_t kCodedRows = 16;  // decoded at a time
+constexpr int64_t kScoreStride =
+    kTile + kLanes;                    // a run's last scores are written kLanes at a time
+constexpr int64_t kAheadBytes = 4096;  // how far prefetching is ahead of reading
+
+namespace {
+
+// What to prefetch while a run is read: the run's own memory kAheadBytes ahead, and past its end
+// the memory at `next`. With bytes == 0 nothing.
+struct Ahead {
+  const std::byte* run;
+  const std::byte* next;
+  int64_t bytes;  // of the run
+};
+
+struct RowWork {
+  float* scores;  // [n_vectors][kScoreStride]: of one tile, then weights
+  float* coded;   // [kCodedRows][width]
+  size_t size;
+
+  RowWork(std::byte* data, int key_dim, int value_dim) {
+    Carver carver(data);
+    scores = carver.take<float>(kMaxAttendVectors * kScoreStride);
+    coded = carver.take<float>(kCodedRows * int64_t{key_dim > value_dim ? key_dim : value_dim});
+    size = carver.size();
+  }
+};
+
+}  // namespace
+
+static inline void prefetch_ahead(const Ahead& ahead, int64_t first_byte, int64_t n_bytes) {
+  if (ahead.bytes == 0) return;
+  const int64_t first = first_byte + kAheadBytes;
+  const std::byte* from =
+      first < ahead.bytes ? ahead.run + first : ahead.next + (first - ahead.bytes);
+  for (int64_t b = 0; b < n_bytes; b += 64) prefetch_once(from + b);
+}
+
+// acc[r][v] += x[r] * lanes of the v-th query
+template <int kVectors>
+__attribute__((always_inline)) static inline void dot_step(F32 (&acc)[4][kVectors],
+                                                           const F32 (&x)[4], const float* q,
+                                                           int64_t q_stride) {
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    const F32 query = load(q + v * q_stride);
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) acc[r][v] = fma(x[r], query, acc[r][v]);
+  }
+}
+
+// Scores of n rows with kVectors queries. Four rows at a time, so that a query's lanes are loaded
+// once for all of them; rows past the end repeat the last one. Scores are written up to the next
+// multiple of kLanes.
+template <CodecId kType, int kVectors>
+__attribute__((noinline)) static void score_rows(const std::byte* data, int64_t n, int64_t width,
+                                                 const float* q, int64_t q_stride, float* scores,
+                                                 const Ahead& ahead) {
+  const auto* rows = row_values<kType>(data);
+  constexpr int64_t kValueBytes = sizeof(*rows);
+  for (int64_t first = 0; first < n; first += kLanes) {
+    F32 sums[kVectors][kLanes / 4];
+    for (int b = 0; b < kLanes / 4; ++b) {
+      const int64_t r0 = first + 4 * b;
+      const auto* row0 = rows + least(r0, n - 1) * width;
+      const auto* row1 = rows + least(r0 + 1, n - 1) * width;
+      const auto* row2 = rows + least(r0 + 2, n - 1) * width;
+      const auto* row3 = rows + least(r0 + 3, n - 1) * width;
+      prefetch_ahead(ahead, r0 * width * kValueBytes, 4 * width * kValueBytes);
+      F32 acc[4][kVectors];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
+      }
+      int64_t d = 0;
+      for (; d + kLanes <= width; d += kLanes) {
+        const F32 x[4] = {load_values<kType>(row0 + d), load_values<kType>(row1 + d),
+                          load_values<kType>(row2 + d), load_values<kType>(row3 + d)};
+        dot_step<kVectors>(acc, x, q + d, q_stride);
+      }
+      if (d < width) {
+        const int64_t rest = width - d;
+        const F32 x[4] = {
+            load_values_n<kType>(row0 + d, rest), load_values_n<kType>(row1 + d, rest),
+            load_values_n<kType>(row2 + d, rest), load_values_n<kType>(row3 + d, rest)};
+        dot_step<kVectors>(acc, x, q + d, q_stride);
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        sums[v][b] = block_sums(acc[0][v], acc[1][v], acc[2][v], acc[3][v]);
+      }
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(scores + v * kScoreStride + first, join_sums(sums[v]));
+  }
+}
+
+// sums[v] += the n rows times their weights, for kColumns vectors of columns (the last one may hold
+// fewer than kLanes).
+template <CodecId kType, int kVectors, int kColumns, bool kWhole, class Value>
+__attribute__((noinline)) static void add_columns(const Value* rows, int64_t n, int64_t width,
+                                                  int64_t rest, const float* weights, float* sums,
+                                                  int64_t sums_stride, const Ahead& ahead) {
+  F32 acc[kVectors][kColumns];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) acc[v][c] = load(sums + v * sums_stride + c * kLanes);
+  }
+  constexpr int64_t kStep = 4;  // rows between prefetches
+  constexpr auto kValueBytes = static_cast<int64_t>(sizeof(Value));
+  for (int64_t first = 0; first < n; first += kStep) {
+    prefetch_ahead(ahead, first * width * kValueBytes, kStep * width * kValueBytes);
+    const int64_t end = least(first + kStep, n);
+    for (int64_t r = first; r < end; ++r) {
+      F32 x[kColumns];
+#pragma GCC unroll 4
+      for (int c = 0; c < kColumns; ++c) {
+        const Value* from = rows + r * width + c * kLanes;
+        x[c] = kWhole ? load_values<kType>(from) : load_values_n<kType>(from, rest);
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const F32 weight = set(weights[v * kScoreStride + r]);
+#pragma GCC unroll 4
+        for (int c = 0; c < kColumns; ++c) acc[v][c] = fma(x[c], weight, acc[v][c]);
+      }
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kColumns; ++c) store(sums + v * sums_stride + c * kLanes, acc[v][c]);
+  }
+}
+
+template <CodecId kType, int kVectors>
+static void add_rows(const std::byte* data, int64_t n, int64_t width, const float* weights,
+                     float* sums, int64_t sums_stride, const Ahead& ahead) {
+  const auto* rows = row_values<kType>(data);
+  Ahead once = ahead;  // for the first columns, which are read from memory
+  int64_t c = 0;
+  for (; c + 4 * kLanes <= width; c += 4 * kLanes, once.bytes = 0) {
+    add_columns<kType, kVectors, 4, true>(rows + c, n, width, 0, weights, sums + c, sums_stride,
+                                          once);
+  }
+  for (; c + kLanes <= width; c += kLanes, once.bytes = 0) {
+    add_columns<kType, kVectors, 1, true>(rows + c, n, width, 0, weights, sums + c, sums_stride,
+                                          once);
+  }
+  if (c < width) {
+    add_columns<kType, kVectors, 1, false>(rows + c, n, width, width - c, weights, sums + c,
+                                           sums_stride, once);
+  }
+}
+
+namespace {
+
+// Both loops for one type of rows and number of vectors.
+struct RowKernels {
+  void (*score)(const std::byte* data, int64_t n, int64_t width, const float* q, int64_t q_stride,
+                float* scores, const Ahead& ahead);
+  void (*add)(const std::byte* data, int64_t n, int64_t width, const float* weights, float* sums,
+              int64_t sums_stride, const Ahead& ahead);
+};
+
+}  // namespace
+
+template <CodecId kType>
+static RowKernels kernels_for(int64_t n_vectors) {
+  static_assert(kRowVectors == 2 || kRowVectors == 4);
+  if constexpr (kRowVectors == 4) {
+    if (n_vectors == 4) return {score_rows<kType, 4>, add_rows<kType, 4>};
+    if (n_vectors == 3) return {score_rows<kType, 3>, add_rows<kType, 3>};
+  }
+  if (n_vectors == 2) return {score_rows<kType, 2>, add_rows<kType, 2>};
+  return {score_rows<kType, 1>, add_rows<kType, 1>};
+}
+
+static RowKernels kernels_for(CodecId type, int64_t n_vectors) {
+  switch (type) {
+    case CodecId::f32:
+      return kernels_for<CodecId::f32>(n_vectors);
+    case CodecId::f16:
+      return kernels_for<CodecId::f16>(n_vectors);
+    default:
+      return kernels_for<CodecId::bf16>(n_vectors);
+  }
+}
+
+static int64_t value_bytes(CodecId type) { return type == CodecId::f32 ? 4 : 2; }
+
+// Vectors [first, n) in groups: the number of the next group.
+static int64_t group_of(int64_t first, int64_t n) { return least(n - first, kRowVectors); }
+
+// Runs of at most this many rows.
+static int32_t run_rows(int width) {
+  const int64_t rows = kRunBytes / (2 * int64_t{width}) / kLanes * kLanes;
+  return static_cast<int32_t>(rows < kLanes ? int64_t{kLanes} : rows);
+}
+
+static Ahead look_ahead(const RowRun& run, int width, const std::byte* next) {
+  const int64_t bytes = run.rows * width * value_bytes(run.type);
+  // Past a run that is shorter than the distance, too much would be skipped: it is not worth it.
+  const bool useful = next != nullptr && bytes >= kAheadBytes;
+  return {run.data, next, useful ? bytes : 0};
+}
+
+// Scores of the rows [base, base + n) with every vector.
+static void score_tile(const AttendChunk& chunk, const AttendState& state, const RowWork& work,
+                       SideReader& keys, const SideReader& values, int32_t base, int32_t n) {
+  const int width = chunk.k.width;
+  for (int32_t done = 0; done < n;) {
+    const auto most = static_cast<int32_t>(least(n - done, run_rows(width)));
+    const RowRun run = keys.read(base + done, most, work.coded, kCodedRows);
+    const bool last = done + run.rows == n;
+    Ahead ahead =
+        look_ahead(run, width, last ? values.peek(base) : keys.peek(base + done + run.rows));
+    for (int64_t v = 0; v < state.n_vectors; v += kRowVectors, ahead.bytes = 0) {
+      kernels_for(run.type, group_of(v, state.n_vectors))
+          .score(run.data, run.rows, width, state.queries + v * state.key_stride, state.key_stride,
+                 work.scores + v * kScoreStride + done, ahead);
+    }
+    done += run.rows;
+  }
+}
+
+// Scores become weights; those of rows that a vector does not see become 0.
+static void weigh_tile(const AttendChunk& chunk, const AttendState& state, const RowWork& work,
+                       int32_t base, int32_t n) {
+  for (int64_t v = 0; v < state.n_vectors; ++v) {
+    float* scores = work.scores + v * kScoreStride;
+    if (!limit_scores(chunk, v, base, n, scores)) {
+      for (int32_t i = 0; i < n; i += kLanes) store(scores + i, zero());
+      continue;
+    }
+    const F32 unit = update_unit(state, v, scores, n);
+    F32 total = load(state.weight + v * kLanes);
+    for (int32_t i = 0; i < n; i += kLanes) {
+      const F32 p = exp2(load(scores + i) - unit);
+      store(scores + i, p);
+      total = total + p;
+    }
+    store(state.weight + v * kLanes, total);
+  }
+}
+
+// Adds the rows [base, base + n), times their weights; then come the keys from row `next` on.
+static void add_tile(const AttendChunk& chunk, const AttendState& state, const RowWork& work,
+                     SideReader& values, int32_t base, int32_t n, const std::byte* next) {
+  const int width = chunk.v.width;
+  for (int32_t done = 0; done < n;) {
+    const auto most = static_cast<int32_t>(least(n - done, run_rows(width)));
+    const RowRun run = values.read(base + done, most, work.coded, kCodedRows);
+    const bool last = done + run.rows == n;
+    Ahead ahead = look_ahead(run, width, last ? next : values.peek(base + done + run.rows));
+    for (int64_t v = 0; v < state.n_vectors; v += kRowVectors, ahead.bytes = 0) {
+      kernels_for(run.type, group_of(v, state.n_vectors))
+          .add(run.data, run.rows, width, work.scores + v * kScoreStride + done,
+               state.sums + v * state.value_stride, state.value_stride, ahead);
+    }
+    done += run.rows;
+  }
+}
+
+size_t attend_rows_scratch(int key_dim, int value_dim) {
+  return RowWork(nullptr, key_dim, value_dim).size;
+}
+
+void attend_rows(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+                 std::byte* scratch) {
+  const RowWork work(scratch, chunk.k.width, chunk.v.width);
+  SideReader keys(chunk.k);
+  SideReader values(chunk.v);
+  for (int32_t base = first; base < end; base += kTile) {
+    const auto n = static_cast<int32_t>(least(end - base, kTile));
+    score_tile(chunk, state, work, keys, values, base, n);
+    weigh_tile(chunk, state, work, base, n);
+    add_tile(chunk, state, work, values, base, n, base + n < end ? keys.peek(base + n) : nullptr);
+  }
+}
+
+}  // namespace kve::KVE_ISA

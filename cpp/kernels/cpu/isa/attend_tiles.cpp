@@ -1,0 +1,268 @@
+// Attention of many queries: tiles of kTile rows are decoded once for all vectors of the chunk and
+// laid out for the products of gemm.cpp, in f32 or in pairs of bf16. For a few vectors at a time,
+// scores, weights and sums of a tile follow each other while the scores are in the nearest cache.
+#include <string.h>
+
+#include "kernels/cpu/isa/attend.h"
+#include "kernels/cpu/isa/side_reader.h"
+
+namespace kve::KVE_ISA {
+
+namespace {
+
+// A tile in f32.
+struct F32Tile {
+  static constexpr bool kRounded = false;
+  static constexpr int kPerElement = 1;  // values per 32-bit element
+  static constexpr auto kProduct = gemm;
+};
+
+#if defined(KVE_BF16_DOT)
+// A tile in bf16; an element holds two neighbouring columns of the keys, or two rows of the values.
+struct Bf16Tile {
+  static constexpr bool kRounded = true;
+  static constexpr int kPerElement = 2;
+  static constexpr auto kProduct = gemm_bf16;
+};
+#endif
+
+// Elements have 32 bits, whatever they hold.
+struct TileWork {
+  int64_t row_stride;    // values
+  int64_t query_stride;  // elements
+  float* rows;           // [kTile][row_stride]: rows of one side, f32 or bf16, in order
+  float* coded;          // [kTile][width]
+  float* keys;           // [query_stride][kTile]: columns of the keys
+  float* values;         // [kTile / 2][row_stride]: pairs of rows of the values, for bf16
+  float* queries;        // [n_vectors][query_stride], for bf16
+  float* scores;         // [kGemmTokens][kTile], then weights
+  size_t size;
+
+  TileWork(std::byte* data, int key_dim, int value_dim) {
+    const int64_t key_stride = round_up(key_dim, 2 * kLanes);
+    const int64_t value_stride = round_up(value_dim, 2 * kLanes);
+    row_stride = key_stride > value_stride ? key_stride : value_stride;
+    query_stride = key_stride / 2;
+    Carver carver(data);
+    rows = carver.take<float>(kTile * row_stride);
+    coded = carver.take<float>(kTile * row_stride);
+    keys = carver.take<float>(key_stride * kTile);
+    values = carver.take<float>(kTile / 2 * row_stride);
+    queries = carver.take<float>(kMaxAttendVectors * query_stride);
+    scores = carver.take<float>(kGemmTokens * kTile);
+    size = carver.size();
+  }
+};
+
+}  // namespace
+
+// One row to f32, zero up to `stride`.
+template <CodecId kType>
+static void widen_row(const std::byte* data, int64_t width, float* dst, int64_t stride) {
+  const auto* from = row_values<kType>(data);
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) store(dst + d, load_values<kType>(from + d));
+  if (d < width) {
+    store(dst + d, load_values_n<kType>(from + d, width - d));
+    d += kLanes;
+  }
+  for (; d < stride; d += kLanes) store(dst + d, zero());
+}
+
+#if defined(KVE_BF16_DOT)
+// The same to bf16.
+template <CodecId kType>
+static void round_row(const std::byte* data, int64_t width, uint16_t* dst, int64_t stride) {
+  const auto* from = row_values<kType>(data);
+  int64_t d = 0;
+  for (; d + kLanes <= width; d += kLanes) store_bf16(dst + d, load_values<kType>(from + d));
+  if (d < width) {
+    store_bf16(dst + d, load_values_n<kType>(from + d, width - d));
+    d += kLanes;
+  }
+  for (; d < stride; d += kLanes) store_bf16(dst + d, zero());
+}
+#endif
+
+template <class Tile, CodecId kType>
+static void convert_row(const std::byte* data, int64_t width, float* rows, int64_t index,
+                        int64_t stride) {
+#if defined(KVE_BF16_DOT)
+  if constexpr (Tile::kRounded) {
+    uint16_t* to = reinterpret_cast<uint16_t*>(rows) + index * stride;
+    return round_row<kType>(data, width, to, stride);
+  }
+#endif
+  widen_row<kType>(data, width, rows + index * stride, stride);
+}
+
+// Rows [base, base + n) of a side to work.rows.
+template <class Tile>
+static void read_rows(const TileWork& work, SideReader& reader, int width, int32_t base,
+                      int32_t n) {
+  for (int32_t done = 0; done < n;) {
+    const RowRun run = reader.read(base + done, n - done, work.coded, kTile);
+    const int64_t bytes = int64_t{width} * (run.type == CodecId::f32 ? 4 : 2);
+    for (int32_t r = 0; r < run.rows; ++r, ++done) {
+      const std::byte* row = run.data + r * bytes;
+      if (run.type == CodecId::f16) {
+        convert_row<Tile, CodecId::f16>(row, width, work.rows, done, work.row_stride);
+      } else if (run.type == CodecId::bf16) {
+        convert_row<Tile, CodecId::bf16>(row, width, work.rows, done, work.row_stride);
+      } else {
+        convert_row<Tile, CodecId::f32>(row, width, work.rows, done, work.row_stride);
+      }
+    }
+  }
+}
+
+// The keys' elements, transposed. Rows past the n-th are left over from before: their scores are
+// not used.
+template <class Tile>
+static void load_key_tile(const TileWork& work, SideReader& reader, int width, int32_t base,
+                          int32_t n) {
+  read_rows<Tile>(work, reader, width, base, n);
+  const int64_t stride = work.row_stride / Tile::kPerElement;
+  const int64_t elements = round_up(width, kLanes * Tile::kPerElement) / Tile::kPerElement;
+  for (int32_t r = 0; r < n; r += kLanes) {
+    for (int64_t d = 0; d < elements; d += kLanes) {
+      F32 square[kLanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) square[i] = load(work.rows + (r + i) * stride + d);
+      transpose(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < kLanes; ++i) store(work.keys + (d + i) * kTile + r, square[i]);
+    }
+  }
+}
+
+// The values' rows, in bf16 two to an element. A row past the n-th is zero if it is in an element
+// with the n-th.
+template <class Tile>
+static void load_value_tile(const TileWork& work, SideReader& reader, int width, int32_t base,
+                            int32_t n) {
+  read_rows<Tile>(work, reader, width, base, n);
+#if defined(KVE_BF16_DOT)
+  if constexpr (Tile::kRounded) {
+    auto* rows = reinterpret_cast<uint16_t*>(work.rows);
+    if (n % 2 != 0) memset(rows + n * work.row_stride, 0, static_cast<size_t>(work.row_stride) * 2);
+    for (int32_t r = 0; r < n; r += 2) {
+      for (int64_t d = 0; d < width; d += kLanes) {
+        const uint16_t* row = rows + r * work.row_stride + d;
+        store(work.values + r / 2 * work.row_stride + d, interleave16(row, row + work.row_stride));
+      }
+    }
+  }
+#endif
+}
+
+// Scores of one vector to weights, of which those from n on are zero; in bf16 they are packed in
+// place.
+template <class Tile>
+static void weigh(const AttendState& state, int64_t vector, float* scores, int32_t n) {
+  const F32 unit = update_unit(state, vector, scores, n);
+  F32 total = load(state.weight + vector * kLanes);
+  for (int32_t i = 0; i < n; i += kLanes) {
+#if defined(KVE_BF16_DOT)
+    if constexpr (Tile::kRounded) {
+      const F32 p = exp2_rough(load(scores + i) - unit);
+      store_bf16(reinterpret_cast<uint16_t*>(scores) + i, p);
+      total = total + p;
+      continue;
+    }
+#endif
+    const F32 p = exp2(load(scores + i) - unit);
+    store(scores + i, p);
+    total = total + p;
+  }
+  store(state.weight + vector * kLanes, total);
+}
+
+// Whether all n rows from `base` are seen by both tokens, so that no score needs a limit; or none
+// by any token between them.
+static bool all_visible(const AttendChunk& chunk, int32_t first_pos, int32_t last_pos, int32_t base,
+                        int32_t n) {
+  const Visible a = visible_rows(chunk, first_pos, base, n);
+  const Visible b = visible_rows(chunk, last_pos, base, n);
+  return n % kLanes == 0 && a.first == 0 && a.end == n && b.first == 0 && b.end == n;
+}
+static bool none_visible(const AttendChunk& chunk, int32_t first_pos, int32_t last_pos,
+                         int32_t base, int32_t n) {
+  return visible_rows(chunk, first_pos, base, n).first >= n ||
+         visible_rows(chunk, last_pos, base, n).end <= 0;
+}
+
+// Vectors [first, first + count) against the tile in `work`.
+template <class Tile>
+static void attend_tile(const AttendChunk& chunk, const AttendState& state, const TileWork& work,
+                        const float* queries, int64_t query_stride, int64_t first, int64_t count,
+                        int32_t base, int32_t n) {
+  const auto token = static_cast<int32_t>(first / chunk.n_group);
+  const auto last_token = static_cast<int32_t>((first + count - 1) / chunk.n_group);
+  const int32_t pos = chunk.query_pos + token;
+  const int32_t last_pos = chunk.query_pos + last_token;
+  if (none_visible(chunk, pos, last_pos, base, n)) return;
+  const bool limited =
+      chunk.softcap > 0 || chunk.alibi != nullptr || !all_visible(chunk, pos, last_pos, base, n);
+  const int64_t depth = (chunk.k.width + Tile::kPerElement - 1) / Tile::kPerElement;
+  Tile::kProduct(count, round_up(n, kLanes), depth, queries + first * query_stride, query_stride,
+                 work.keys, kTile, work.scores, kTile, false);
+  for (int64_t i = 0; i < count; ++i) {
+    float* scores = work.scores + i * kTile;
+    if (limited && !limit_scores(chunk, first + i, base, n, scores)) {
+      memset(scores, 0, sizeof(float) * kTile);
+    } else {
+      weigh<Tile>(state, first + i, scores, n);
+    }
+  }
+  Tile::kProduct(count, chunk.v.width, (n + Tile::kPerElement - 1) / Tile::kPerElement, work.scores,
+                 kTile, Tile::kRounded ? work.values : work.rows, work.row_stride,
+                 state.sums + first * state.value_stride, state.value_stride, true);
+}
+
+template <class Tile>
+static void attend_all(const AttendChunk& chunk, const AttendState& state, const TileWork& work,
+                       int32_t first, int32_t end) {
+  SideReader keys(chunk.k);
+  SideReader values(chunk.v);
+  const float* queries = state.queries;
+  int64_t query_stride = state.key_stride;
+#if defined(KVE_BF16_DOT)
+  if constexpr (Tile::kRounded) {
+    queries = work.queries;
+    query_stride = work.query_stride;
+    auto* rounded = reinterpret_cast<uint16_t*>(work.queries);
+    for (int64_t v = 0; v < state.n_vectors; ++v) {
+      round_row<CodecId::f32>(
+          reinterpret_cast<const std::byte*>(state.queries + v * state.key_stride),
+          state.key_stride, rounded + v * 2 * query_stride, 2 * query_stride);
+    }
+  }
+#endif
+  for (int32_t base = first; base < end; base += kTile) {
+    const auto n = static_cast<int32_t>(least(end - base, kTile));
+    load_key_tile<Tile>(work, keys, chunk.k.width, base, n);
+    load_value_tile<Tile>(work, values, chunk.v.width, base, n);
+    for (int64_t v = 0; v < state.n_vectors; v += kGemmTokens) {
+      attend_tile<Tile>(chunk, state, work, queries, query_stride, v,
+                        least(state.n_vectors - v, kGemmTokens), base, n);
+    }
+  }
+}
+
+size_t attend_tiles_scratch(int key_dim, int value_dim) {
+  return TileWork(nullptr, key_dim, value_dim).size;
+}
+
+void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+                  std::byte* scratch) {
+  const TileWork work(scratch, chunk.k.width, chunk.v.width);
+#if defined(KVE_BF16_DOT)
+  if (chunk.method == AttendMethod::bf16_tiles) {
+    return attend_all<Bf16Tile>(chunk, state, work, first, end);
+  }
+#endif
+  attend_all<F32Tile>(chunk, state, work, first, end);
+}
+
+}  // namespace kve::KVE_ISA
