@@ -58,6 +58,7 @@ static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
 static inline void prefetch_once(const void* p) { _mm_prefetch(p, _MM_HINT_NTA); }
+static inline void prefetch_shared(const void* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
 static inline F32 load_u8(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
@@ -197,6 +198,10 @@ static inline F32 dot2(F32 acc, F32 a, F32 b) {
 static inline void store_bf16(uint16_t* p, F32 a) {
   const auto bits = (__m256i)_mm512_cvtneps_pbh(a.v);
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), bits);
+}
+// 2 * kLanes values.
+static inline void store_bf16(uint16_t* p, F32 low, F32 high) {
+  _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v));
 }
 static inline F32 interleave16(const uint16_t* low, const uint16_t* high) {
   const auto wide = [](const uint16_t* p) {

@@ -69,6 +69,7 @@ static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
   return r;
 }
 static inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
+static inline void prefetch_shared(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 static inline F32 load_u8(const uint8_t* p) {
   F32 r;

@@ -30,21 +30,23 @@ SideArgs side_args(const SideView& side) {
   };
 }
 
-// Queries of one block: many, so that rows are decoded for many at a time, but not so many that
-// there are fewer than kChunks blocks.
-int32_t block_queries(const AttendParams& params, int32_t n_queries, int32_t group_step) {
-  const int64_t vectors = int64_t{n_queries} * params.n_heads;
-  const int64_t wanted =
-      std::clamp<int64_t>(vectors / kChunks, kLeastBlockVectors, kMaxAttendVectors);
-  const int64_t most = std::max<int64_t>(1, wanted / group_step);
-  return static_cast<int32_t>(divide_up(n_queries, divide_up(n_queries, most)));
-}
-
 // Rows of one part when `blocks` blocks share the work.
 int32_t part_rows(int64_t rows, int64_t blocks) {
   const int64_t parts = std::max<int64_t>(1, kChunks / blocks);
   const int64_t least = divide_up(divide_up(rows, parts), kAttendTile) * kAttendTile;
   return static_cast<int32_t>(std::max<int64_t>(least, kLeastPartRows));
+}
+
+// Queries of one block: many, so that rows are decoded for many at a time, unless the cache has too
+// few rows to make kChunks chunks of blocks and parts.
+int32_t block_queries(const AttendParams& params, const AttendTask& task, int32_t group_step) {
+  const int64_t n = task.q.rows;
+  const int64_t parts =
+      std::max<int64_t>(1, (task.first_pos - task.heads[0].first_pos + n) / kLeastPartRows);
+  const int64_t wanted = std::clamp<int64_t>(n * params.n_heads * parts / kChunks,
+                                             kLeastBlockVectors, kMaxAttendVectors);
+  const int64_t most = std::max<int64_t>(1, wanted / group_step);
+  return static_cast<int32_t>(divide_up(n, divide_up(n, most)));
 }
 
 }  // namespace
@@ -63,7 +65,7 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
   const int32_t group = params.n_heads / params.n_kv_heads;
   const int32_t group_step = std::min(group, kMaxAttendVectors);
   const auto n_queries = static_cast<int32_t>(task.q.rows);
-  const int32_t query_step = block_queries(params, n_queries, group_step);
+  const int32_t query_step = block_queries(params, task, group_step);
   const int32_t n_blocks = static_cast<int32_t>(divide_up(n_queries, query_step));
   const int64_t chunks = int64_t{n_blocks} * params.n_kv_heads * divide_up(group, group_step);
   // The last queries see most, so their blocks come first.

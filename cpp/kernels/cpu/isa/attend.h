@@ -40,6 +40,7 @@ static inline Visible visible_rows(const AttendChunk& chunk, int32_t pos, int32_
 // A larger score than this above the unit makes a new one. Weights may exceed 1 by this power of
 // two, which f32 and bf16 hold as exactly, and most tiles leave the sums alone.
 constexpr float kUnitSlack = 8;
+constexpr float kMostWeight = 256;
 
 // Softcap and alibi of n scores; `distance` is key position minus query position of the first.
 static inline void adjust(const AttendChunk& chunk, float* scores, int32_t n, int group_index,

@@ -54,6 +54,43 @@ struct TileWork {
   }
 };
 
+// The memory of the next tile's rows, prefetched in equal shares while this one is computed.
+class NextTile {
+ public:
+  // `keys` and `values` are null where there is nothing to prefetch.
+  NextTile(const std::byte* keys, const std::byte* values, int64_t key_bytes, int64_t value_bytes,
+           int64_t shares)
+      : keys_(keys),
+        values_(values),
+        key_share_(keys == nullptr ? 0 : share_of(key_bytes, shares)),
+        value_share_(values == nullptr ? 0 : share_of(value_bytes, shares)),
+        key_bytes_(key_bytes),
+        value_bytes_(value_bytes) {}
+
+  void prefetch() {
+    prefetch_share(keys_, key_share_, key_bytes_);
+    prefetch_share(values_, value_share_, value_bytes_);
+    ++share_;
+  }
+
+ private:
+  static int64_t share_of(int64_t bytes, int64_t shares) {
+    return round_up((bytes + shares - 1) / shares, 64);
+  }
+  void prefetch_share(const std::byte* data, int64_t size, int64_t bytes) const {
+    const int64_t end = least((share_ + 1) * size, bytes);
+    for (int64_t b = share_ * size; b < end; b += 64) prefetch_shared(data + b);
+  }
+
+  const std::byte* keys_;
+  const std::byte* values_;
+  int64_t key_share_;
+  int64_t value_share_;
+  int64_t key_bytes_;
+  int64_t value_bytes_;
+  int64_t share_ = 0;
+};
+
 }  // namespace
 
 // One row to f32, zero up to `stride`.
@@ -156,6 +193,28 @@ static void load_value_tile(const TileWork& work, SideReader& reader, int width,
 #endif
 }
 
+#if defined(KVE_BF16_DOT)
+// Scores of one vector, which sees the whole tile, to weights in bf16, packed in place. Whether the
+// unit has to be raised shows in the weights.
+static bool weigh_whole(const AttendState& state, int64_t vector, float* scores) {
+  constexpr int kVectors = kTile / kLanes;
+  static_assert(kVectors == 4);
+  if (state.unit[vector] == -INFINITY) return false;
+  const F32 unit = set(state.unit[vector]);
+  F32 p[kVectors];
+#pragma GCC unroll 4
+  for (int i = 0; i < kVectors; ++i) p[i] = exp2_rough(load(scores + i * kLanes) - unit);
+  const F32 total = (p[0] + p[1]) + (p[2] + p[3]);
+  if (any(less(set(kMostWeight), total))) return false;
+  auto* packed = reinterpret_cast<uint16_t*>(scores);
+  store_bf16(packed, p[0], p[1]);
+  store_bf16(packed + 2 * kLanes, p[2], p[3]);
+  float* weight = state.weight + vector * kLanes;
+  store(weight, load(weight) + total);
+  return true;
+}
+#endif
+
 // Scores of one vector to weights, of which those from n on are zero; in bf16 they are packed in
 // place.
 template <class Tile>
@@ -192,24 +251,46 @@ static bool none_visible(const AttendChunk& chunk, int32_t first_pos, int32_t la
          visible_rows(chunk, last_pos, base, n).end <= 0;
 }
 
-// Vectors [first, first + count) against the tile in `work`.
+namespace {
+
+// The query vectors that meet the tile in `work`: rows [base, base + n) of the cache.
+struct TileTask {
+  const AttendChunk& chunk;
+  const AttendState& state;
+  const TileWork& work;
+  const float* queries;  // [n_vectors][query_stride] elements
+  int64_t query_stride;
+  int32_t base;
+  int32_t n;
+};
+
+}  // namespace
+
+// A few vectors, from `first` on.
 template <class Tile>
-static void attend_tile(const AttendChunk& chunk, const AttendState& state, const TileWork& work,
-                        const float* queries, int64_t query_stride, int64_t first, int64_t count,
-                        int32_t base, int32_t n) {
-  const auto token = static_cast<int32_t>(first / chunk.n_group);
-  const auto last_token = static_cast<int32_t>((first + count - 1) / chunk.n_group);
-  const int32_t pos = chunk.query_pos + token;
-  const int32_t last_pos = chunk.query_pos + last_token;
-  if (none_visible(chunk, pos, last_pos, base, n)) return;
-  const bool limited =
-      chunk.softcap > 0 || chunk.alibi != nullptr || !all_visible(chunk, pos, last_pos, base, n);
+static void attend_vectors(const TileTask& task, int64_t first) {
+  const AttendChunk& chunk = task.chunk;
+  const AttendState& state = task.state;
+  const TileWork& work = task.work;
+  const int32_t n = task.n;
+  const int64_t count = least(state.n_vectors - first, kGemmTokens);
+  const int32_t pos = chunk.query_pos + static_cast<int32_t>(first / chunk.n_group);
+  const int32_t last_pos =
+      chunk.query_pos + static_cast<int32_t>((first + count - 1) / chunk.n_group);
+  if (none_visible(chunk, pos, last_pos, task.base, n)) return;
+  const bool limited = chunk.softcap > 0 || chunk.alibi != nullptr ||
+                       !all_visible(chunk, pos, last_pos, task.base, n);
   const int64_t depth = (chunk.k.width + Tile::kPerElement - 1) / Tile::kPerElement;
-  Tile::kProduct(count, round_up(n, kLanes), depth, queries + first * query_stride, query_stride,
-                 work.keys, kTile, work.scores, kTile, false);
+  Tile::kProduct(count, round_up(n, kLanes), depth, task.queries + first * task.query_stride,
+                 task.query_stride, work.keys, kTile, work.scores, kTile, false);
   for (int64_t i = 0; i < count; ++i) {
     float* scores = work.scores + i * kTile;
-    if (limited && !limit_scores(chunk, first + i, base, n, scores)) {
+#if defined(KVE_BF16_DOT)
+    if constexpr (Tile::kRounded) {
+      if (!limited && n == kTile && weigh_whole(state, first + i, scores)) continue;
+    }
+#endif
+    if (limited && !limit_scores(chunk, first + i, task.base, n, scores)) {
       memset(scores, 0, sizeof(float) * kTile);
     } else {
       weigh<Tile>(state, first + i, scores, n);
@@ -220,32 +301,42 @@ static void attend_tile(const AttendChunk& chunk, const AttendState& state, cons
                  state.sums + first * state.value_stride, state.value_stride, true);
 }
 
+#if defined(KVE_BF16_DOT)
+static void round_queries(const AttendState& state, const TileWork& work) {
+  auto* to = reinterpret_cast<uint16_t*>(work.queries);
+  for (int64_t v = 0; v < state.n_vectors; ++v, to += 2 * work.query_stride) {
+    const float* from = state.queries + v * state.key_stride;
+    round_row<CodecId::f32>(reinterpret_cast<const std::byte*>(from), state.key_stride, to,
+                            2 * work.query_stride);
+  }
+}
+#endif
+
 template <class Tile>
 static void attend_all(const AttendChunk& chunk, const AttendState& state, const TileWork& work,
                        int32_t first, int32_t end) {
   SideReader keys(chunk.k);
   SideReader values(chunk.v);
-  const float* queries = state.queries;
-  int64_t query_stride = state.key_stride;
+  TileTask task = {chunk, state, work, state.queries, state.key_stride, 0, 0};
 #if defined(KVE_BF16_DOT)
   if constexpr (Tile::kRounded) {
-    queries = work.queries;
-    query_stride = work.query_stride;
-    auto* rounded = reinterpret_cast<uint16_t*>(work.queries);
-    for (int64_t v = 0; v < state.n_vectors; ++v) {
-      round_row<CodecId::f32>(
-          reinterpret_cast<const std::byte*>(state.queries + v * state.key_stride),
-          state.key_stride, rounded + v * 2 * query_stride, 2 * query_stride);
-    }
+    round_queries(state, work);
+    task.queries = work.queries;
+    task.query_stride = work.query_stride;
   }
 #endif
+  const int64_t shares = (state.n_vectors + kGemmTokens - 1) / kGemmTokens;
   for (int32_t base = first; base < end; base += kTile) {
-    const auto n = static_cast<int32_t>(least(end - base, kTile));
-    load_key_tile<Tile>(work, keys, chunk.k.width, base, n);
-    load_value_tile<Tile>(work, values, chunk.v.width, base, n);
+    task.base = base;
+    task.n = static_cast<int32_t>(least(end - base, kTile));
+    load_key_tile<Tile>(work, keys, chunk.k.width, base, task.n);
+    load_value_tile<Tile>(work, values, chunk.v.width, base, task.n);
+    const int32_t next = base + task.n;
+    NextTile ahead(next < end ? keys.peek(next) : nullptr, next < end ? values.peek(next) : nullptr,
+                   2 * kTile * int64_t{chunk.k.width}, 2 * kTile * int64_t{chunk.v.width}, shares);
     for (int64_t v = 0; v < state.n_vectors; v += kGemmTokens) {
-      attend_tile<Tile>(chunk, state, work, queries, query_stride, v,
-                        least(state.n_vectors - v, kGemmTokens), base, n);
+      ahead.prefetch();
+      attend_vectors<Tile>(task, v);
     }
   }
 }
