@@ -64,12 +64,6 @@ static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) halves[i] = p[i];
   return load_bf16(halves);
 }
-static inline void prefetch_once(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_NTA);
-}
-static inline void prefetch_shared(const void* p) {
-  _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1);
-}
 
 static inline F32 load_u8(const uint8_t* p) {
   const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));

@@ -57,8 +57,6 @@ static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
   const __m256i half = _mm256_maskz_loadu_epi16(first_lanes(n), p);
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16))};
 }
-static inline void prefetch_once(const void* p) { _mm_prefetch(p, _MM_HINT_NTA); }
-static inline void prefetch_shared(const void* p) { _mm_prefetch(p, _MM_HINT_T1); }
 
 static inline F32 load_u8(const uint8_t* p) {
   const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));

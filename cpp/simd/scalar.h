@@ -68,8 +68,6 @@ static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
   for (int64_t i = 0; i < n; ++i) r.v[i] = bf16_to_float(p[i]);
   return r;
 }
-static inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
-static inline void prefetch_shared(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 static inline F32 load_u8(const uint8_t* p) {
   F32 r;

@@ -7,9 +7,6 @@
 //   load, store      kLanes values (unaligned); load_n, store_n: the first n, the rest is zero
 //   set, zero        all lanes alike
 //   load_f16/_bf16/_u8/_i8   kLanes numbers of another type as F32; load_f16_n, load_bf16_n
-//   prefetch_once(p), prefetch_shared(p)   ask for a cache line that will be read once very soon,
-//   or
-//                    somewhat later
 //   fma(a, b, c)     a * b + c; max, min, abs, sum, max_of; less, select, either
 //   max(a, b)        gives b when either is NaN, as x86 does
 //   round_even, scale_pow2(x, n)   x * 2^n for whole n, without overflow in between
@@ -53,5 +50,7 @@ namespace kve::KVE_ISA {
 
 // Asks for a line that will be read once and should not push others out of the caches.
 static inline void prefetch_once(const void* p) { __builtin_prefetch(p, 0, 0); }
+// Asks for a line that will be read soon, from the second cache.
+static inline void prefetch_shared(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace kve::KVE_ISA
