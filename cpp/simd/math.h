@@ -22,16 +22,16 @@ static inline F32 exp(F32 x) {
   return scale_pow2(p, n);
 }
 
-// 2^x for x <= 127, 0 below -126 or less, 7e-8 relative. NaN stays NaN.
+// 2^x for x <= 127, 0 below -126 or less, 1.4e-7 relative, exact for whole x. NaN stays NaN.
 static inline F32 exp2(F32 x) {
   x = max(set(kExp2Least), x);
   const F32 r = fraction(x);
-  F32 p = set(1.877576659e-3f);
-  p = fma(p, r, set(8.989340131e-3f));
-  p = fma(p, r, set(5.582631802e-2f));
-  p = fma(p, r, set(2.401536171e-1f));
-  p = fma(p, r, set(6.931530732e-1f));
-  p = fma(p, r, set(9.999999251e-1f));
+  F32 p = set(1.867130074e-3f);
+  p = fma(p, r, set(9.017030311e-3f));
+  p = fma(p, r, set(5.579991312e-2f));
+  p = fma(p, r, set(2.401644502e-1f));
+  p = fma(p, r, set(6.931513118e-1f));
+  p = fma(p, r, set(1.0f));
   return scale_floor(p, x);
 }
 

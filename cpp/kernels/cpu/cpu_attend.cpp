@@ -1,21 +1,22 @@
-// How attention is split into chunks: blocks of queries, each against the whole cache, or, where
-// that gives few chunks, against parts of it that are merged in order. Shapes alone decide.
+// How attention is split into chunks. Few queries (decode): parts of the cache that begin at fixed
+// positions and are merged in order, so that a query gets the same bits whatever others there are
+// (few_rows.h). Many queries: blocks of queries, each against the whole cache, or, where that gives
+// few chunks, against parts of it. Shapes alone decide.
 #include <algorithm>
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/few_rows.h"
 
 namespace kve {
 namespace {
 
-// Up to this many queries are attended to row by row.
-constexpr int32_t kFewQueries = 8;
-// Chunks of one task, if it is large enough: several for each thread, whose speed differs.
+constexpr int32_t kPartRows = 256;  // for many queries, at least
+// Chunks of many queries, if they are long enough: several for each thread, whose speed differs.
 constexpr int64_t kChunks = 48;
-constexpr int32_t kLeastPartRows = 256;
 constexpr int64_t kLeastBlockVectors = 48;
 // Below this many floats merging is faster than waking another thread.
 constexpr int64_t kSerialMerge = 65536;
-static_assert(kLeastPartRows % kAttendTile == 0 && kChunks <= kMaxAttendParts);
+static_assert(kPartRows % kAttendTile == 0);
 
 int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
@@ -30,19 +31,21 @@ SideArgs side_args(const SideView& side) {
   };
 }
 
-// Rows of one part when `blocks` blocks share the work.
+// Rows of one part when `blocks` blocks of many queries share the work.
 int32_t part_rows(int64_t rows, int64_t blocks) {
   const int64_t parts = std::max<int64_t>(1, kChunks / blocks);
   const int64_t least = divide_up(divide_up(rows, parts), kAttendTile) * kAttendTile;
-  return static_cast<int32_t>(std::max<int64_t>(least, kLeastPartRows));
+  return static_cast<int32_t>(std::max<int64_t>(least, kPartRows));
 }
 
-// Queries of one block: many, so that rows are decoded for many at a time, unless the cache has too
-// few rows to make kChunks chunks of blocks and parts.
+// Queries of one block. The more, the less often rows are decoded; but where the cache has few
+// rows, many queries make kChunks chunks only if their blocks are small.
 int32_t block_queries(const AttendParams& params, const AttendTask& task, int32_t group_step) {
   const int64_t n = task.q.rows;
+  if (n <= kFewRows)
+    return static_cast<int32_t>(std::clamp<int64_t>(kMaxAttendVectors / group_step, 1, n));
   const int64_t parts =
-      std::max<int64_t>(1, (task.first_pos - task.heads[0].first_pos + n) / kLeastPartRows);
+      std::max<int64_t>(1, (task.first_pos - task.heads[0].first_pos + n) / kPartRows);
   const int64_t wanted = std::clamp<int64_t>(n * params.n_heads * parts / kChunks,
                                              kLeastBlockVectors, kMaxAttendVectors);
   const int64_t most = std::max<int64_t>(1, wanted / group_step);
@@ -52,7 +55,7 @@ int32_t block_queries(const AttendParams& params, const AttendTask& task, int32_
 }  // namespace
 
 AttendMethod CpuBackend::method(const AttendParams& params, const AttendTask& task) const {
-  if (task.q.rows <= kFewQueries) return AttendMethod::rows;
+  if (task.q.rows <= kFewRows) return AttendMethod::rows;
   const auto has_f32 = [](const HeadView& head) {
     return head.k.codec.id == CodecId::f32 || head.v.codec.id == CodecId::f32;
   };
@@ -68,6 +71,7 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
   const int32_t query_step = block_queries(params, task, group_step);
   const int32_t n_blocks = static_cast<int32_t>(divide_up(n_queries, query_step));
   const int64_t chunks = int64_t{n_blocks} * params.n_kv_heads * divide_up(group, group_step);
+  const AttendMethod how = method(params, task);
   // The last queries see most, so their blocks come first.
   for (int32_t block = n_blocks - 1; block >= 0; --block) {
     const int32_t query = block * query_step;
@@ -78,14 +82,15 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
       const int32_t end = std::clamp(last_row + 1, 0, view.n_rows);
       int32_t first = 0;
       if (params.window > 0) {
-        const int32_t oldest = task.first_pos + query - params.window + 1 - view.first_pos;
-        first = std::clamp(oldest, 0, end) / kAttendTile * kAttendTile;
+        const int32_t oldest =
+            (task.first_pos + query - params.window + 1) / kAttendTile * kAttendTile;
+        first = std::clamp(oldest - view.first_pos, 0, end);
       }
       for (int32_t g = 0; g < group; g += group_step) {
         const int32_t groups = std::min(group - g, group_step);
-        partials = plan_parts(
-            {&task, method(params, task), head, query, queries, g, groups, first, end, -1},
-            part_rows(end - first, chunks), params.value_dim, partials);
+        const int32_t rows = n_queries <= kFewRows ? kPartRows : part_rows(end - first, chunks);
+        partials = plan_parts({&task, how, head, query, queries, g, groups, first, end, -1}, rows,
+                              params.value_dim, partials);
       }
     }
   }
@@ -93,17 +98,21 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
 }
 
 int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials) {
-  const int32_t first = job.first_row;
   const int32_t end = job.end_row;
-  if (end - first <= rows) {
+  const int32_t first_pos = job.task->heads[static_cast<size_t>(job.kv_head)].first_pos;
+  // A part begins at a position that is a multiple of `rows`, whatever the first row is.
+  const auto part_end = [&](int32_t row) {
+    return std::min<int64_t>(end, (int64_t{first_pos} + row) / rows * rows + rows - first_pos);
+  };
+  if (part_end(job.first_row) == end) {
     attend_jobs_.push_back(job);
     return partials;
   }
   const int64_t floats = int64_t{kernels_.attend_value_stride(value_dim)} + 2;
   const auto first_job = static_cast<int64_t>(attend_jobs_.size());
-  for (int32_t row = first; row < end; row += rows) {
+  for (int32_t row = job.first_row; row < end; row = job.end_row) {
     job.first_row = row;
-    job.end_row = std::min(end, row + rows);
+    job.end_row = static_cast<int32_t>(part_end(row));
     job.partial = partials;
     partials += job.n_queries * job.n_group * floats;
     attend_jobs_.push_back(job);

@@ -73,7 +73,7 @@ class CpuBackend final : public Backend {
   void run(const MatmulJob& job, ConstMat x, std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
-  // The same for one block of queries, in parts of that many rows.
+  // The same for one block of queries, in parts of at most `rows` cache rows.
   int64_t plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials);
   AttendMethod method(const AttendParams& params, const AttendTask& task) const;
   void run(const AttendJob& job, const AttendParams& params, std::byte* scratch);

@@ -114,7 +114,6 @@ inline constexpr int kMaxTileInputs = 16;      // matvec_tiles: the same
 inline constexpr int kInterleavedRows = 16;    // rows of a tile
 inline constexpr int kMaxAttendVectors = 384;  // attend: n_tokens * n_group of one call
 inline constexpr int kAttendTile = 64;         // attend: cache rows decoded at a time
-inline constexpr int kMaxAttendParts = 64;     // attend_merge: partial results of one vector
 inline constexpr int kPeakValues = 512;        // peak_int8, peak_f32: operands
 inline constexpr int kPeakSums = 16 * 16;      // peak_*: results
 

@@ -177,7 +177,7 @@ class Attend : public ::testing::TestWithParam<std::string> {
 };
 
 TEST_P(Attend, HeadSizesAndGroupings) {
-  for (const int dim : {1, 16, 32, 64, 80, 96, 128, 256, 576}) {
+  for (const int dim : {1, 16, 32, 40, 64, 72, 80, 96, 128, 256, 576}) {
     for (const int kv_heads : {1, 2, 6}) {
       for (const int queries : {1, 5, 20}) {
         Case c;
@@ -198,13 +198,23 @@ TEST_P(Attend, HeadSizesAndGroupings) {
     unequal.n_queries = queries;
     check(unequal, "unequal key and value sizes");
   }
+  for (int group = 1; group <= 9; ++group) {
+    for (int queries = 1; queries <= 10; ++queries) {
+      Case c;
+      c.n_heads = 2 * group;
+      c.key_dim = 72;
+      c.value_dim = 40;
+      c.n_queries = queries;
+      check(c, std::to_string(group) + " heads on one, " + std::to_string(queries) + " queries");
+    }
+  }
   Case many;  // more query heads to one kv head than a chunk takes
-  many.n_heads = 200;
+  many.n_heads = 400;
   many.n_kv_heads = 1;
   many.key_dim = many.value_dim = 16;
   for (const int queries : {1, 9}) {
     many.n_queries = queries;
-    check(many, "200 heads on one");
+    check(many, "400 heads on one");
   }
 }
 
@@ -323,6 +333,38 @@ TEST_P(Attend, DoesNotDependOnThreads) {
     const std::vector<float> one = problem.run(*make_cpu_backend(1, GetParam()));
     for (const int threads : {2, 3, 8}) {
       EXPECT_TRUE(test::same_bits(one, problem.run(*make_cpu_backend(threads, GetParam()))));
+    }
+  }
+}
+
+// few_rows.h: what a query gives does not depend on the other queries of a call. The last of
+// several is compared with the same query alone; rows, parts and windows begin at every kind of
+// position.
+TEST_P(Attend, FewQueriesGiveTheSameBitsAsOne) {
+  for (const int window : {0, 70, 300}) {
+    for (const int first_pos : {0, 13, 64}) {
+      for (const int rows : {9, 250, 256, 260, 513, 1100}) {
+        Case c;
+        c.n_heads = 6;
+        c.key_dim = c.value_dim = 40;
+        c.n_rows = rows;
+        c.n_queries = 8;
+        c.window = window;
+        c.first_pos = first_pos;
+        const Problem problem(c);
+        const std::vector<float> together = problem.run(*backend_);
+        const size_t width = static_cast<size_t>(c.n_heads * c.value_dim);
+        for (int i = 0; i < c.n_queries; ++i) {
+          std::vector<float> alone(width);
+          const AttendTask task = {
+              ConstMat(problem.q.data() + static_cast<size_t>(i) * width, 1, c.n_heads * 40),
+              problem.heads, problem.first_query() + i, Mat(alone.data(), 1, c.n_heads * 40)};
+          backend_->attend(problem.params, {&task, 1});
+          const auto row = together.begin() + i * static_cast<int64_t>(width);
+          EXPECT_TRUE(test::same_bits(alone, {row, row + static_cast<int64_t>(width)}))
+              << rows << " rows from " << first_pos << ", window " << window << ", query " << i;
+        }
+      }
     }
   }
 }

@@ -74,10 +74,9 @@ void attend(const AttendChunk& chunk) {
   const int32_t end = last + 1 < chunk.end_row ? last + 1 : chunk.end_row;
   int32_t first = chunk.first_row;
   if (chunk.window > 0) {
-    const int32_t oldest = chunk.query_pos - chunk.window + 1 - chunk.first_pos;
+    const int32_t oldest = (chunk.query_pos - chunk.window + 1) / kTile * kTile - chunk.first_pos;
     if (oldest > first) first = oldest;
   }
-  first = first / kTile * kTile;
   if (chunk.method == AttendMethod::rows) {
     attend_rows(chunk, state, first, end, chunk.scratch + carver.size());
   } else {
@@ -86,9 +85,12 @@ void attend(const AttendChunk& chunk) {
   finish(chunk, state);
 }
 
+// A part of which the vector saw nothing changes no bit: the result is that of the other parts.
 static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
+  constexpr int64_t kGroup = 64;  // parts at a time
   const int64_t n_vectors = int64_t{merge.n_tokens} * merge.n_group;
   const int64_t value_stride = attend_value_stride(merge.value_dim);
+  const float* sums = merge.partial + vector * value_stride;
   const float* unit = merge.partial + n_vectors * value_stride + vector;
   const float* weight = unit + n_vectors;
   float peak = -INFINITY;
@@ -96,28 +98,30 @@ static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
     const float value = unit[p * merge.part_stride];
     peak = value > peak ? value : peak;
   }
-  float factors[kMaxAttendParts];
-  for (int64_t p = 0; p < merge.n_parts; ++p) factors[p] = unit[p * merge.part_stride] - peak;
-  for (int64_t p = 0; p < merge.n_parts; p += kLanes) {
-    const int64_t n = least(merge.n_parts - p, kLanes);
-    store_n(factors + p, exp2(load_n(factors + p, n)), n);
-  }
   float total = 0;
-  for (int64_t p = 0; p < merge.n_parts; ++p) {
-    const float part = weight[p * merge.part_stride];
-    // A part of which this vector saw nothing has no unit.
-    if (part == 0) factors[p] = 0;
-    total += factors[p] * part;
-  }
-  const float inverse = total == 0 ? 0.0f : 1.0f / total;
-  for (int64_t d = 0; d < merge.value_dim; d += kLanes) {
-    const float* sums = merge.partial + vector * value_stride + d;
-    F32 acc = zero();
-    for (int64_t p = 0; p < merge.n_parts; ++p) {
-      acc = fma(load(sums + p * merge.part_stride), set(factors[p]), acc);
+  for (int64_t first = 0; first < merge.n_parts; first += kGroup) {
+    const int64_t n = least(merge.n_parts - first, kGroup);
+    float factors[kGroup];
+    for (int64_t p = 0; p < n; ++p) factors[p] = unit[(first + p) * merge.part_stride] - peak;
+    for (int64_t p = 0; p < n; p += kLanes) {
+      const int64_t some = least(n - p, kLanes);
+      store_n(factors + p, exp2(load_n(factors + p, some)), some);
     }
-    store_n(out + d, acc * set(inverse), least(merge.value_dim - d, kLanes));
+    for (int64_t p = 0; p < n; ++p) {
+      const float part = weight[(first + p) * merge.part_stride];
+      if (part == 0) factors[p] = 0;  // it has no unit
+      total += factors[p] * part;
+    }
+    for (int64_t d = 0; d < merge.value_dim; d += kLanes) {
+      const int64_t width = least(merge.value_dim - d, kLanes);
+      F32 acc = first == 0 ? zero() : load_n(out + d, width);
+      for (int64_t p = 0; p < n; ++p) {
+        acc = fma(load(sums + (first + p) * merge.part_stride + d), set(factors[p]), acc);
+      }
+      store_n(out + d, acc, width);
+    }
   }
+  scale(out, total == 0 ? 0.0f : 1.0f / total, merge.value_dim);
 }
 
 void attend_merge(const AttendMerge& merge) {

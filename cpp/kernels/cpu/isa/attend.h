@@ -37,6 +37,12 @@ static inline Visible visible_rows(const AttendChunk& chunk, int32_t pos, int32_
   return {oldest > 0 ? oldest : 0, own + 1 < n ? own + 1 : n};
 }
 
+// Rows of the tile that begins at row `base`. Tiles end at fixed positions, so that the rows a
+// query sees are added in the same order whatever other queries there are.
+static inline int32_t tile_rows(const AttendChunk& chunk, int32_t base, int32_t end) {
+  return static_cast<int32_t>(least(end - base, kTile - (chunk.first_pos + base) % kTile));
+}
+
 // A larger score than this above the unit makes a new one. Weights may exceed 1 by this power of
 // two, which f32 and bf16 hold as exactly, and most tiles leave the sums alone.
 constexpr float kUnitSlack = 8;

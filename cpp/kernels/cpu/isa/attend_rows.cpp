@@ -283,8 +283,9 @@ void attend_rows(const AttendChunk& chunk, const AttendState& state, int32_t fir
   const RowWork work(scratch, chunk.k.width, chunk.v.width);
   SideReader keys(chunk.k);
   SideReader values(chunk.v);
-  for (int32_t base = first; base < end; base += kTile) {
-    const auto n = static_cast<int32_t>(least(end - base, kTile));
+  int32_t n = 0;
+  for (int32_t base = first; base < end; base += n) {
+    n = tile_rows(chunk, base, end);
     score_tile(chunk, state, work, keys, values, base, n);
     weigh_tile(chunk, state, work, base, n);
     add_tile(chunk, state, work, values, base, n, base + n < end ? keys.peek(base + n) : nullptr);

@@ -326,9 +326,9 @@ static void attend_all(const AttendChunk& chunk, const AttendState& state, const
   }
 #endif
   const int64_t shares = (state.n_vectors + kGemmTokens - 1) / kGemmTokens;
-  for (int32_t base = first; base < end; base += kTile) {
+  for (int32_t base = first; base < end; base += task.n) {
     task.base = base;
-    task.n = static_cast<int32_t>(least(end - base, kTile));
+    task.n = tile_rows(chunk, base, end);
     load_key_tile<Tile>(work, keys, chunk.k.width, base, task.n);
     load_value_tile<Tile>(work, values, chunk.v.width, base, task.n);
     const int32_t next = base + task.n;
