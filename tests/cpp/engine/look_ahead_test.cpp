@@ -22,6 +22,7 @@ constexpr const char* kCaches[] = {"f32",
 struct Tested {
   const char* name;
   TinyModel model;
+  int n_prompt = 50;
 };
 
 class LookAhead : public ::testing::TestWithParam<Tested> {
@@ -57,11 +58,11 @@ TEST_P(LookAhead, AcceptedTokensEqualTokensReadOneByOne) {
 
 void LookAhead::compare(const char* cache, bool exact) {
   Session speculated = session(cache, 0, exact), plain = session(cache, 0, exact);
-  const std::vector<Token> prompt = random_tokens(50, 1);
+  const std::vector<Token> prompt = random_tokens(GetParam().n_prompt, 1);
   speculated.forward(prompt);
   plain.forward(prompt);
   std::mt19937 random(5);
-  while (plain.n_tokens() < 230) {
+  while (plain.n_tokens() < GetParam().n_prompt + 180) {
     const int most = speculated.max_ahead();
     ASSERT_GE(most, 1);
     ASSERT_LE(most, kFewRows);
@@ -95,13 +96,18 @@ void LookAhead::compare(const char* cache, bool exact) {
   EXPECT_EQ(speculated.cache().stats().tokens_kept, plain.cache().stats().tokens_kept);
 }
 
+// Attention takes queries, heads and rows of the cache in blocks: borders of all of them are
+// crossed.
 INSTANTIATE_TEST_SUITE_P(
     Models, LookAhead,
     ::testing::Values(Tested{"llama", {.type = WeightType::q8_0}},
                       Tested{"four_bits", {.type = WeightType::q4_0}},
+                      Tested{"grouped", {.n_heads = 9, .n_kv_heads = 3}, 170},
+                      Tested{"multi_query", {.n_layers = 1, .n_heads = 16, .n_kv_heads = 1}, 450},
                       Tested{"window", {.window = 20}},
+                      Tested{"long_window", {.n_layers = 1, .window = 300}, 500},
                       Tested{"gemma3",
-                             {.arch = "gemma3", .n_layers = 7, .n_kv_heads = 2, .window = 16}}),
+                             {.arch = "gemma3", .n_layers = 7, .n_kv_heads = 1, .window = 16}}),
     [](const auto& tested) { return tested.param.name; });
 
 class LookAheadChange : public LookAhead {};

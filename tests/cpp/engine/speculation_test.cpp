@@ -111,7 +111,7 @@ TEST_F(SpeculationTest, ChangesNothingInFastMode) {
 }
 
 TEST_F(SpeculationTest, ChangesNothingWithWindows) {
-  model_ = load_tiny(folder_, {.arch = "gemma3", .n_layers = 7, .n_kv_heads = 2, .window = 8});
+  model_ = load_tiny(folder_, {.arch = "gemma3", .n_layers = 7, .n_kv_heads = 1, .window = 8});
   for (const char* cache : {"f16", "int4:group=32,tail=16"}) {
     const Result expected = run(session(cache), options(200));
     for (const Draft draft : {Draft::lookup, Draft::same_model}) {
