@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
+#include <sys/auxv.h>
+#elif defined(__aarch64__) && defined(__APPLE__)
+#include <sys/sysctl.h>
 #endif
 
 namespace kve {
@@ -51,6 +55,26 @@ CpuFeatures detect() {
   // extended.eax is the last subleaf.
   constexpr uint32_t kBf16 = 1u << 5;
   features.avx512_bf16 = features.avx512 && extended.eax >= 1 && all(cpuid(7, 1).eax, kBf16);
+  return features;
+}
+#elif defined(__aarch64__)
+bool has_dotprod() {
+#if defined(__linux__)
+  constexpr unsigned long kDotProduct = 1ul << 20;  // HWCAP_ASIMDDP, which old headers lack
+  return (getauxval(AT_HWCAP) & kDotProduct) != 0;
+#elif defined(__APPLE__)
+  int found = 0;
+  size_t size = sizeof(found);
+  return sysctlbyname("hw.optional.arm.FEAT_DotProd", &found, &size, nullptr, 0) == 0 && found == 1;
+#else
+  return false;
+#endif
+}
+
+CpuFeatures detect() {
+  CpuFeatures features;
+  features.neon = true;
+  features.dotprod = has_dotprod();
   return features;
 }
 #else

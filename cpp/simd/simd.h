@@ -42,6 +42,8 @@
 #include "simd/avx512.h"
 #elif defined(KVE_ISA_AVX2)
 #include "simd/avx2.h"
+#elif defined(KVE_ISA_NEON) || defined(KVE_ISA_DOTPROD)
+#include "simd/neon.h"
 #else
 #include "simd/scalar.h"
 #endif

@@ -26,6 +26,16 @@ namespace avx512_bf16 {
 extern const Kernels kKernels;
 }
 #endif
+#ifdef KVE_HAVE_NEON
+namespace neon {
+extern const Kernels kKernels;
+}
+#endif
+#ifdef KVE_HAVE_DOTPROD
+namespace dotprod {
+extern const Kernels kKernels;
+}
+#endif
 
 namespace {
 
@@ -45,6 +55,12 @@ const Choice kChoices[] = {
 #endif
 #ifdef KVE_HAVE_AVX512_BF16
     {&avx512_bf16::kKernels, cpu_features().avx512_bf16},
+#endif
+#ifdef KVE_HAVE_NEON
+    {&neon::kKernels, cpu_features().neon},
+#endif
+#ifdef KVE_HAVE_DOTPROD
+    {&dotprod::kKernels, cpu_features().dotprod},
 #endif
 };
 

@@ -132,6 +132,9 @@ TEST(CpuFeatures, AreNested) {
   if (cpu_features().avx512) {
     EXPECT_TRUE(cpu_features().avx2);
   }
+  if (cpu_features().dotprod) {
+    EXPECT_TRUE(cpu_features().neon);
+  }
 }
 
 }  // namespace
