@@ -151,10 +151,10 @@ static inline I32 operator&(I32 a, I32 b) { return {vandq_s32(a.v, b.v)}; }
 static inline I32 operator|(I32 a, I32 b) { return {vorrq_s32(a.v, b.v)}; }
 // The compiler's own operators turn constant counts into immediates; the intrinsics do not.
 static inline I32 shift_right(I32 a, int n) {
-  return {vreinterpretq_s32_u32(vreinterpretq_u32_s32(a.v) >> static_cast<uint32_t>(n))};
+  return {vreinterpretq_s32_u32(vreinterpretq_u32_s32(a.v) >> vdupq_n_u32(static_cast<uint32_t>(n)))};
 }
 static inline I32 shift_left(I32 a, int n) {
-  return {vreinterpretq_s32_u32(vreinterpretq_u32_s32(a.v) << static_cast<uint32_t>(n))};
+  return {vreinterpretq_s32_u32(vreinterpretq_u32_s32(a.v) << vdupq_n_u32(static_cast<uint32_t>(n)))};
 }
 static inline I32 set_bytes(int8_t x) { return from_bytes(vdupq_n_s8(x)); }
 static inline I32 add_bytes(I32 a, I32 b) {

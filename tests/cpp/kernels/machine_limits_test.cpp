@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <numeric>
 #include <vector>
 
@@ -56,6 +57,7 @@ TEST(MachineLimits, ArePlausible) {
 
 TEST(MachineLimits, RefuseWhatCannotBe) {
   EXPECT_THROW(machine_limits(-1), ConfigError);
+  if (std::getenv("KVENGINE_ISA") != nullptr) GTEST_SKIP() << "KVENGINE_ISA overrides the name";
   EXPECT_THROW(machine_limits(1, "abacus"), ConfigError);
 }
 
