@@ -54,23 +54,23 @@ static inline float one_half(const void* p) {
   __builtin_memcpy(&number, p, sizeof(number));
   return static_cast<float>(number);
 }
-static inline F32 load_f16(const uint16_t* p) {
-  return {vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)))};
+// The first n numbers; nothing past them is touched, as it may lie outside the page.
+static inline uint16x4_t load_u16_n(const uint16_t* p, int64_t n) {
+  if (n >= kLanes) return vld1_u16(p);
+  uint16x4_t r = vdup_n_u16(0);
+  if (n >= 1) r = vld1_lane_u16(p, r, 0);
+  if (n >= 2) r = vld1_lane_u16(p + 1, r, 1);
+  if (n >= 3) r = vld1_lane_u16(p + 2, r, 2);
+  return r;
 }
-static inline F32 load_bf16(const uint16_t* p) {
-  return {vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(p), 16))};
+static inline F32 from_f16(uint16x4_t bits) { return {vcvt_f32_f16(vreinterpret_f16_u16(bits))}; }
+static inline F32 from_bf16(uint16x4_t bits) {
+  return {vreinterpretq_f32_u32(vshll_n_u16(bits, 16))};
 }
-// Bytes past n are not touched: they may lie outside the page.
-static inline F32 load_f16_n(const uint16_t* p, int64_t n) {
-  uint16_t halves[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) halves[i] = p[i];
-  return load_f16(halves);
-}
-static inline F32 load_bf16_n(const uint16_t* p, int64_t n) {
-  uint16_t halves[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) halves[i] = p[i];
-  return load_bf16(halves);
-}
+static inline F32 load_f16(const uint16_t* p) { return from_f16(vld1_u16(p)); }
+static inline F32 load_bf16(const uint16_t* p) { return from_bf16(vld1_u16(p)); }
+static inline F32 load_f16_n(const uint16_t* p, int64_t n) { return from_f16(load_u16_n(p, n)); }
+static inline F32 load_bf16_n(const uint16_t* p, int64_t n) { return from_bf16(load_u16_n(p, n)); }
 
 // Four bytes in the low half of 64 bits.
 static inline uint8x8_t load_four(const void* p) {
@@ -150,16 +150,15 @@ static inline I32 operator-(I32 a, I32 b) { return {vsubq_s32(a.v, b.v)}; }
 static inline I32 operator&(I32 a, I32 b) { return {vandq_s32(a.v, b.v)}; }
 static inline I32 operator|(I32 a, I32 b) { return {vorrq_s32(a.v, b.v)}; }
 // The compiler's own operators turn constant counts into immediates; the intrinsics do not.
+static inline uint32x4_t as_unsigned(I32 a) { return vreinterpretq_u32_s32(a.v); }
 static inline I32 shift_right(I32 a, int n) {
-  return {vreinterpretq_s32_u32(vreinterpretq_u32_s32(a.v) >> vdupq_n_u32(static_cast<uint32_t>(n)))};
+  return {vreinterpretq_s32_u32(as_unsigned(a) >> vdupq_n_u32(static_cast<uint32_t>(n)))};
 }
 static inline I32 shift_left(I32 a, int n) {
-  return {vreinterpretq_s32_u32(vreinterpretq_u32_s32(a.v) << vdupq_n_u32(static_cast<uint32_t>(n)))};
+  return {vreinterpretq_s32_u32(as_unsigned(a) << vdupq_n_u32(static_cast<uint32_t>(n)))};
 }
 static inline I32 set_bytes(int8_t x) { return from_bytes(vdupq_n_s8(x)); }
-static inline I32 add_bytes(I32 a, I32 b) {
-  return from_bytes(vaddq_s8(as_bytes(a), as_bytes(b)));
-}
+static inline I32 add_bytes(I32 a, I32 b) { return from_bytes(vaddq_s8(as_bytes(a), as_bytes(b))); }
 static inline I32 lookup_bytes(const int8_t* table, I32 index) {
   return from_bytes(vqtbl1q_s8(vld1q_s8(table), vreinterpretq_u8_s32(index.v)));
 }
