@@ -17,10 +17,10 @@ namespace kve {
 // Sequences may be added and removed between steps, each with its own session, options and end;
 // what serves many users calls step() in a loop.
 //
-// A sequence gets the tokens it would get alone, as far as kernels give a row the same bits whatever
-// the other rows are: in decode passes of up to kFewRows sequences (with repacked weights, or exact).
-// Prompts that share a pass, and more sequences, may differ in the last bits. Never does another
-// sequence's content matter.
+// A sequence gets the tokens it would get alone, as far as kernels give a row the same bits
+// whatever the other rows are: in decode passes of up to kFewRows sequences (with repacked weights,
+// or exact). Prompts that share a pass, and more sequences, may differ in the last bits. Never does
+// another sequence's content matter.
 class BatchGeneration {
  public:
   struct Output {

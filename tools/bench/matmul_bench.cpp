@@ -72,7 +72,7 @@ struct Weights {
     }
   }
   kve::Scratch in_file;
-  kve::LargeBlock copies;  // as the engine keeps what it repacks
+  kve::LargeBlock copies;       // as the engine keeps what it repacks
   size_t bytes = 0;             // of one matrix
   std::vector<Weight> weights;  // empty: this type is not repacked
 };
