@@ -121,10 +121,9 @@ def test_chat_prompt_is_the_templates(tmp_path: Path, cli_json) -> None:
     messages.write_text(json.dumps([{"role": "user", "content": "Hello!"}]))
     text = cli_json("template", "-m", path, "--messages", messages, "--add-generation-prompt")
     assert text["text"].endswith("<|im_start|>user\nHello!<|im_end|>\n<|im_start|>assistant\n")
-    document = cli_json(
-        "generate", "-p", "What is the capital of France?", "--chat", "--temp", "0", "-n", "40"
-    )
-    assert "Paris" in document["text"]
+    # Exact, because the first token is a near tie that the rounding of int8 activations decides.
+    question = ("-p", "What is the capital of France?", "--chat", "--temp", "0", "-n", "40")
+    assert "Paris" in cli_json("generate", *question, "--exact")["text"]
 
 
 def test_perplexity_of_a_compressed_cache(cli_json, tmp_path: Path) -> None:
