@@ -9,7 +9,6 @@ import subprocess
 import sys
 import types
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -51,11 +50,23 @@ def test_command(cli, cli_json, m) -> None:
         assert row["cache_bytes"] > 0
         assert row["threads"] == 2
         assert row["engine"] == "kvengine"
-        assert row["ratio"] is None
         assert row["limit"]["share"] == pytest.approx(sum(row["limit"]["shares"]) / 2)
         assert [machine["read_bytes"] for machine in row["machines"]] == [1e9, 1e9]
+    for first, coded in zip(rows[::2], rows[1::2], strict=True):
+        assert first["ratios"] == []
+        bits, bytes = (
+            [row[key] for row in (first, coded)] for key in ("bits_per_value", "cache_bytes")
+        )
+        assert bits[0] >= 16  # a cache as small as this is mostly bookkeeping
+        assert bits[1] / bits[0] == pytest.approx(bytes[1] / bytes[0])
+        (ratio,) = coded["ratios"]
+        assert (ratio["engine"], ratio["cache"]) == ("kvengine", "f16")
+        expected = [a / b for a, b in zip(coded["tps"], first["tps"], strict=True)]
+        assert ratio["ratios"] == pytest.approx(expected)
+        assert ratio["median"] == pytest.approx(sum(expected) / 2)
     result = cli(*arguments)
     assert "tg4@d24" in result.stdout
+    assert "times as fast" not in result.stdout  # as nothing
     assert "limits measured beside the tests: 1.0 GB/s, 8.0 Gop/s int8" in result.stdout
 
 
@@ -114,6 +125,9 @@ class Clockwork:
     def cache_bytes(self) -> int:
         return self._at
 
+    def cache_bits(self) -> float:
+        return self._at / 8
+
     def _next(self, what: str) -> float:
         self._log.append(f"{self.name} {what}")
         self._at += 1
@@ -167,12 +181,31 @@ def test_ratios_are_of_neighbours() -> None:
     peer = Clockwork("peer", "f16", [9, 2, 6, 20], log)
     measured = run_clockwork([own, coded, peer], [Case("pp", 8)], 3)
     ratios = compare(measured, "kvengine")
-    assert list(ratios) == [0, 1]
-    assert ratios[0].ratios == [2, 3, 2]
-    assert ratios[0].median == 2
-    assert (ratios[1].engine, ratios[1].cache) == ("peer", "f16")
-    assert ratios[1].ratios == [2, 6, 20]
-    assert compare(measured[:2], "kvengine") == {}
+    # Ours beside the peer; a coded cache beside our first and the peer; the peer beside nothing.
+    assert [[(ratio.engine, ratio.cache) for ratio in each] for each in ratios] == [
+        [("peer", "f16")],
+        [("kvengine", "f16"), ("peer", "f16")],
+        [],
+    ]
+    assert ratios[0][0].ratios == [2, 3, 2]
+    assert ratios[0][0].median == 2
+    assert [ratio.ratios for ratio in ratios[1]] == [[1, 2, 10], [2, 6, 20]]
+    assert ratios[1][0].median == 2
+    assert [len(each) for each in compare(measured[:2], "kvengine")] == [0, 1]
+    assert [each.cache_bits for each in measured] == [0.5] * 3
+
+
+def test_tests_are_compared_apart() -> None:
+    log: list[str] = []
+    own = Clockwork("kvengine", "f16", [1, 1, 1, 4], log)
+    coded = Clockwork("kvengine", "int4", [1, 2, 1, 1], log)
+    peers = [Clockwork("peer", cache, [3], log) for cache in ("f16", "q8_0")]
+    measured = run_clockwork([own, coded, *peers], [Case("pp", 8), Case("tg", 8)], 1)
+    ratios = compare(measured, "kvengine")
+    assert [[ratio.median for ratio in each] for each in ratios] == [
+        *[[3, 3], [0.5, 1.5, 1.5], [], []],
+        *[[0.75, 0.75], [4, 3, 3], [], []],
+    ]
 
 
 def test_the_machine_is_measured_beside_each_turn(tiny: kv.Model) -> None:
@@ -193,7 +226,7 @@ def test_the_machine_is_measured_beside_each_turn(tiny: kv.Model) -> None:
     # In the turns' order: the peer's warm-up, ours, ours, the peer's, the peer's, ours.
     assert [each.read_bytes for each in measured[0].machines] == [9e9, 2e9]
     assert [each.read_bytes for each in measured[1].machines] == [1e9, 2e9]
-    result = Result(measured[0], None, limits.ModelCosts(tiny, exact=False).limits(measured[0]))
+    result = Result(measured[0], [], limits.ModelCosts(tiny, exact=False).limits(measured[0]))
     assert result.kind == "memory"
     slow, fast = (result.limits[i].tps for i in (1, 0))
     assert fast == pytest.approx(4.5 * slow)
@@ -275,6 +308,7 @@ def test_own_engine(tiny: kv.Model) -> None:
     before = engine.cache_bytes()
     assert engine.read(list(range(200))) > 0
     assert engine.cache_bytes() > before
+    assert engine.cache_bits() >= 16
     assert engine.decode([1, 2], 2) > 0
     assert engine.load([1, 2, 3]) > 0
     held = engine._base
@@ -283,90 +317,6 @@ def test_own_engine(tiny: kv.Model) -> None:
     engine.fill([9, 9])
     assert engine._base is not held
     assert engine._base.n_tokens == 2
-
-
-class FakeLlama:
-    """As much of llama_cpp.Llama as the bench uses; remembers what was asked."""
-
-    made: ClassVar[list[FakeLlama]] = []
-
-    def __init__(self, **options: object) -> None:
-        self.options, self.n_tokens, self.ctx, self.closed = options, 0, self, False
-        self.evaluated: list[tuple[int, int]] = []
-        FakeLlama.made.append(self)
-
-    def eval(self, tokens: list[int]) -> None:
-        self.evaluated.append((self.n_tokens, len(tokens)))
-        self.n_tokens += len(tokens)
-
-    def n_vocab(self) -> int:
-        return 7
-
-    def close(self) -> None:
-        self.closed = True
-
-
-@pytest.fixture
-def llama_cpp(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
-    FakeLlama.made.clear()
-    fake = types.SimpleNamespace(
-        Llama=FakeLlama,
-        GGML_TYPE_F16=1,
-        GGML_TYPE_Q8_0=8,
-        __version__="9.9",
-        llama_synchronize=lambda ctx: None,
-        llama_state_seq_get_size=lambda ctx, sequence: 100 * ctx.n_tokens,
-        llama_get_logits_ith=lambda ctx, i: np.zeros(7, np.float32).ctypes.data_as(
-            np.ctypeslib.ctypes.POINTER(np.ctypeslib.ctypes.c_float)
-        ),
-    )
-    monkeypatch.setitem(sys.modules, "llama_cpp", fake)
-    return fake
-
-
-def test_peer(cli, cli_json, m, llama_cpp: types.SimpleNamespace) -> None:
-    arguments = ("bench", *m, "-p", "16", "-n", "2", "-d", "0,8", "-r", "2", "--cache", "f16")
-    arguments += ("--cache", "int8:group=8", "--peer", "llama-cpp-python")
-    rows = cli_json(*arguments)
-    names = ["kvengine", "kvengine", "llama-cpp-python 9.9"]
-    assert [row["engine"] for row in rows] == names * 4
-    # llama.cpp has no int8: only the cache both have is measured, and ours is compared with that.
-    assert {row["cache"] for row in rows if row["engine"] == names[2]} == {"f16"}
-    own, coded, peer = rows[6:9]
-    assert peer["ratio"] is None
-    for row in (own, coded):
-        ratio = row["ratio"]
-        assert (ratio["engine"], ratio["cache"]) == (names[2], "f16")
-        expected = [a / b for a, b in zip(row["tps"], peer["tps"], strict=True)]
-        assert ratio["ratios"] == pytest.approx(expected)
-    assert peer["cache_bytes"] == 100 * (8 + 16)
-    assert math.isfinite(peer["limit"]["share"])
-    (llama,) = FakeLlama.made
-    assert llama.options["n_threads"] == llama.options["n_threads_batch"] == 2
-    assert (llama.options["type_k"], llama.options["type_v"]) == (1, 1)
-    # A warm-up and two repetitions of each test, from the same depth, which is filled once.
-    shallow = [*[(0, 16)] * 3, *[(0, 1), (1, 1)] * 3]
-    deep = [(0, 8), *[(8, 16)] * 3, *[(8, 1), (9, 1)] * 3]
-    assert llama.evaluated == shallow + deep
-    assert "x (" in cli(*arguments).stdout
-
-
-def test_peer_loading(cli_json, m, llama_cpp: types.SimpleNamespace) -> None:
-    arguments = ("bench", *m, "-p", "0", "-n", "0", "-r", "1", "--load", "6", "--sequences", "2")
-    rows = cli_json(*arguments, "--peer", "llama-cpp-python")
-    assert [row["test"] for row in rows] == ["load6", "load6"]
-    assert rows[1]["cache_bytes"] == 600
-    _, *loaded = FakeLlama.made
-    assert [each.evaluated for each in loaded] == [[(0, 6)]] * 2
-    assert all(each.closed for each in loaded)
-
-
-def test_a_peer_that_is_not_there(cli, m, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "llama_cpp", None)
-    result = cli("bench", *m, "--peer", "llama-cpp-python")
-    assert result.returncode == 2
-    assert result.stderr.count("\n") == 1
-    assert "CMAKE_ARGS" in result.stderr
 
 
 def test_machine_limits() -> None:

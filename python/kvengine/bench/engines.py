@@ -34,6 +34,9 @@ class Engine(Protocol):
     def cache_bytes(self) -> int:
         """What the cache of one sequence held at the end of the last measurement."""
 
+    def cache_bits(self) -> float:
+        """The same, per cached number."""
+
 
 class OwnEngine:
     """Sessions of this engine."""
@@ -74,6 +77,9 @@ class OwnEngine:
 
     def cache_bytes(self) -> int:
         return self._last.cache.stats().bytes
+
+    def cache_bits(self) -> float:
+        return self._last.cache.stats().bits_per_value
 
     def _new(self, model: Model) -> Session:
         return model.session(self._n_ctx, self.cache, self._exact)

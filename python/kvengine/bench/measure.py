@@ -45,6 +45,8 @@ class Measured:
     machines: list[Machine] = field(default_factory=list)
     """What the machine could do at the same times."""
     cache_bytes: int = 0
+    cache_bits: float = 0.0
+    """Per cached number."""
 
     @property
     def tps(self) -> list[float]:
@@ -58,7 +60,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Ratio:
-    """How many times as fast as another engine: of the repetitions, which were run side by side."""
+    """How many times as fast as another cache or engine: of the repetitions, run side by side."""
 
     engine: str
     cache: str
@@ -112,6 +114,7 @@ def measure(
                 if repetition >= 0:
                     result.seconds.append(seconds)
                     result.cache_bytes = result.engine.cache_bytes()
+                    result.cache_bits = result.engine.cache_bits()
                     result.machines.append(before.best_of(after))
                 before = after
             done += 1
@@ -126,20 +129,23 @@ def _run(test: Case, engine: Engine, tokens: list[int]) -> float:
     return engine.read(tokens)
 
 
-def compare(measured: list[Measured], own: str) -> dict[int, Ratio]:
-    """For the results (by index) of the engine named `own`: beside a peer in the same test.
+def compare(measured: list[Measured], own: str) -> list[list[Ratio]]:
+    """For each result of the engine named `own`: beside its first cache, and all of a peer's.
 
-    The peer with the same cache, or else the first one: it has no such cache.
+    Results of the same test are compared; a result is not compared with itself.
     """
-    ratios = {}
-    for i, mine in enumerate(measured):
+
+    def others(mine: Measured) -> list[Measured]:
         if mine.engine.name != own:
-            continue
-        peers = [each for each in measured if each.test == mine.test and each.engine.name != own]
-        if not peers:
-            continue
-        same = [each for each in peers if each.engine.cache == mine.engine.cache]
-        peer = (same or peers)[0]
-        pairs = zip(mine.seconds, peer.seconds, strict=True)
-        ratios[i] = Ratio(peer.engine.name, peer.engine.cache, [b / a for a, b in pairs])
-    return ratios
+            return []
+        same = [each for each in measured if each.test == mine.test]
+        first = [each for each in same if each.engine.name == own][:1]
+        peers = [each for each in same if each.engine.name != own]
+        return [each for each in first + peers if each is not mine]
+
+    return [[_ratio(mine, other) for other in others(mine)] for mine in measured]
+
+
+def _ratio(mine: Measured, other: Measured) -> Ratio:
+    pairs = zip(mine.seconds, other.seconds, strict=True)
+    return Ratio(other.engine.name, other.engine.cache, [b / a for a, b in pairs])

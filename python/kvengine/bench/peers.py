@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from kvengine.cli.arguments import InputError
+from kvengine.cli.output import say
 
 INSTALL = """CMAKE_ARGS="-DGGML_NATIVE=ON" pip install 'kvengine[peers]'"""
 """Compiles the peer for the machine at hand, which it needs to be at its best."""
@@ -27,12 +28,24 @@ def _llama_cpp_python() -> MakePeers:
         ) from None
 
     def make(path: Path, specs: list[str], n_ctx: int, threads: int) -> list[LlamaCpp]:
-        types = {name: _ggml_types(llama_cpp, name) for name in specs}
-        # f16 stands for those that llama.cpp does not have.
-        names = [name for name in specs if types[name]] or ["f16"]
-        return [LlamaCpp(llama_cpp, path, name, n_ctx, threads) for name in names]
+        names = [name for name in specs if _ggml_types(llama_cpp, name)]
+        if len(names) < len(specs):
+            names += [name for name in STAND_INS if _ggml_types(llama_cpp, name)]
+        engines = []
+        for name in dict.fromkeys(names):
+            try:
+                engines.append(LlamaCpp(llama_cpp, path, name, n_ctx, threads))
+            except ValueError as error:  # such as blocks that do not fit the model's heads
+                say(f"--peer: llama.cpp does not run this model with {name} ({error})")
+        if not engines:
+            raise InputError("--peer: expected a cache that llama.cpp runs this model with")
+        return engines
 
     return make
+
+
+STAND_INS = ("f16", "q8_0", "q4_0")
+"""What to compare with caches that llama.cpp does not have."""
 
 
 PEERS: dict[str, Callable[[], MakePeers]] = {"llama-cpp-python": _llama_cpp_python}
@@ -41,17 +54,26 @@ PEERS: dict[str, Callable[[], MakePeers]] = {"llama-cpp-python": _llama_cpp_pyth
 
 def _ggml_types(llama_cpp: Any, spec: str) -> tuple[int, int] | None:
     """The numbers of llama.cpp's cache types that a canonical spec names; None if it has others."""
-    known = {
-        name: getattr(llama_cpp, f"GGML_TYPE_{name.upper()}")
-        for name in ("f32", "f16", "bf16", "q8_0", "q4_0")
-        if hasattr(llama_cpp, f"GGML_TYPE_{name.upper()}")
-    }
+    names = _type_names(spec)
+    types = [getattr(llama_cpp, f"GGML_TYPE_{name.upper()}", None) for name in names or ()]
+    return (types[0], types[1]) if types and None not in types else None
+
+
+def _type_names(spec: str) -> tuple[str, str] | None:
+    """Of keys and values."""
     sides = [part.strip() for part in spec.split("+")]
     keys = [side.removeprefix("k=") for side in sides if not side.startswith("v=")]
     values = [side.removeprefix("v=") for side in sides if not side.startswith("k=")]
-    if len(keys) != 1 or len(values) != 1 or keys[0] not in known or values[0] not in known:
+    if len(keys) != 1 or len(values) != 1 or not _TYPE_BITS.keys() >= {keys[0], values[0]}:
         return None
-    return known[keys[0]], known[values[0]]
+    return keys[0], values[0]
+
+
+# What ggml's blocks of 32 numbers cost, scales included, per number.
+_TYPE_BITS = {
+    **{"f32": 32.0, "f16": 16.0, "bf16": 16.0, "q8_0": 8.5, "q5_1": 6.0},
+    **{"q5_0": 5.5, "q4_1": 5.0, "q4_0": 4.5, "iq4_nl": 4.5},
+}
 
 
 class LlamaCpp:
@@ -65,6 +87,7 @@ class LlamaCpp:
         self.cache = cache
         self.threads = threads
         type_k, type_v = _ggml_types(llama_cpp, cache) or (None, None)
+        self._cache_bits = sum(_TYPE_BITS[name] for name in _type_names(cache) or ()) / 2
         self._open = lambda: llama_cpp.Llama(
             model_path=str(path),
             n_ctx=n_ctx,
@@ -110,6 +133,9 @@ class LlamaCpp:
 
     def cache_bytes(self) -> int:
         return self._cache_bytes
+
+    def cache_bits(self) -> float:
+        return self._cache_bits
 
     def _bytes_of(self, llama: Any) -> int:
         return int(self._api.llama_state_seq_get_size(llama.ctx, 0))

@@ -17,7 +17,8 @@ class Result:
     """A measurement with what it is compared to."""
 
     measured: Measured
-    ratio: Ratio | None
+    ratios: list[Ratio]
+    """To the first cache, then to the peer's."""
     limits: list[Limit]
     """In the order of the repetitions; empty where there is none."""
 
@@ -45,7 +46,7 @@ class Result:
 
 def document(result: Result, model: Path) -> dict[str, Any]:
     """One item of the JSON list."""
-    measured, ratio = result.measured, result.ratio
+    measured = result.measured
     return {
         "test": measured.test.name,
         "cache": measured.engine.cache,
@@ -56,7 +57,10 @@ def document(result: Result, model: Path) -> dict[str, Any]:
         "threads": measured.engine.threads,
         "model": model.name,
         "seconds": measured.seconds,
-        "ratio": ratio and {**dataclasses.asdict(ratio), "median": ratio.median},
+        "bits_per_value": measured.cache_bits,
+        "ratios": [
+            {**dataclasses.asdict(ratio), "median": ratio.median} for ratio in result.ratios
+        ],
         "limit": result.limit(),
         "machines": [dataclasses.asdict(machine) for machine in measured.machines],
     }
@@ -64,11 +68,19 @@ def document(result: Result, model: Path) -> dict[str, Any]:
 
 def print_results(results: list[Result], title: str) -> None:
     print(f"{title}\n")
-    compared = any(result.ratio for result in results)
+    # A coded cache is compared with everything that the first is, and with the first before that.
+    in_order = sorted(results, key=lambda each: len(each.ratios), reverse=True)
+    compared = list(
+        dict.fromkeys((ratio.engine, ratio.cache) for each in in_order for ratio in each.ratios)
+    )
     header = ["test", "engine", "cache", "tokens/s", "spread"]
-    header += ["ratio (spread)"] if compared else []
-    header += ["of the limit", "cache size"]
+    header += [f"[{chr(ord('a') + i)}]" for i in range(len(compared))]
+    header += ["of the limit", "cache size", "bits"]
     print_table(header, [_row(result, compared) for result in results])
+    if compared:
+        print()
+    for heading, (engine, cache) in zip(header[5:], compared, strict=False):
+        print(f"{heading} times as fast as {engine} with {cache}")
     machines = [machine for result in results for machine in result.measured.machines]
     rates = [
         _range([machine.read_bytes for machine in machines]) + " GB/s",
@@ -91,8 +103,9 @@ def _range(rates: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _row(result: Result, compared: bool) -> list[str]:
-    measured, ratio, limit = result.measured, result.ratio, result.limit()
+def _row(result: Result, compared: list[tuple[str, str]]) -> list[str]:
+    """One line of the table; `compared` are the engines and caches of the columns of ratios."""
+    measured, limit = result.measured, result.limit()
     tps = measured.tps
     row = [
         measured.test.name,
@@ -101,12 +114,8 @@ def _row(result: Result, compared: bool) -> list[str]:
         f"{measured.median:.1f}",
         f"{min(tps):.1f} to {max(tps):.1f}",
     ]
-    if compared:
-        row.append(
-            f"{ratio.median:.2f}x ({min(ratio.ratios):.2f} to {max(ratio.ratios):.2f})"
-            if ratio
-            else ""
-        )
+    ratios = {(ratio.engine, ratio.cache): f"{ratio.median:.2f}x" for ratio in result.ratios}
+    row += [ratios.get(other, "") for other in compared]
     row.append(f"{limit['share']:.0%} of {limit['tps']:.0f}, {limit['kind']}" if limit else "")
-    row.append(human_bytes(measured.cache_bytes))
+    row += [human_bytes(measured.cache_bytes), f"{measured.cache_bits:.2f}"]
     return row

@@ -21,7 +21,8 @@ DESCRIPTION = (
     "(tgNxS: of S sequences together), after @dN tokens that the cache holds already; loadN loads "
     "the model, reads N tokens and chooses the next. Engines and caches take turns. Shares are of "
     "what the machine could do at best, which is measured before and after each turn: memory that has "
-    "to be read, or arithmetic."
+    "to be read, or arithmetic. Ratios are medians over the repetitions, each of two measurements "
+    "made side by side."
 )
 
 
@@ -59,13 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=argparse.SUPPRESS,
         metavar="SPEC",
-        help="may be repeated (default: f16)",
+        help="may be repeated: each is compared with the first (default: f16)",
     )
     parser.add_argument(
         "--peer",
         choices=list(PEERS),
-        help="measure this engine in the same run (caches that it does not have are compared with "
-        f"its f16); {INSTALL}",
+        help="measure this engine in the same run, with those caches it has as well; beside any that "
+        f"it does not have, with f16, q8_0 and q4_0; {INSTALL}",
     )
     add_common(parser, cache=False)
 
@@ -100,14 +101,13 @@ def run(args: argparse.Namespace) -> None:
             )
         )
     costs = ModelCosts(model, args.exact)
-    ratios = compare(measured, OwnEngine.name)
     results = [
         Result(
             each,
-            ratios.get(i),
+            ratios,
             costs.limits(each),
         )
-        for i, each in enumerate(measured)
+        for each, ratios in zip(measured, compare(measured, OwnEngine.name), strict=True)
     ]
     path = Path(model.path)
     if args.json:
