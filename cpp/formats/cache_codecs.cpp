@@ -6,12 +6,6 @@
 #include "formats/cache/format_rows.h"
 
 namespace kve {
-namespace {
-
-size_t value_bytes(CodecId id) { return id == CodecId::f32 ? 4 : 2; }
-
-}  // namespace
-
 PageFormat page_format(const CodecSpec& codec, int width, bool values) {
   PageFormat format{.id = codec.id, .width = width};
   if (codec.is_float()) return format;
@@ -26,7 +20,7 @@ PageFormat page_format(const CodecSpec& codec, int width, bool values) {
 
 size_t code_bytes(const PageFormat& format) {
   if (format.id == CodecId::coded) return page_offsets(format.coded).scales;
-  return kPageTokens * value_bytes(format.id) * static_cast<size_t>(format.width);
+  return float_bytes(format.id, kPageTokens * static_cast<size_t>(format.width));
 }
 
 size_t scale_bytes(const PageFormat& format) {
@@ -57,7 +51,7 @@ void decode_rows(const PageFormat& format, const std::byte* page, int first_row,
 
 void clear_rows(const PageFormat& format, std::byte* page, int n_rows) {
   if (format.id == CodecId::coded) return clear_rows(format.coded, page, n_rows);
-  const size_t row = value_bytes(format.id) * static_cast<size_t>(format.width);
+  const size_t row = float_bytes(format.id, static_cast<size_t>(format.width));
   std::memset(page + row * static_cast<size_t>(n_rows), 0,
               row * static_cast<size_t>(kPageTokens - n_rows));
 }

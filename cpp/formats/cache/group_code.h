@@ -59,9 +59,9 @@ KVE_HD void codes_for(const GroupCoding& c, const LaneParams<F>& params, const G
   const float half = static_cast<float>(middle);
   switch (c.coding) {
     case Coding::asym:
-      return divide_codes(b, params, 0.0f, top, 0);
+      return divide_codes(b, params, F{}, all_lanes<F>(top), 0);
     case Coding::sym:
-      return divide_codes(b, params, 1.0f - half, half - 1.0f, middle);
+      return divide_codes(b, params, all_lanes<F>(1.0f - half), all_lanes<F>(half - 1.0f), middle);
     case Coding::q8_0:
       return round_away_codes(b, params);
     case Coding::q5_1:
@@ -145,12 +145,6 @@ KVE_HD LaneParams<F> encode_centroids(const GroupCoding& c, const GroupBlock& b)
 // Parameters, as stored, of the codings whose codes follow from them.
 template <class F>
 KVE_HD LaneParams<F> stored_params(const GroupCoding& c, const GroupBlock& b) {
-  if (c.coding == Coding::asym) {
-    const LaneRange<F> range = range_of<F>(b);
-    const F scale = (range.high - range.low) / static_cast<float>((1 << c.bits) - 1);
-    const LaneParams<F> whole = {round_to_scale(c.scale, scale), round_to_half(range.low)};
-    return c.fit == Fit::search ? search_params(b, c.bits, c.scale, range, whole) : whole;
-  }
   if (c.coding == Coding::lloyd) return {round_to_scale(c.scale, root_mean_square<F>(b)), F{}};
   float largest_level = 1;
   if (c.coding == Coding::sym) largest_level = static_cast<float>((1 << (c.bits - 1)) - 1);
@@ -158,11 +152,41 @@ KVE_HD LaneParams<F> stored_params(const GroupCoding& c, const GroupBlock& b) {
   return {round_to_scale(c.scale, extreme_of<F>(b).magnitude / largest_level), F{}};
 }
 
+// asym: codes over the range, of bits that may differ between lanes.
+template <class F>
+KVE_HD LaneParams<F> encode_ranges(const GroupCoding& c, const LaneBits<F>& bits,
+                                   const GroupBlock& b) {
+  const LaneRange<F> range = range_of<F>(b);
+  const F scale = (range.high - range.low) / bits.top;
+  LaneParams<F> params = {round_to_scale(c.scale, scale), round_to_half(range.low)};
+  if (c.fit == Fit::search) params = search_params(b, bits, c.scale, range, params);
+  divide_codes(b, params, F{}, bits.top, 0);
+  return params;
+}
+
+KVE_HD float top_code(int bits) { return static_cast<float>((1 << bits) - 1); }
+
+// Parameters of as many groups as F has lanes, as they are stored.
+template <class F>
+KVE_HD void store_params(ScaleFormat format, const LaneParams<F>& params, GroupParams* out) {
+  float scales[kLanesOf<F>];
+  float zeros[kLanesOf<F>];
+  store_lanes(scales, params.scale);
+  store_lanes(zeros, params.zero);
+  for (int l = 0; l < kLanesOf<F>; ++l) {
+    out[l].scale = store_scale(format, scales[l]);
+    out[l].zero = saturate_to_half(zeros[l]);
+  }
+}
+
 // Codes, and parameters to `out`, of as many groups side by side as F has lanes.
 template <class F>
 KVE_HD void encode_lanes(const GroupCoding& c, const GroupBlock& b, GroupParams* out) {
   LaneParams<F> params;
-  if (c.coding == Coding::iq4_nl) {
+  if (c.coding == Coding::asym) {
+    params =
+        encode_ranges<F>(c, {all_lanes<F>(top_code(c.bits)), all_lanes<F>(least_clip(c.bits))}, b);
+  } else if (c.coding == Coding::iq4_nl) {
     params = encode_iq4_nl<F>(c, b);
   } else if (c.fit == Fit::energy || c.fit == Fit::least) {
     params = encode_centroids<F>(c, b);
@@ -170,14 +194,7 @@ KVE_HD void encode_lanes(const GroupCoding& c, const GroupBlock& b, GroupParams*
     params = is_ggml(c.coding) ? ggml_params<F>(c, b) : stored_params<F>(c, b);
     codes_for(c, params, b);
   }
-  float scales[kLanesOf<F>];
-  float zeros[kLanesOf<F>];
-  store_lanes(scales, params.scale);
-  store_lanes(zeros, params.zero);
-  for (int l = 0; l < kLanesOf<F>; ++l) {
-    out[l].scale = store_scale(c.scale, scales[l]);
-    out[l].zero = saturate_to_half(zeros[l]);
-  }
+  store_params(c.scale, params, out);
 }
 
 // Codes x [n], finite, n >= 1, to codes [n]. encode_groups gives the same bits sooner.
@@ -195,6 +212,19 @@ KVE_HD void encode_groups(const GroupCoding& c, const GroupBlock& b, int n_group
     encode_lanes<Floats>(c, groups_from(b, g), params + g);
   }
   for (; g < n_groups; ++g) encode_lanes<float>(c, groups_from(b, g), params + g);
+}
+
+// asym: codes as many groups as there are lanes, each with its own number of bits (1 to 8).
+KVE_HD void encode_mixed_ranges(const GroupCoding& c, const uint8_t* bits, const GroupBlock& b,
+                                GroupParams* params) {
+  float tops[kVectorLanes];
+  float clips[kVectorLanes];
+  for (int l = 0; l < kVectorLanes; ++l) {
+    tops[l] = top_code(bits[l]);
+    clips[l] = least_clip(bits[l]);
+  }
+  const LaneBits<Floats> lanes = {load_lanes<Floats>(tops), load_lanes<Floats>(clips)};
+  store_params(c.scale, encode_ranges<Floats>(c, lanes, b), params);
 }
 
 // Codes of x [n] for parameters that are given, such as a scale shared with other groups.

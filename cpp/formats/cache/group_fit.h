@@ -139,18 +139,24 @@ KVE_HD float least_clip(int bits) {
   }
 }
 
+// What the number of bits means for groups over their range. It may differ between lanes.
+template <class F>
+struct LaneBits {
+  F top;   // the largest code
+  F clip;  // least_clip
+};
+
 // Parameters, as stored, of least squared error among: `best`, those of the whole range; and six
 // parts of the range around its middle, each refitted to its codes. Where squares are too large for
 // a float, the whole range stays.
 template <class F>
-KVE_HD LaneParams<F> search_params(const GroupBlock& b, int bits, ScaleFormat format,
+KVE_HD LaneParams<F> search_params(const GroupBlock& b, const LaneBits<F>& bits, ScaleFormat format,
                                    const LaneRange<F>& range, LaneParams<F> best) {
   constexpr int kTries = 6;
-  const F top = all_lanes<F>(static_cast<float>((1 << bits) - 1));
-  const float least = least_clip(bits);
+  const F top = bits.top;
   F best_error = squared_errors(b, top, best);
   for (int t = 0; t < kTries; ++t) {
-    const float clip = least + (1.0f - least) * (static_cast<float>(t) / (kTries - 1));
+    const F clip = bits.clip + (1.0f - bits.clip) * (static_cast<float>(t) / (kTries - 1));
     const F width = range.high - range.low;
     const F low = range.low + width * (0.5f - 0.5f * clip);
     const LaneParams<F> fitted = refit(b, format, top, low, top * inverse_or_one(width * clip));

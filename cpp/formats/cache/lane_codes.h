@@ -8,12 +8,12 @@ namespace kve {
 
 // Codes half_even((x - zero) / scale), within [low, high], plus `offset`.
 template <class F>
-KVE_HD void divide_codes(const GroupBlock& b, const LaneParams<F>& params, float low, float high,
+KVE_HD void divide_codes(const GroupBlock& b, const LaneParams<F>& params, F low, F high,
                          int offset) {
   const auto flat = params.scale == F{};
   const F divisor = flat ? all_lanes<F>(1) : params.scale;
-  const F least = flat ? F{} : all_lanes<F>(low);
-  const F most = flat ? F{} : all_lanes<F>(high);
+  const F least = flat ? F{} : low;
+  const F most = flat ? F{} : high;
   for (int i = 0; i < b.n; ++i) {
     const F quotient = (row_of<F>(b, i) - params.zero) / divisor;
     const F code = round_lanes(limit_lanes(quotient, least, most));

@@ -7,6 +7,7 @@
 
 #include "formats/cache/coded_page.h"
 #include "formats/cache/page_codes.h"
+#include "formats/cache/plain_floats.h"
 
 namespace kve {
 
@@ -74,17 +75,6 @@ KVE_HD void find_levels(Coding coding, int bits, int first, int n, Tile* tile) {
     for (int l = first; l < first + n; ++l) {
       tile->levels[t][l] = static_cast<float>(tile->codes[t][l]) - zero;
     }
-  }
-}
-
-// binary16 numbers as floats: half_to_float without branches.
-KVE_HD void read_halves(const std::byte* from, int n, float* to) {
-  for (int i = 0; i < n; ++i) {
-    const uint32_t stored = read_u16(from + 2 * i);
-    const float magnitude = float_from_bits((stored & 0x7fffu) << 13) * 0x1p112f;
-    // Infinities and NaN of damaged pages stay what they are.
-    const uint32_t special = (stored & 0x7c00u) == 0x7c00u ? 0x7f800000u : 0u;
-    to[i] = float_from_bits(bits_of_float(magnitude) | special | (stored & 0x8000u) << 16);
   }
 }
 

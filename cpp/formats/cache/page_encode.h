@@ -151,28 +151,47 @@ KVE_HD void put_means(const CodedPage& page, int first_row, int n_rows, const En
   }
 }
 
-// Groups along channels, of channels with the same number of bits side by side.
+// The number of bits of a channel.
+KVE_HD int bits_of_channel(const CodedPage& page, int channel) {
+  return bits_of_strip(page, page.values ? channel / 16 * 4 : channel / 4);
+}
+
+// Codes channels from `c` on of one group of tokens, and returns how many.
+KVE_HD int code_channels(const CodedPage& page, int c, int coded, const GroupBlock& groups,
+                         GroupParams* params) {
+  if (page.strip_bits != nullptr && page.coding.coding == Coding::asym) {
+    // Lanes past the last channel code what is padding.
+    uint8_t bits[kVectorLanes];
+    const int n = coded - c < kVectorLanes ? coded - c : kVectorLanes;
+    for (int l = 0; l < kVectorLanes; ++l) {
+      bits[l] = static_cast<uint8_t>(bits_of_channel(page, c + (l < n ? l : n - 1)));
+    }
+    encode_mixed_ranges(page.coding, bits, groups, params);
+    return n;
+  }
+  GroupCoding coding = page.coding;
+  coding.bits = static_cast<uint8_t>(bits_of_channel(page, c));
+  int n = 0;
+  while (n < kPageTokens && c + n < coded && bits_of_channel(page, c + n) == coding.bits) ++n;
+  encode_groups(coding, groups, n, params);
+  return n;
+}
+
+// Groups along channels, of channels side by side.
 KVE_HD PageCodes code_by_channel(const CodedPage& page, int first_row, int n_rows,
                                  const EncodeWork& work, std::byte* data) {
   const int coded = coded_width(page);
-  const int per_strip = page.values ? 16 : 4;
-  for (int c = 0; c < coded;) {
-    GroupCoding coding = page.coding;
-    const auto bits_at = [&](int channel) {
-      return bits_of_strip(page, channel / per_strip * (page.values ? 4 : 1));
-    };
-    coding.bits = static_cast<uint8_t>(bits_at(c));
-    int n = 0;
-    while (n < kPageTokens && c + n < coded && bits_at(c + n) == coding.bits) ++n;
-    for (int first = 0; first < n_rows; first += page.group) {
+  for (int first = 0; first < n_rows; first += page.group) {
+    for (int c = 0; c < coded;) {
       GroupParams params[kPageTokens];
-      const GroupBlock groups = {work.rows + first * work.stride + c, work.stride, page.group,
-                                 work.codes + first * work.stride + c, work.stride};
-      encode_groups(coding, groups, n, params);
+      const int64_t at = first * work.stride + c;
+      const GroupBlock groups = {work.rows + at, work.stride, page.group, work.codes + at,
+                                 work.stride};
+      const int n = code_channels(page, c, coded, groups, params);
       put_params(page, params, n, scale_index(page, first_row + first, c),
                  zero_index(page, first_row + first, c), data);
+      c += n;
     }
-    c += n;
   }
   put_means(page, first_row, n_rows, work, data);
   for (int r = 0; r < n_rows; ++r) {

@@ -17,6 +17,8 @@ namespace kve {
 
 enum class Axis : uint8_t { tokens, channels };
 
+constexpr float kInfinity = __builtin_inff();
+
 // One axis of a page.
 struct AxisState {
   int n;
@@ -28,7 +30,15 @@ struct AxisState {
   float* best;       // [n] the factors to keep
 };
 
-// Sample deviations of x [n][lanes of F] times inverse [n].
+// Calls function(F{}, i) for runs of lanes that begin at i and cover 0 to n.
+template <class Function>
+KVE_HD void for_lanes(int n, Function function) {
+  int i = 0;
+  for (; i + kVectorLanes <= n; i += kVectorLanes) function(Floats{}, i);
+  for (; i < n; ++i) function(float{}, i);
+}
+
+// Sample deviations of x [n][lanes of F] times inverse [n]; infinite where sums overflow.
 template <class F>
 KVE_HD F deviations_of(const float* x, int64_t stride, int n, const float* inverse) {
   constexpr int kParts = 4;  // sums that do not wait for one another
@@ -51,50 +61,54 @@ KVE_HD F deviations_of(const float* x, int64_t stride, int n, const float* inver
     const F rest = value(i) - mean;
     squares[0] += rest * rest;
   }
-  const F total = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+  const F sum = (squares[0] + squares[1]) + (squares[2] + squares[3]);
+  const F total = sum >= F{} ? sum : all_lanes<F>(kInfinity);
   const float samples = static_cast<float>(n > 1 ? n - 1 : 1);
   return each_lane(total / samples, [](float square) { return sqrtf(square); });
 }
 
 KVE_HD void measure_axis(AxisState* axis, const AxisState& other) {
-  int i = 0;
-  for (; i + kVectorLanes <= axis->n; i += kVectorLanes) {
-    store_lanes(axis->deviation + i,
-                deviations_of<Floats>(axis->lines + i, axis->stride, other.n, other.inverse));
-  }
-  for (; i < axis->n; ++i) {
-    axis->deviation[i] =
-        deviations_of<float>(axis->lines + i, axis->stride, other.n, other.inverse);
-  }
-  for (i = 0; i < axis->n; ++i) axis->deviation[i] *= axis->inverse[i];
-}
-
-// NaN, from sums that overflow, gives `low`.
-KVE_HD float within(float value, float low, float high) {
-  const float raised = value > low ? value : low;
-  return raised < high ? raised : high;
+  for_lanes(axis->n, [&]<class F>(F, int i) {
+    const F deviation = deviations_of<F>(axis->lines + i, axis->stride, other.n, other.inverse);
+    store_lanes(axis->deviation + i, deviation * load_lanes<F>(axis->inverse + i));
+  });
 }
 
 // Divides an axis by its deviations, which follow.
 KVE_HD void even_out(AxisState* axis) {
   constexpr float kLeast = 0.740818221f;  // e^-0.3
   constexpr float kMost = 22026.4658f;    // e^10
-  for (int i = 0; i < axis->n; ++i) {
-    const float factor =
-        within(axis->factor[i] * within(axis->deviation[i], 1e-3f, 1e3f), kLeast, kMost);
-    axis->deviation[i] *= axis->factor[i] / factor;
-    axis->factor[i] = factor;
-    axis->inverse[i] = 1.0f / factor;
-  }
+  for_lanes(axis->n, [&]<class F>(F, int i) {
+    const F deviation = load_lanes<F>(axis->deviation + i);
+    const F before = load_lanes<F>(axis->factor + i);
+    const F step = limit_lanes(deviation, all_lanes<F>(1e-3f), all_lanes<F>(1e3f));
+    const F factor = limit_lanes(before * step, all_lanes<F>(kLeast), all_lanes<F>(kMost));
+    store_lanes(axis->deviation + i, deviation * (before / factor));
+    store_lanes(axis->factor + i, factor);
+    store_lanes(axis->inverse + i, 1.0f / factor);
+  });
 }
 
+// combine(x[0], combine(x[1], ... start)) in any order.
+template <class Combine>
+KVE_HD float fold(const float* x, int n, float start, Combine combine) {
+  Floats many = all_lanes<Floats>(start);
+  int i = 0;
+  for (; i + kVectorLanes <= n; i += kVectorLanes) many = combine(load_lanes<Floats>(x + i), many);
+  float lanes[kVectorLanes];
+  store_lanes(lanes, many);
+  float folded = start;
+  for (const float lane : lanes) folded = combine(lane, folded);
+  for (; i < n; ++i) folded = combine(x[i], folded);
+  return folded;
+}
+
+// Largest deviation over the smallest; NaN where all are infinite.
 KVE_HD float unevenness(const AxisState& axis) {
-  float least = axis.deviation[0];
-  float most = least;
-  for (int i = 1; i < axis.n; ++i) {
-    least = axis.deviation[i] < least ? axis.deviation[i] : least;
-    most = axis.deviation[i] > most ? axis.deviation[i] : most;
-  }
+  const float least =
+      fold(axis.deviation, axis.n, kInfinity, [](auto a, auto b) { return smaller(a, b); });
+  const float most =
+      fold(axis.deviation, axis.n, 0.0f, [](auto a, auto b) { return larger(a, b); });
   return most / (least > 1e-8f ? least : 1e-8f);
 }
 

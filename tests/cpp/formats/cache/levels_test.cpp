@@ -78,6 +78,9 @@ TEST(GroupScale, RoundToHalfIsWhatBinary16Stores) {
     const auto bits = static_cast<uint32_t>(random.uniform() * 4294967296.0);
     const float value = float_from_bits(bits);
     if (!is_finite(value)) continue;
+    const uint16_t nearest = float_to_half(value);
+    const bool overflows = (nearest & 0x7fffu) == 0x7c00u;
+    ASSERT_EQ(saturate_to_half(value), overflows ? nearest - 1 : nearest) << value;
     ASSERT_EQ(bits_of_float(round_to_half(value)),
               bits_of_float(half_to_float(saturate_to_half(value))))
         << value;
