@@ -147,12 +147,21 @@ constexpr std::array kPresets = {
     CachePreset{"turbo2", "rotation:seed=1+lm2:tail=0",
                 "TurboQuant (mse) at 2 bits: random rotation, Lloyd-Max levels, a norm per vector",
                 "2504.19874"},
-    CachePreset{"twoaxis4", "hadamard+int4:group=head,channels=scaled,tail=0,sinks=4",
-                "two-axis variance normalisation of rotated pages at 4 bits", "kvengine"},
-    CachePreset{"twoaxis3", "hadamard+int3:group=head,channels=scaled,tail=0,sinks=4",
-                "two-axis variance normalisation of rotated pages at 3 bits", "kvengine"},
-    CachePreset{"twoaxis2", "hadamard+int2:group=head,channels=scaled,tail=0,sinks=4",
-                "two-axis variance normalisation of rotated pages at 2 bits", "kvengine"},
+    CachePreset{"kvarn4",
+                "hadamard+k=int4:per=channel,group=64,channels=scaled,tail=0,sinks=4"
+                "+v=int4:group=head,channels=scaled,tail=0",
+                "KVarN at 4 bits: both axes of a page evened out, keys by channel, values by token",
+                "2606.03458"},
+    CachePreset{"kvarn3",
+                "hadamard+k=int3:per=channel,group=64,channels=scaled,tail=0,sinks=4"
+                "+v=int3:group=head,channels=scaled,tail=0",
+                "KVarN at 3 bits: both axes of a page evened out, keys by channel, values by token",
+                "2606.03458"},
+    CachePreset{"kvarn2",
+                "hadamard+k=int2:per=channel,group=64,channels=scaled,tail=0,sinks=4"
+                "+v=int2:group=head,channels=scaled,tail=0",
+                "KVarN at 2 bits: both axes of a page evened out, keys by channel, values by token",
+                "2606.03458"},
     CachePreset{"best8", "hadamard+q8_0:tail=32,sinks=4", "recommended at 8 bits", "kvengine"},
     CachePreset{"best4",
                 "k=klt:fit=512,anchor=64+k=int4:per=channel,group=64,fit=search,scale=log8,tail=60,"

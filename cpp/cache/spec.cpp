@@ -160,7 +160,7 @@ std::string coding_error(const CodecSpec& codec) {
   if (named || codec.group > kPageTokens) {
     return message(entry->name, " with per=channel needs a group of 8, 16, 32 or 64 tokens");
   }
-  if (codec.channels == Channels::plain) return "";
+  if (codec.channels != Channels::centred) return "";
   return message(entry->name, " with per=channel has no channels=",
                  kChannelNames[static_cast<size_t>(codec.channels)]);
 }

@@ -58,9 +58,9 @@ const Named kCodecs[] = {
      coded(Coding::lloyd, 4, kve::kWholeHead, Per::token, Fit::energy, ScaleFormat::log8)},
     {"best2_values",
      coded(Coding::lloyd, 2, kve::kWholeHead, Per::token, Fit::energy, ScaleFormat::log8)},
-    {"twoaxis4_keys",
+    {"kvarn4_keys",
      coded(Coding::asym, 4, 64, Per::channel, Fit::range, ScaleFormat::half, Channels::scaled)},
-    {"twoaxis4_values", coded(Coding::asym, 4, kve::kWholeHead, Per::token, Fit::range,
+    {"kvarn4_values", coded(Coding::asym, 4, kve::kWholeHead, Per::token, Fit::range,
                               ScaleFormat::half, Channels::scaled)},
 };
 

@@ -21,7 +21,7 @@ const char* const kSpecs[] = {
     "kivi2",
     "flexgen4",
     "turbo3",
-    "twoaxis2",
+    "kvarn2",
     "best8",
     "mpo:block=16,segment=64+sym4:group=row,tail=0,prefill=exact",
     "mpo:block=8,segment=128+int4:tail=10,sinks=3",

@@ -153,8 +153,8 @@ TEST(CacheSpecParse, CombinationsThatDoNotGoTogether) {
   EXPECT_TRUE(
       says("int4:per=channel,group=head", {"keys: int4 with per=channel needs a group of"}));
   EXPECT_TRUE(says("k=f16+v=int4:per=channel,group=128", {"values:", "8, 16, 32 or 64 tokens"}));
-  EXPECT_TRUE(says("int4:per=channel,group=32,channels=scaled",
-                   {"int4 with per=channel has no channels=scaled"}));
+  EXPECT_TRUE(says("int4:per=channel,group=32,channels=centred",
+                   {"int4 with per=channel has no channels=centred"}));
   EXPECT_TRUE(says("int2:per=channel,group=32,tail=40,seal=window",
                    {"seal=window needs a tail of 32 tokens or a multiple, found 40"}));
   EXPECT_TRUE(says("int2:tail=0,seal=window", {"a tail of 1 tokens", "found 0"}));
