@@ -150,17 +150,17 @@ constexpr std::array kPresets = {
     CachePreset{"kvarn4",
                 "hadamard+k=int4:per=channel,group=64,channels=scaled,tail=0,sinks=4"
                 "+v=int4:group=head,channels=scaled,tail=0",
-                "KVarN at 4 bits: both axes of a page evened out, keys by channel, values by token",
+                "KVarN at 4 bits: tiles of 64 tokens evened out, keys by channel, values by token",
                 "2606.03458"},
     CachePreset{"kvarn3",
                 "hadamard+k=int3:per=channel,group=64,channels=scaled,tail=0,sinks=4"
                 "+v=int3:group=head,channels=scaled,tail=0",
-                "KVarN at 3 bits: both axes of a page evened out, keys by channel, values by token",
+                "KVarN at 3 bits: tiles of 64 tokens evened out, keys by channel, values by token",
                 "2606.03458"},
     CachePreset{"kvarn2",
                 "hadamard+k=int2:per=channel,group=64,channels=scaled,tail=0,sinks=4"
                 "+v=int2:group=head,channels=scaled,tail=0",
-                "KVarN at 2 bits: both axes of a page evened out, keys by channel, values by token",
+                "KVarN at 2 bits: tiles of 64 tokens evened out, keys by channel, values by token",
                 "2606.03458"},
     CachePreset{"best8", "hadamard+q8_0:tail=32,sinks=4", "recommended at 8 bits", "kvengine"},
     CachePreset{"best4",
