@@ -77,29 +77,33 @@ class StripReader {
   }
 
   // What is read after each of `pages`: pages of the same side, then those of the other.
-  static void look_ahead(const SideArgs& side, CodedRun pages, const SideArgs& other, CodedRun next,
-                         StripRun* ahead) {
+  static StripRun look_ahead(const SideArgs& side, CodedRun pages, const SideArgs& other,
+                             CodedRun next) {
+    StripRun ahead = {};
     for (int32_t p = 0; p < pages.n; ++p) {
       const int32_t bytes = side.pages[pages.first + p].bytes;
       const auto distance =
           static_cast<int32_t>(least(kRunPages, (kAheadBytes + bytes - 1) / bytes));
       const int32_t at = p + distance;
-      ahead->ahead[p] = nullptr;
       if (at < pages.n) {
-        put_ahead(side, pages.first + at, p, ahead);
+        ahead.codes_ahead[p] = codes_of(side, pages.first + at);
       } else if (at - pages.n < next.n) {
-        put_ahead(other, next.first + at - pages.n, p, ahead);
+        ahead.codes_ahead[p] = codes_of(other, next.first + at - pages.n);
       }
+      if (p >= next.n) continue;
+      const PageView& page = other.pages[next.first + p];
+      ahead.params_ahead[p] = page.data;
+      ahead.params_side[p] = other.strips + page.basis;
     }
+    return ahead;
   }
-  static void put_ahead(const SideArgs& side, int32_t page, int32_t p, StripRun* ahead) {
-    ahead->ahead[p] = side.pages[page].data;
-    ahead->ahead_side[p] = side.strips + side.pages[page].basis;
+  static const std::byte* codes_of(const SideArgs& side, int32_t page) {
+    const PageView& view = side.pages[page];
+    return view.data + side.strips[view.basis].code_offset;
   }
 
   void score(const Run& run) {
-    StripRun ahead = {};
-    look_ahead(chunk_.k, run.keys, chunk_.v, run.values, &ahead);
+    const StripRun ahead = look_ahead(chunk_.k, run.keys, chunk_.v, run.values);
     score_coded(&work_.keys, run.keys, ahead, work_.scores);
     for (int32_t done = rows_of(chunk_.k, run.keys, run.n); done < run.n;) {
       const RowRun rows = key_rows_.read(run.base + done, run.n - done, work_.decoded, kTile);
@@ -141,8 +145,7 @@ class StripReader {
     for (int64_t v = 0; v < state_.n_vectors; ++v) {
       for (int32_t i = coded; i < run.values.n * kTile; ++i) work_.scores[v * kRunStride + i] = 0;
     }
-    StripRun ahead = {};
-    look_ahead(chunk_.v, run.values, chunk_.k, next.keys, &ahead);
+    const StripRun ahead = look_ahead(chunk_.v, run.values, chunk_.k, next.keys);
     add_coded(&work_.values, state_, run.values, ahead, work_.scores);
   }
 

@@ -100,7 +100,7 @@ static void score_per_channel(const KeyStrips& keys, const StripQueries& queries
                               const StripRun& run, float* scores) {
   const int64_t batch = strip_batch(kPlanes);
   const std::byte* ahead[kRunPages];
-  for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = ask_params(run, p);
+  for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = run.codes_ahead[p];
   for (int g = 0; g < keys.plan.n_groups; ++g) {
     load_run_params(keys.plan, run, g, true);
     for (int64_t v = 0; v < keys.n_vectors; v += batch) {
@@ -176,7 +176,7 @@ static void score_page_per_token(const KeyStrips& keys, const StripRun& run, int
   const int64_t batch = strip_batch(kPlanes);
   const int64_t n_strips = key_strips(plan.side.width);
   const int64_t group_strips = plan.n_groups == 1 ? n_strips : plan.side.group / 4;
-  const std::byte* ahead = ask_params(run, p);
+  const std::byte* ahead = run.codes_ahead[p];
   for (int64_t v = 0; v < keys.n_vectors; v += batch, ahead = nullptr) {
     const int64_t n = least(batch, keys.n_vectors - v);
     for (int64_t g = 0; g < plan.n_groups; ++g) {
@@ -215,6 +215,7 @@ void score_run(const KeyStrips& keys, const StripQueries& queries, const StripRu
   const auto score = side.per_channel
                          ? (side.planes == 2 ? score_per_channel<2> : score_per_channel<1>)
                          : (side.planes == 2 ? score_per_token<2> : score_per_token<1>);
+  ask_params(run);
   score(keys, queries, run, scores);
 }
 

@@ -24,9 +24,12 @@ struct StripRun {
   int32_t n_pages;  // at most kRunPages
   const std::byte* pages[kRunPages];
   int32_t rows[kRunPages];  // those past them mean nothing
-  // What to prefetch while each page is read: a page of either side, or null.
-  const std::byte* ahead[kRunPages];
-  const StripSide* ahead_side[kRunPages];
+  // What to prefetch meanwhile. While the codes of each page are read: as many codes of a later
+  // page of either side, or null. At the start, because those of all pages of a run are read first:
+  // the parameters of the pages of the next run, or null.
+  const std::byte* codes_ahead[kRunPages];
+  const std::byte* params_ahead[kRunPages];
+  const StripSide* params_side[kRunPages];
 };
 
 // Adds a page with as many rows, and what a run prefetches while it reads its page number `from`.
@@ -35,8 +38,9 @@ static inline void put_page(StripRun* run, const std::byte* page, int32_t rows,
   const int32_t p = run->n_pages++;
   run->pages[p] = page;
   run->rows[p] = rows;
-  run->ahead[p] = ahead.ahead[from];
-  run->ahead_side[p] = ahead.ahead_side[from];
+  run->codes_ahead[p] = ahead.codes_ahead[from];
+  run->params_ahead[p] = ahead.params_ahead[from];
+  run->params_side[p] = ahead.params_side[from];
 }
 
 // Constants of a side.

@@ -58,18 +58,20 @@ static inline StripDots dots_of(const StripPlan& plan, const int8_t* codes, int6
           dots};
 }
 
-// Asks for the parameters of the page ahead of number p; returns where its codes begin.
-static inline const std::byte* ask_params(const StripRun& run, int32_t p) {
-  const std::byte* page = run.ahead[p];
-  if (page == nullptr) return nullptr;
-  const StripSide& side = *run.ahead_side[p];
-  const auto ask = [&](size_t first, int64_t bytes) {
-    for (int64_t b = 0; b < bytes; b += 64) prefetch_once(page + first + b);
-  };
-  const int64_t n_groups = group_count(side);
-  ask(side.scale_offset, n_groups * side.scale_stride * side.scale_bytes);
-  if (side.has_zero) ask(side.zero_offset, n_groups * side.zero_stride * 2);
-  return page + side.code_offset;
+// Asks for the parameters that the next run reads.
+static inline void ask_params(const StripRun& run) {
+  for (int32_t p = 0; p < run.n_pages; ++p) {
+    if (run.params_ahead[p] == nullptr) continue;
+    const StripSide& side = *run.params_side[p];
+    const auto ask = [&](size_t first, int64_t bytes) {
+      for (int64_t b = 0; b < bytes; b += 64) {
+        prefetch_once(run.params_ahead[p] + first + static_cast<size_t>(b));
+      }
+    };
+    const int64_t n_groups = group_count(side);
+    ask(side.scale_offset, n_groups * side.scale_stride * side.scale_bytes);
+    if (side.has_zero) ask(side.zero_offset, n_groups * side.zero_stride * 2);
+  }
 }
 
 // strip_plan.cpp: parameters of the pages of a run, all or those of one group of tokens. `lifted`:

@@ -128,7 +128,7 @@ static void add_per_token(const ValueStrips& values, const StripRun& run, int64_
   const StripPlan& plan = values.plan;
   const int64_t batch = strip_batch(kPlanes);
   const std::byte* ahead[kRunPages];
-  for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = ask_params(run, p);
+  for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = run.codes_ahead[p];
   load_run_params(plan, run, 0, true);
   for (int64_t v = 0; v < n_vectors; v += batch) {
     const int64_t n = least(batch, n_vectors - v);
@@ -198,7 +198,7 @@ static void add_per_channel(const ValueStrips& values, const StripRun& run, int6
   const int strips = plan.side.group / 16;
   const std::byte* no_more = nullptr;
   const std::byte* ahead[kRunPages];
-  for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = ask_params(run, p);
+  for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = run.codes_ahead[p];
   for (int64_t v = 0; v < n_vectors; v += batch) {
     const int64_t n = least(batch, n_vectors - v);
     for (int32_t p = 0; p < run.n_pages; ++p) {
@@ -229,6 +229,7 @@ void add_run(const ValueStrips& values, const StripRun& run, int64_t n_vectors,
   const StripSide& side = values.plan.side;
   const auto add = side.per_channel ? (side.planes == 2 ? add_per_channel<2> : add_per_channel<1>)
                                     : (side.planes == 2 ? add_per_token<2> : add_per_token<1>);
+  ask_params(run);
   add(values, run, n_vectors, weights, sums, sum_stride);
 }
 

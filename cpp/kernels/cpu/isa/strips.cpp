@@ -27,8 +27,10 @@ static StripRun run_of(const StripSide& side, const std::byte* const* pages, int
     const int32_t at = first + p;
     run.pages[p] = pages[at];
     run.rows[p] = at + 1 == n_pages ? last_rows : 64;
-    run.ahead_side[p] = &side;
-    run.ahead[p] = at + kPagesAhead < n_pages ? pages[at + kPagesAhead] : nullptr;
+    const int32_t later = at + kPagesAhead;
+    run.codes_ahead[p] = later < n_pages ? pages[later] + side.code_offset : nullptr;
+    run.params_ahead[p] = at + kRunPages < n_pages ? pages[at + kRunPages] : nullptr;
+    run.params_side[p] = &side;
   }
   return run;
 }
