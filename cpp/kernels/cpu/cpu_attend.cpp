@@ -149,12 +149,21 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
                                .first_row = first,
                                .end_row = end,
                                .sides = first_side + 2 * head,
+                               .kept_floats = 0,
                                .partial = -1};
         partials = plan_parts(job, rows, params.value_dim, partials);
       }
     }
   }
   return partials;
+}
+
+int32_t CpuBackend::kept_floats(const AttendJob& job) const {
+  const int64_t first = side_strips_[static_cast<size_t>(job.sides + 1)];
+  const SideView& side = job.task->heads[static_cast<size_t>(job.kv_head)].v;
+  if (first < 0 || side.bases == nullptr || side.pages.back().basis != 0) return 0;
+  const auto floats = static_cast<int32_t>(divide_up(side.n_channels, 16) * 16);
+  return floats <= kMaxKeptFloats ? floats : 0;
 }
 
 int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials) {
@@ -175,7 +184,8 @@ int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64
     attend_jobs_.push_back(job);
     return partials;
   }
-  const int64_t floats = int64_t{kernels_.attend_value_stride(value_dim)} + 2;
+  job.kept_floats = kept_floats(job);
+  const int64_t floats = int64_t{kernels_.attend_value_stride(value_dim)} + job.kept_floats + 2;
   const auto first_job = static_cast<int64_t>(attend_jobs_.size());
   for (int32_t row = job.first_row; row < end; row = job.end_row) {
     job.first_row = row;
@@ -219,6 +229,7 @@ void CpuBackend::run(const AttendJob& job, const AttendParams& params, int threa
       .out = whole ? job.task->out.row(job.first_query) + first_head * params.value_dim : nullptr,
       .out_stride = job.task->out.stride,
       .partial = whole ? nullptr : partials_.get<float>(0) + job.partial,
+      .kept_floats = job.kept_floats,
       .prepared = latest != nullptr && differ_in_rows_only(*latest, job),
       .scratch = thread_scratch(thread),
   });
@@ -230,7 +241,7 @@ void CpuBackend::merge(const MergeJob& merged, const AttendParams& params) {
       int64_t{job.kv_head} * (params.n_heads / params.n_kv_heads) + job.first_group;
   const int n_vectors = job.n_queries * job.n_group;
   const int64_t part_stride =
-      int64_t{n_vectors} * (kernels_.attend_value_stride(params.value_dim) + 2);
+      int64_t{n_vectors} * (kernels_.attend_value_stride(params.value_dim) + job.kept_floats + 2);
   kernels_.attend_merge({
       .partial = partials_.get<float>(0) + job.partial,
       .part_stride = part_stride,
@@ -238,6 +249,8 @@ void CpuBackend::merge(const MergeJob& merged, const AttendParams& params) {
       .n_tokens = job.n_queries,
       .n_group = job.n_group,
       .value_dim = params.value_dim,
+      .kept_floats = job.kept_floats,
+      .basis = job.task->heads[static_cast<size_t>(job.kv_head)].v.bases,
       .out = job.task->out.row(job.first_query) + first_head * params.value_dim,
       .out_stride = job.task->out.stride,
   });

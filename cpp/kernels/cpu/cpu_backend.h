@@ -53,8 +53,9 @@ class CpuBackend final : public Backend {
     int32_t n_group;
     int32_t first_row;
     int32_t end_row;
-    int64_t sides;    // of side_strips_: keys, then values
-    int64_t partial;  // offset in partials_; -1: writes the output itself
+    int64_t sides;        // of side_strips_: keys, then values
+    int32_t kept_floats;  // as in AttendChunk
+    int64_t partial;      // offset in partials_; -1: writes the output itself
   };
   static bool differ_in_rows_only(const AttendJob& a, const AttendJob& b);
   // Jobs [first_job, first_job + n_jobs) differ in their cache rows only.
@@ -86,6 +87,7 @@ class CpuBackend final : public Backend {
   // Describes a side for every basis of its pages; returns the first of them in strip_sides_, or -1
   // where its pages are not read code by code.
   int64_t add_strip_sides(const SideView& side);
+  int32_t kept_floats(const AttendJob& job) const;
   const StripSide* strips_at(int64_t side) const {
     const int64_t first = side_strips_[static_cast<size_t>(side)];
     return first < 0 ? nullptr : strip_sides_.data() + first;

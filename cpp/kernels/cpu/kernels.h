@@ -103,11 +103,13 @@ struct AttendChunk {
   int32_t window;
   const float* alibi;  // [n_group] or null
   // Either out (normalised, [n_tokens] rows of n_group * value_dim values) or, when it is null,
-  // `partial`: per vector value_stride sums, then for all vectors the base 2 logarithm of the unit
-  // of their weights, then their sum of weights.
+  // `partial`: per vector value_stride sums and kept_floats sums in the basis of the values' pages,
+  // then for all vectors the base 2 logarithm of the unit of their weights, then their sum of
+  // weights.
   float* out;
   int64_t out_stride;
   float* partial;
+  int32_t kept_floats;  // multiple of kLanes, for a side of one basis; 0: such sums are lifted
   // The latest chunk that used this scratch differs in its rows and its output only: what it left
   // there need not be prepared again.
   bool prepared;
@@ -123,7 +125,9 @@ struct AttendMerge {
   int32_t n_tokens;
   int32_t n_group;
   int32_t value_dim;
-  float* out;  // as in AttendChunk
+  int32_t kept_floats;     // as in AttendChunk, as is `out`
+  const BasisView* basis;  // of what was kept
+  float* out;
   int64_t out_stride;
 };
 
@@ -133,6 +137,7 @@ inline constexpr int kMaxTileInputs = 16;      // matvec_tiles: the same
 inline constexpr int kInterleavedRows = 16;    // rows of a tile
 inline constexpr int kMaxAttendVectors = 384;  // attend: n_tokens * n_group of one call
 inline constexpr int kMaxStripVectors = 48;    // the same where pages are read code by code
+inline constexpr int kMaxKeptFloats = 512;     // AttendChunk::kept_floats
 inline constexpr int kAttendTile = 64;         // attend: cache rows decoded at a time
 inline constexpr int kMaxStripWidth = 1024;    // decode_strips: coefficients of a row
 inline constexpr int kPeakValues = 512;        // peak_int8, peak_f32: operands

@@ -56,8 +56,12 @@ static void start(const AttendChunk& chunk, const AttendState& state) {
 static void finish(const AttendChunk& chunk, const AttendState& state) {
   const int64_t n = state.n_vectors;
   if (chunk.out == nullptr) {
-    memcpy(chunk.partial, state.sums, sizeof(float) * static_cast<size_t>(n * state.value_stride));
-    float* tail = chunk.partial + n * state.value_stride;
+    const int64_t stride = state.value_stride + chunk.kept_floats;
+    for (int64_t i = 0; i < n; ++i) {
+      memcpy(chunk.partial + i * stride, state.sums + i * state.value_stride,
+             sizeof(float) * static_cast<size_t>(state.value_stride));
+    }
+    float* tail = chunk.partial + n * stride;
     memcpy(tail, state.unit, sizeof(float) * static_cast<size_t>(n));
     for (int64_t i = 0; i < n; ++i) tail[n + i] = sum(load(state.weight + i * kLanes));
     return;
@@ -96,13 +100,27 @@ void attend(const AttendChunk& chunk) {
   finish(chunk, state);
 }
 
+// Adds up n values of all parts, times the parts' factors.
+static void merge_sums(const AttendMerge& merge, const float* sums, int64_t n_parts,
+                       const float* factors, bool first, int64_t n, float* out) {
+  for (int64_t d = 0; d < n; d += kLanes) {
+    const int64_t width = least(n - d, kLanes);
+    F32 acc = first ? zero() : load_n(out + d, width);
+    for (int64_t p = 0; p < n_parts; ++p) {
+      acc = fma(load(sums + p * merge.part_stride + d), set(factors[p]), acc);
+    }
+    store_n(out + d, acc, width);
+  }
+}
+
 // A part of which the vector saw nothing changes no bit: the result is that of the other parts.
 static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
   constexpr int64_t kGroup = 64;  // parts at a time
   const int64_t n_vectors = int64_t{merge.n_tokens} * merge.n_group;
   const int64_t value_stride = attend_value_stride(merge.value_dim);
-  const float* sums = merge.partial + vector * value_stride;
-  const float* unit = merge.partial + n_vectors * value_stride + vector;
+  const int64_t stride = value_stride + merge.kept_floats;
+  const float* sums = merge.partial + vector * stride;
+  const float* unit = merge.partial + n_vectors * stride + vector;
   const float* weight = unit + n_vectors;
   float peak = -INFINITY;
   for (int64_t p = 0; p < merge.n_parts; ++p) {
@@ -110,6 +128,7 @@ static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
     peak = value > peak ? value : peak;
   }
   float total = 0;
+  float kept[kMaxKeptFloats];
   for (int64_t first = 0; first < merge.n_parts; first += kGroup) {
     const int64_t n = least(merge.n_parts - first, kGroup);
     float factors[kGroup];
@@ -123,14 +142,12 @@ static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
       if (part == 0) factors[p] = 0;  // it has no unit
       total += factors[p] * part;
     }
-    for (int64_t d = 0; d < merge.value_dim; d += kLanes) {
-      const int64_t width = least(merge.value_dim - d, kLanes);
-      F32 acc = first == 0 ? zero() : load_n(out + d, width);
-      for (int64_t p = 0; p < n; ++p) {
-        acc = fma(load(sums + (first + p) * merge.part_stride + d), set(factors[p]), acc);
-      }
-      store_n(out + d, acc, width);
-    }
+    const float* from = sums + first * merge.part_stride;
+    merge_sums(merge, from, n, factors, first == 0, merge.value_dim, out);
+    merge_sums(merge, from + value_stride, n, factors, first == 0, merge.kept_floats, kept);
+  }
+  if (merge.kept_floats > 0) {
+    lift_values({merge.basis, kept, kMaxKeptFloats, 1, out, merge.out_stride});
   }
   scale(out, total == 0 ? 0.0f : 1.0f / total, merge.value_dim);
 }

@@ -296,8 +296,8 @@ size_t attend_rows_scratch(int key_dim, int value_dim) {
 void attend_rows(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                  std::byte* scratch) {
   const RowWork work(scratch, chunk.k.width, chunk.v.width);
-  SideReader keys(chunk.k, chunk.first_pos, work.lifting);
-  SideReader values(chunk.v, chunk.first_pos, work.lifting);
+  SideReader keys(chunk.k, chunk.first_pos, false, work.lifting);
+  SideReader values(chunk.v, chunk.first_pos, false, work.lifting);
   int32_t n = 0;
   for (int32_t base = first; base < end; base += n) {
     n = tile_rows(chunk, base, end);

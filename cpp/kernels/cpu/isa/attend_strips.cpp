@@ -2,6 +2,8 @@
 // (coded_pages.h). Rows go through the softmax in runs of kRunTokens, which begin at fixed
 // positions; within a run each side may have coded pages first and plain rows after them. What lies
 // before the first and after the last coded row is left to attend_rows().
+#include <math.h>
+
 #include "kernels/cpu/isa/coded_pages.h"
 #include "kernels/cpu/isa/side_reader.h"
 
@@ -37,8 +39,8 @@ class StripReader {
       : chunk_(chunk),
         state_(state),
         work_(*work),
-        key_rows_(chunk.k, chunk.first_pos, work->lifting),
-        value_rows_(chunk.v, chunk.first_pos, work->lifting) {
+        key_rows_(chunk.k, chunk.first_pos, false, work->lifting),
+        value_rows_(chunk.v, chunk.first_pos, false, work->lifting) {
     state_.coded = work_.values.sums;
     state_.coded_stride = work_.values.stride;
   }
@@ -112,7 +114,7 @@ class StripReader {
     }
   }
 
-  // Scores become weights, up to the end of the run's last page.
+  // Scores become weights, at least up to the end of the run's last page.
   void weigh(const Run& run) {
     const auto n = static_cast<int32_t>(round_up(run.n, kTile));
     for (int64_t v = 0; v < state_.n_vectors; ++v) {
@@ -121,17 +123,36 @@ class StripReader {
         for (int32_t i = 0; i < n; i += kLanes) store(scores + i, zero());
         continue;
       }
-      const F32 unit = update_unit(state_, v, scores, run.n);
-      F32 total = load(state_.weight + v * kLanes);
-      int32_t i = 0;
-      for (; i < run.n; i += kLanes) {
-        const F32 p = exp2(load(scores + i) - unit);
-        store(scores + i, p);
-        total = total + p;
+      for (int64_t i = round_up(run.n, kLanes); i < kRunTokens; i += kLanes) {
+        store(scores + i, set(-INFINITY));
       }
-      for (; i < n; i += kLanes) store(scores + i, zero());
-      store(state_.weight + v * kLanes, total);
+      weigh_whole(v, scores);
     }
+  }
+
+  // Scores of one vector to weights, in chains that do not wait for one another.
+  void weigh_whole(int64_t v, float* scores) {
+    F32 top[4] = {load(scores), load(scores + kLanes), load(scores + 2 * kLanes),
+                  load(scores + 3 * kLanes)};
+    for (int32_t i = 4 * kLanes; i < kRunTokens; i += 4 * kLanes) {
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) top[c] = max(top[c], load(scores + i + c * kLanes));
+    }
+    const F32 most = max(max(top[0], top[1]), max(top[2], top[3]));
+    if (any(less(set(state_.unit[v] + kUnitSlack), most))) raise_unit(state_, v, most);
+    const F32 unit = set(state_.unit[v]);
+    F32 total[4] = {zero(), zero(), zero(), zero()};
+    for (int32_t i = 0; i < kRunTokens; i += 4 * kLanes) {
+#pragma GCC unroll 4
+      for (int c = 0; c < 4; ++c) {
+        float* at = scores + i + c * kLanes;
+        const F32 p = exp2(load(at) - unit);
+        store(at, p);
+        total[c] = total[c] + p;
+      }
+    }
+    float* weight = state_.weight + v * kLanes;
+    store(weight, load(weight) + ((total[0] + total[1]) + (total[2] + total[3])));
   }
 
   void add(const Run& run, const Run& next) {
@@ -199,6 +220,7 @@ void attend_strips(const AttendChunk& chunk, const AttendState& state, int32_t f
                    std::byte* scratch) {
   Carver carver(scratch);
   StripWork* work = carve_work(carver, chunk, state);
+  keep_sums(chunk, state, &work->values);
   // Where one side alone is coded the other's rows are an empty range at 0.
   const CodedRows k = coded_rows(chunk.k);
   const CodedRows v = coded_rows(chunk.v);

@@ -318,8 +318,8 @@ static void round_queries(const AttendState& state, const TileWork& work) {
 template <class Tile>
 static void attend_all(const AttendChunk& chunk, const AttendState& state, const TileWork& work,
                        int32_t first, int32_t end) {
-  SideReader keys(chunk.k, chunk.first_pos, work.lifting);
-  SideReader values(chunk.v, chunk.first_pos, work.lifting);
+  SideReader keys(chunk.k, chunk.first_pos, Tile::kRounded, work.lifting);
+  SideReader values(chunk.v, chunk.first_pos, Tile::kRounded, work.lifting);
   TileTask task = {chunk, state, work, state.queries, state.key_stride, 0, 0};
 #if defined(KVE_BF16_DOT)
   if constexpr (Tile::kRounded) {

@@ -102,8 +102,17 @@ Projection plan_projection(const BasisView& basis, const float* queries, int64_t
 // Rotates n pairs (x, y) back: to (x cos + y sin, y cos - x sin).
 static void turn_back(const float* x, const float* y, const float* cosines, const float* sines,
                       int64_t n, float* to_x, float* to_y) {
-  for (int64_t i = 0; i < n; i += kLanes) {
-    const int64_t some = least(n - i, kLanes);
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const F32 cosine = load(cosines + i);
+    const F32 sine = load(sines + i);
+    const F32 a = load(x + i);
+    const F32 b = load(y + i);
+    store(to_x + i, fma(b, sine, a * cosine));
+    store(to_y + i, fma(zero() - a, sine, b * cosine));
+  }
+  if (i < n) {
+    const int64_t some = n - i;
     const F32 cosine = load_n(cosines + i, some);
     const F32 sine = load_n(sines + i, some);
     const F32 a = load_n(x + i, some);
@@ -139,9 +148,9 @@ static void put_row(const Projection& plan, const float* query, float* to) {
 #if defined(KVE_BF16_DOT)
   if (plan.rounded) {
     auto* halves = reinterpret_cast<uint16_t*>(to);
-    for (int64_t d = 0; d < dim; d += kLanes) {
-      store_bf16(halves + d, load_n(query + d, least(dim - d, kLanes)));
-    }
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) store_bf16(halves + d, load(query + d));
+    if (d < dim) store_bf16(halves + d, load_n(query + d, dim - d));
     return;
   }
 #endif

@@ -56,6 +56,10 @@ struct CodedValues {
   int64_t stride;    // of sums
   float* sums;       // [n_vectors][stride], of coefficients
   float* page_sums;  // the same, of one page
+  // Where the sums are left in their basis, [n_vectors] rows kept_stride apart; null: they are
+  // lifted and added to the state's.
+  float* kept;
+  int64_t kept_stride;
   std::byte* strip_memory;
 };
 size_t coded_values_bytes(int value_dim);
@@ -71,6 +75,8 @@ static inline void resume_coded(const AttendChunk& chunk, CodedKeys* keys, Coded
   keys->side = &chunk.k;
   values->side = &chunk.v;
 }
+// Makes room for sums that are kept.
+void keep_sums(const AttendChunk& chunk, const AttendState& state, CodedValues* values);
 
 // The factors of a page.
 static inline const uint16_t* factors_of(const SideArgs& side, int32_t page) {

@@ -36,6 +36,17 @@ CodedValues start_coded_values(const AttendChunk& chunk, std::byte* memory) {
   return values;
 }
 
+void keep_sums(const AttendChunk& chunk, const AttendState& state, CodedValues* values) {
+  values->kept = nullptr;
+  if (chunk.kept_floats == 0) return;
+  values->kept = chunk.partial + state.value_stride;
+  values->kept_stride = state.value_stride + chunk.kept_floats;
+  for (int64_t v = 0; v < values->n_vectors; ++v) {
+    memset(values->kept + v * values->kept_stride, 0,
+           sizeof(float) * static_cast<size_t>(chunk.kept_floats));
+  }
+}
+
 void finish_coded(CodedValues* values, const AttendState& state) {
   if (!values->open) return;
   const SideArgs& side = *values->side;
@@ -44,7 +55,12 @@ void finish_coded(CodedValues* values, const AttendState& state) {
     close_sums(side.strips[values->basis], sums);
     if (side.bases == nullptr) add(state.sums + v * state.value_stride, sums, side.n_channels);
   }
-  if (side.bases != nullptr) {
+  if (values->kept != nullptr) {
+    for (int64_t v = 0; v < values->n_vectors; ++v) {
+      memcpy(values->kept + v * values->kept_stride, values->sums + v * values->stride,
+             sizeof(float) * static_cast<size_t>(side.n_channels));
+    }
+  } else if (side.bases != nullptr) {
     lift_values({side.bases + values->basis, values->sums, values->stride,
                  static_cast<int32_t>(values->n_vectors), state.sums, state.value_stride});
   }

@@ -10,12 +10,16 @@ namespace {
 
 struct BasisWork {
   float* coefficients;  // [kAttendTile][width]
-  float* matrix;        // [width][padded]: lift or its transpose, in f32
+  uint16_t* rounded;    // the same in bf16, rows row_stride apart
+  int64_t row_stride;
+  float* matrix;  // [width][padded]: lift or its transpose, in f32 or pairs of bf16
   size_t size;
 
   BasisWork(std::byte* data, int width) {
     Carver carver(data);
+    row_stride = round_up(width, 2 * kLanes);
     coefficients = carver.take<float>(kAttendTile * round_up(width, kGemmCols));
+    rounded = carver.take<uint16_t>(kAttendTile * row_stride);
     matrix = carver.take<float>(round_up(width, kGemmCols) * round_up(width, kGemmCols));
     size = carver.size();
   }
@@ -23,32 +27,90 @@ struct BasisWork {
 
 }  // namespace
 
-// Rotates one row by the angles of its pairs; direction -1 turns it back.
-static void turn_row(const BasisView& basis, const float* angles, float direction, float* row) {
-  const int32_t n = basis.n_pairs;
-  const int32_t step = basis.interleaved ? 2 : 1;
-  const int32_t other = basis.interleaved ? 1 : n;
+// Rotates pairs (x, y), kStep values between their x, by angles; direction -1 turns them back. A
+// loop that compilers vectorise.
+template <int kStep>
+static void turn_pairs(const float* __restrict angles, int32_t n, float direction,
+                       float* __restrict x, float* __restrict y) {
   for (int32_t i = 0; i < n; ++i) {
     const float cos = angles[i];
     const float sin = direction * angles[n + i];
-    const float a = row[step * i];
-    const float b = row[step * i + other];
-    row[step * i] = a * cos - b * sin;
-    row[step * i + other] = a * sin + b * cos;
+    const float a = x[kStep * i];
+    const float b = y[kStep * i];
+    x[kStep * i] = a * cos - b * sin;
+    y[kStep * i] = a * sin + b * cos;
+  }
+}
+static void turn_row(const BasisView& basis, const float* angles, float direction, float* row) {
+  const int32_t n = basis.n_pairs;
+  if (basis.interleaved) {
+    turn_pairs<2>(angles, n, direction, row, row + 1);
+  } else {
+    turn_pairs<1>(angles, n, direction, row, row + n);
   }
 }
 
 size_t lift_scratch(int width) { return BasisWork(nullptr, width).size; }
 
+static F32 lift_values_at(const BasisView& basis, int64_t row, int64_t column) {
+  const int64_t n = basis.block_width - column;
+  if (row >= basis.block || n <= 0) return zero();
+  const uint16_t* from = basis.lift + row * basis.block_width + column;
+  return n >= kLanes ? load_f16(from) : load_f16_n(from, n);
+}
+
+// Elements of the transposed lift, [block_width / kPerElement][padded]; element_at(j, e) gives
+// those from number e on of row j of the lift.
+template <int kPerElement, class ElementAt>
+static void transpose_lift(const BasisView& basis, int64_t padded, float* matrix,
+                           ElementAt element_at) {
+  const int64_t elements = (basis.block_width + kPerElement - 1) / kPerElement;
+  for (int64_t e = 0; e < elements; e += kLanes) {
+    for (int64_t j = 0; j < basis.block; j += kLanes) {
+      F32 square[kLanes];
+      for (int i = 0; i < kLanes; ++i) square[i] = element_at(j + i, e);
+      transpose(square);
+      const int64_t rows = least(kLanes, elements - e);
+      for (int64_t i = 0; i < rows; ++i) store(matrix + (e + i) * padded + j, square[i]);
+    }
+  }
+}
+
+#if defined(KVE_BF16_DOT)
+// The product in bf16, where pairs of coefficients do not reach over the end of a block.
+static bool lift_rounded(const BasisView& basis, int64_t n, const BasisWork& work,
+                         int64_t n_channels, float* dst, int64_t dst_stride) {
+  const int64_t n_blocks = basis.dim / basis.block;
+  if (n_blocks > 1 && basis.block_width % 2 != 0) return false;
+  for (int64_t r = 0; r < n; ++r) {
+    uint16_t* to = work.rounded + r * work.row_stride;
+    const float* from = work.coefficients + r * n_channels;
+    int64_t c = 0;
+    for (; c + kLanes <= n_channels; c += kLanes) store_bf16(to + c, load(from + c));
+    if (c < n_channels) store_bf16(to + c, load_n(from + c, n_channels - c));
+  }
+  const int64_t padded = round_up(basis.block, kGemmCols);
+  transpose_lift<2>(basis, padded, work.matrix, [&](int64_t row, int64_t pair) {
+    uint16_t halves[2 * kLanes];
+    store_bf16(halves, lift_values_at(basis, row, 2 * pair));
+    store_bf16(halves + kLanes, lift_values_at(basis, row, 2 * pair + kLanes));
+    return load(reinterpret_cast<const float*>(halves));
+  });
+  const auto* elements = reinterpret_cast<const float*>(work.rounded);
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    gemm_bf16(n, basis.block, (basis.block_width + 1) / 2, elements + b * basis.block_width / 2,
+              work.row_stride / 2, work.matrix, padded, dst + b * basis.block, dst_stride, false);
+  }
+  return true;
+}
+#endif
+
 static void lift(const BasisView& basis, int64_t n, const BasisWork& work, int64_t n_channels,
                  float* dst, int64_t dst_stride) {
   const int64_t padded = round_up(basis.block, kGemmCols);
-  for (int64_t c = 0; c < basis.block_width; ++c) {
-    for (int64_t j = 0; j < basis.block; ++j) {
-      work.matrix[c * padded + j] = one_half(basis.lift + j * basis.block_width + c);
-    }
-    for (int64_t j = basis.block; j < padded; ++j) work.matrix[c * padded + j] = 0;
-  }
+  transpose_lift<1>(basis, padded, work.matrix, [&](int64_t row, int64_t column) {
+    return lift_values_at(basis, row, column);
+  });
   const int64_t n_blocks = basis.dim / basis.block;
   for (int64_t b = 0; b < n_blocks; ++b) {
     gemm(n, basis.block, basis.block_width, work.coefficients + b * basis.block_width, n_channels,
@@ -57,7 +119,7 @@ static void lift(const BasisView& basis, int64_t n, const BasisWork& work, int64
 }
 
 void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int32_t n,
-                  int32_t position, float* dst, std::byte* scratch) {
+                  int32_t position, bool rounded, float* dst, std::byte* scratch) {
   PageFormat format = side.format;
   if (side.bases == nullptr) {
     KVE_ISA::decode_rows(format, page.data, first, n, side.first_channel, side.n_channels, dst,
@@ -69,7 +131,12 @@ void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int
   const BasisWork work(scratch, side.width);
   KVE_ISA::decode_rows(format, page.data, first, n, side.first_channel, side.n_channels,
                        work.coefficients, side.n_channels);
-  lift(basis, n, work, side.n_channels, dst, side.width);
+  bool done = false;
+#if defined(KVE_BF16_DOT)
+  done = rounded && lift_rounded(basis, n, work, side.n_channels, dst, side.width);
+#endif
+  (void)rounded;
+  if (!done) lift(basis, n, work, side.n_channels, dst, side.width);
   if (basis.anchor == 0) return;
   for (int32_t r = 0; r < n; ++r) {
     const int32_t anchor = basis.anchor == 1 ? position + first + r : position;
@@ -91,9 +158,8 @@ void project(const BasisView& basis, int64_t n, int width, float* rows, int64_t 
   }
   const int64_t padded = round_up(basis.block_width, kGemmCols);
   for (int64_t j = 0; j < basis.block; ++j) {
-    for (int64_t c = 0; c < padded; ++c) {
-      work.matrix[j * padded + c] =
-          c < basis.block_width ? one_half(basis.lift + j * basis.block_width + c) : 0.0f;
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      store(work.matrix + j * padded + c, lift_values_at(basis, j, c));
     }
   }
   const int64_t n_blocks = width / basis.block;

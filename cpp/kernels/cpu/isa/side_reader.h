@@ -11,9 +11,9 @@ namespace {
 
 class SideReader {
  public:
-  // `lifting`: scratch memory of lift_scratch() bytes.
-  SideReader(const SideArgs& side, int32_t first_pos, std::byte* lifting)
-      : side_(side), first_pos_(first_pos), lifting_(lifting) {}
+  // `lifting`: scratch memory of lift_scratch() bytes; `rounded` as in rebuild_rows().
+  SideReader(const SideArgs& side, int32_t first_pos, bool rounded, std::byte* lifting)
+      : side_(side), first_pos_(first_pos), rounded_(rounded), lifting_(lifting) {}
 
   // Up to n rows from `first` on, which does not decrease from call to call. Coded rows are decoded
   // to `scratch`, `coded_rows` of them at most.
@@ -26,7 +26,7 @@ class SideReader {
     }
     const auto count = static_cast<int32_t>(least(rows, coded_rows));
     rebuild_rows(side_, side_.pages[place.part], place.row, count, first_pos_ + place.start,
-                 scratch, lifting_);
+                 rounded_, scratch, lifting_);
     return {CodecId::f32, reinterpret_cast<const std::byte*>(scratch), count, side_.width};
   }
   // Where row `first` (not before the last one read) lies, or null when it is coded.
@@ -75,6 +75,7 @@ class SideReader {
 
   const SideArgs& side_;
   int32_t first_pos_;
+  bool rounded_;
   std::byte* lifting_;
   int32_t part_ = -1;
   int32_t start_ = 0;
