@@ -245,10 +245,12 @@ TEST_P(FusedAttention, TheRestIsRebuilt) {
 TEST_P(FusedAttention, NeitherThreadsNorOtherQueriesMatter) {
   for (const char* spec : {"q8_0", "int3:per=channel,group=32,tail=20",
                            "k=klt:fit=128+k=int2:per=channel,group=64,sinks=4+v=hadamard+v=lm2"}) {
-    for (const int window : {0, 400}) {
+    // The newest queries of some stand on both sides of a border of parts.
+    for (const int kind : {0, 1, 2, 3}) {
+      const int window = kind == 0 ? 400 : 0;
       FusedCase c;
       c.spec = spec;
-      c.n_tokens = 1500;
+      c.n_tokens = kind == 1 ? 1500 : (kind == 2 ? 1540 : 1544);
       c.n_queries = 8;
       c.window = window;
       c.shape.n_heads = 6;

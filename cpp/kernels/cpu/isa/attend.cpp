@@ -128,7 +128,7 @@ static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
     peak = value > peak ? value : peak;
   }
   float total = 0;
-  float kept[kMaxKeptFloats];
+  float kept[kMaxKeptFloats + kLanes];
   for (int64_t first = 0; first < merge.n_parts; first += kGroup) {
     const int64_t n = least(merge.n_parts - first, kGroup);
     float factors[kGroup];
@@ -147,6 +147,7 @@ static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
     merge_sums(merge, from + value_stride, n, factors, first == 0, merge.kept_floats, kept);
   }
   if (merge.kept_floats > 0) {
+    store(kept + merge.kept_floats, zero());  // the lift of the last block may read past them
     lift_values({merge.basis, kept, kMaxKeptFloats, 1, out, merge.out_stride});
   }
   scale(out, total == 0 ? 0.0f : 1.0f / total, merge.value_dim);

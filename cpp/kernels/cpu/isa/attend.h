@@ -133,7 +133,7 @@ size_t attend_rows_scratch(int key_dim, int value_dim);
 void attend_rows(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                  std::byte* scratch);
 size_t attend_strips_scratch(int key_dim, int value_dim);
-void attend_strips(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+void attend_strips(const AttendChunk& chunk, AttendState state, int32_t first, int32_t end,
                    std::byte* scratch);
 size_t attend_tiles_scratch(int key_dim, int value_dim);
 void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,

@@ -40,10 +40,7 @@ class StripReader {
         state_(state),
         work_(*work),
         key_rows_(chunk.k, chunk.first_pos, false, work->lifting),
-        value_rows_(chunk.v, chunk.first_pos, false, work->lifting) {
-    state_.coded = work_.values.sums;
-    state_.coded_stride = work_.values.stride;
-  }
+        value_rows_(chunk.v, chunk.first_pos, false, work->lifting) {}
 
   void attend(int32_t first, int32_t end) {
     Run run = run_at(first, end);
@@ -54,7 +51,6 @@ class StripReader {
       add(run, next);
       run = next;
     }
-    finish_coded(&work_.values, state_);
   }
 
  private:
@@ -171,7 +167,7 @@ class StripReader {
   }
 
   const AttendChunk& chunk_;
-  AttendState state_;
+  const AttendState& state_;
   StripWork& work_;
   SideReader key_rows_;
   SideReader value_rows_;
@@ -216,10 +212,12 @@ size_t attend_strips_scratch(int key_dim, int value_dim) {
   return carver.size();
 }
 
-void attend_strips(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+void attend_strips(const AttendChunk& chunk, AttendState state, int32_t first, int32_t end,
                    std::byte* scratch) {
   Carver carver(scratch);
   StripWork* work = carve_work(carver, chunk, state);
+  state.coded = work->values.sums;
+  state.coded_stride = work->values.stride;
   keep_sums(chunk, state, &work->values);
   // Where one side alone is coded the other's rows are an empty range at 0.
   const CodedRows k = coded_rows(chunk.k);
@@ -231,6 +229,8 @@ void attend_strips(const AttendChunk& chunk, const AttendState& state, int32_t f
   if (first < begin) attend_rows(chunk, state, first, begin, work->rows);
   if (begin < stop) StripReader(chunk, state, work).attend(begin, stop);
   if (stop < end) attend_rows(chunk, state, stop, end, work->rows);
+  // Last of all, as where parts are merged.
+  finish_coded(&work->values, state);
 }
 
 }  // namespace kve::KVE_ISA
