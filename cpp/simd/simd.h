@@ -48,6 +48,15 @@
 #include "simd/scalar.h"
 #endif
 
+// Before a loop over registers: it has to be unrolled for them to be registers. Not where lanes are
+// loops themselves, which would be a megabyte of code and minutes of compiling.
+#if defined(KVE_ISA_SCALAR)
+#define KVE_UNROLL(n)
+#else
+#define KVE_PRAGMA(text) _Pragma(#text)
+#define KVE_UNROLL(n) KVE_PRAGMA(GCC unroll n)
+#endif
+
 namespace kve::KVE_ISA {
 
 // Asks for a line that will be read once and should not push others out of the caches.

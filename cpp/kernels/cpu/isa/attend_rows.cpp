@@ -46,10 +46,10 @@ template <int kVectors>
 __attribute__((always_inline)) static inline void dot_step(F32 (&acc)[4][kVectors],
                                                            const F32 (&x)[4], const float* q,
                                                            int64_t q_stride) {
-#pragma GCC unroll 4
+  KVE_UNROLL(4)
   for (int v = 0; v < kVectors; ++v) {
     const F32 query = load(q + v * q_stride);
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int r = 0; r < 4; ++r) acc[r][v] = fma(x[r], query, acc[r][v]);
   }
 }
@@ -74,9 +74,9 @@ __attribute__((noinline)) static void score_rows(const std::byte* data, int64_t 
       const auto* row3 = rows + least(r0 + 3, n - 1) * stride;
       prefetch_ahead(ahead, r0 * stride * kValueBytes, 4 * stride * kValueBytes);
       F32 acc[4][kVectors];
-#pragma GCC unroll 4
+      KVE_UNROLL(4)
       for (int r = 0; r < 4; ++r) {
-#pragma GCC unroll 4
+        KVE_UNROLL(4)
         for (int v = 0; v < kVectors; ++v) acc[r][v] = zero();
       }
       int64_t d = 0;
@@ -92,12 +92,12 @@ __attribute__((noinline)) static void score_rows(const std::byte* data, int64_t 
             load_values_n<kType>(row2 + d, rest), load_values_n<kType>(row3 + d, rest)};
         dot_step<kVectors>(acc, x, q + d, q_stride);
       }
-#pragma GCC unroll 4
+      KVE_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) {
         sums[v][b] = block_sums(acc[0][v], acc[1][v], acc[2][v], acc[3][v]);
       }
     }
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int v = 0; v < kVectors; ++v) {
       store(scores + v * score_stride + first, join_sums(sums[v]));
     }
@@ -112,9 +112,9 @@ __attribute__((noinline)) static void add_columns(const Value* rows, int64_t n, 
                                                   int64_t weight_stride, float* sums,
                                                   int64_t sums_stride, const Ahead& ahead) {
   F32 acc[kVectors][kColumns];
-#pragma GCC unroll 4
+  KVE_UNROLL(4)
   for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int c = 0; c < kColumns; ++c) acc[v][c] = load(sums + v * sums_stride + c * kLanes);
   }
   constexpr int64_t kStep = 4;  // rows between prefetches
@@ -124,22 +124,22 @@ __attribute__((noinline)) static void add_columns(const Value* rows, int64_t n, 
     const int64_t end = least(first + kStep, n);
     for (int64_t r = first; r < end; ++r) {
       F32 x[kColumns];
-#pragma GCC unroll 4
+      KVE_UNROLL(4)
       for (int c = 0; c < kColumns; ++c) {
         const Value* from = rows + r * stride + c * kLanes;
         x[c] = kWhole ? load_values<kType>(from) : load_values_n<kType>(from, rest);
       }
-#pragma GCC unroll 4
+      KVE_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) {
         const F32 weight = set(weights[v * weight_stride + r]);
-#pragma GCC unroll 4
+        KVE_UNROLL(4)
         for (int c = 0; c < kColumns; ++c) acc[v][c] = fma(x[c], weight, acc[v][c]);
       }
     }
   }
-#pragma GCC unroll 4
+  KVE_UNROLL(4)
   for (int v = 0; v < kVectors; ++v) {
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int c = 0; c < kColumns; ++c) store(sums + v * sums_stride + c * kLanes, acc[v][c]);
   }
 }

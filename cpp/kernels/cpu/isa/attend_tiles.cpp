@@ -167,10 +167,10 @@ static void load_key_tile(const TileWork& work, SideReader& reader, int width, i
   for (int32_t r = 0; r < n; r += kLanes) {
     for (int64_t d = 0; d < elements; d += kLanes) {
       F32 square[kLanes];
-#pragma GCC unroll 16
+      KVE_UNROLL(16)
       for (int i = 0; i < kLanes; ++i) square[i] = load(work.rows + (r + i) * stride + d);
       transpose(square);
-#pragma GCC unroll 16
+      KVE_UNROLL(16)
       for (int i = 0; i < kLanes; ++i) store(work.keys + (d + i) * kTile + r, square[i]);
     }
   }
@@ -205,7 +205,7 @@ static bool weigh_whole(const AttendState& state, int64_t vector, float* scores)
   if (state.unit[vector] == -INFINITY) return false;
   const F32 unit = set(state.unit[vector]);
   F32 p[kVectors];
-#pragma GCC unroll 4
+  KVE_UNROLL(4)
   for (int i = 0; i < kVectors; ++i) p[i] = exp2_rough(load(scores + i * kLanes) - unit);
   const F32 total = (p[0] + p[1]) + (p[2] + p[3]);
   if (any(less(set(kMostWeight), total))) return false;

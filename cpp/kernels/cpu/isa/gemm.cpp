@@ -21,25 +21,25 @@ __attribute__((noinline)) static void tile(int64_t n, int64_t k, const float* a,
                                            const float* b, int64_t ldb, float* c, int64_t ldc,
                                            bool accumulate) {
   F32 acc[kTokens][kVectors];
-#pragma GCC unroll 8
+  KVE_UNROLL(8)
   for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int v = 0; v < kVectors; ++v) acc[t][v] = zero();
   }
   for (int64_t i = 0; i < k; ++i) {
     F32 row[kVectors];
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int v = 0; v < kVectors; ++v) row[v] = load(b + i * ldb + v * kLanes);
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int t = 0; t < kTokens; ++t) {
       const F32 x = set(a[t * lda + i]);
-#pragma GCC unroll 4
+      KVE_UNROLL(4)
       for (int v = 0; v < kVectors; ++v) acc[t][v] = multiply_add<kElement>(x, row[v], acc[t][v]);
     }
   }
-#pragma GCC unroll 8
+  KVE_UNROLL(8)
   for (int t = 0; t < kTokens; ++t) {
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int v = 0; v < kVectors; ++v) {
       float* out = c + t * ldc + v * kLanes;
       const int64_t width = least(n - v * kLanes, kLanes);

@@ -75,7 +75,7 @@ struct NibbleCodes {
   static constexpr int kZero = kZeroPoint;
   [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int /*g*/,
                                                   I32 (&w)[8]) {
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int j = 0; j < 4; ++j) {
       const I32 both = line(step, j, v);
       w[j] = low_nibbles(both);
@@ -96,7 +96,7 @@ struct FiveBitCodes {
     NibbleCodes<0>::words(step, v, g, w);
     const I32 bits = line(step, 4, v);
     const I32 mask = set_bytes(16);
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int j = 0; j < 8; ++j) {
       const I32 moved = j < 4 ? shift_left(bits, 4 - j) : shift_right(bits, j - 4);
       w[j] = w[j] | (moved & mask);
@@ -123,7 +123,7 @@ struct TableCodes {
                                                   I32 (&w)[8]) {
     static constexpr Table kTable = table();
     NibbleCodes<0>::words(step, v, g, w);
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int j = 0; j < 8; ++j) w[j] = lookup_bytes(kTable.values, w[j]);
   }
 };
@@ -135,7 +135,7 @@ struct ByteCodes {
   static constexpr int kZero = 0;
   [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int /*g*/,
                                                   I32 (&w)[8]) {
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int j = 0; j < 8; ++j) w[j] = line(step, j, v);
   }
 };
@@ -149,7 +149,7 @@ struct PairCodes {
   static constexpr int kZero = 0;
   [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int g,
                                                   I32 (&w)[8]) {
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int j = 0; j < 8; ++j) {
       const I32 both = line(step, j, v);
       w[j] = g == 0 ? low_nibbles(both) : high_nibbles(both);
@@ -167,7 +167,7 @@ struct PairFiveBitCodes {
                                                   I32 (&w)[8]) {
     PairCodes::words(step + g / 2 * 8 * kLineBytes, v, g % 2, w);
     const I32 mask = set_bytes(16);
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int j = 0; j < 8; ++j) {
       const I32 bits = line(step, 32 + j, v);
       w[j] = w[j] | ((g < 4 ? shift_left(bits, 4 - g) : shift_right(bits, g - 4)) & mask);
@@ -184,7 +184,7 @@ struct SixBitCodes {
   [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int g,
                                                   I32 (&w)[8]) {
     const I32 mask = set_bytes(0x30);
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int j = 0; j < 8; ++j) {
       const I32 both = line(step, g % 2 * 8 + j, v);
       const I32 bits = line(step, 16 + j, v);

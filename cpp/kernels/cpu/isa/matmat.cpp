@@ -38,7 +38,7 @@ size_t pack_bytes(int64_t cols) { return Pack(nullptr, cols).size; }
 // Group g of input p.
 static inline void pack_group(const Pack& out, int p, int64_t g, const int8_t* codes, float scale) {
   int32_t* words = out.codes + 8 * g * kMatTokens + p;
-#pragma GCC unroll 8
+  KVE_UNROLL(8)
   for (int64_t i = 0; i < 8; ++i) memcpy(words + i * kMatTokens, codes + 4 * i, 4);
   int32_t total[2];
   code_sums(codes, total);
@@ -101,9 +101,9 @@ __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x
                                                const float* bias, float* y, int64_t y_stride) {
   constexpr int kTokens = kMatTokens / kPlanes;
   F32 total[kMatVectors][kTokens];
-#pragma GCC unroll 2
+  KVE_UNROLL(2)
   for (int v = 0; v < kMatVectors; ++v) {
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int t = 0; t < kTokens; ++t) total[v][t] = zero();
   }
   const int8_t* w = slice.codes;
@@ -112,31 +112,31 @@ __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x
   const float* input_sums = kParts == 2 ? x.sums16 : x.sums32;
   for (int64_t g = 0; g < cols / 32 * kParts; ++g) {
     I32 dot[kMatVectors][kMatTokens];
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int t = 0; t < kMatTokens; ++t) {
       const I32 s = set_i32(start[g * kMatTokens + t]);
-#pragma GCC unroll 2
+      KVE_UNROLL(2)
       for (int v = 0; v < kMatVectors; ++v) dot[v][t] = s;
     }
-#pragma GCC unroll 1
+    KVE_UNROLL(1)
     for (int word = 0; word < 8 / kParts; ++word) {
       I32 rows[kMatVectors];
-#pragma GCC unroll 2
+      KVE_UNROLL(2)
       for (int v = 0; v < kMatVectors; ++v) rows[v] = load_i32(w + v * kLanes * 4);
       w += kSliceRows * 4;
-#pragma GCC unroll 8
+      KVE_UNROLL(8)
       for (int t = 0; t < kMatTokens; ++t) {
         const I32 value = set_i32(codes[t]);
-#pragma GCC unroll 2
+        KVE_UNROLL(2)
         for (int v = 0; v < kMatVectors; ++v) dot[v][t] = dot4(dot[v][t], rows[v], value);
       }
       codes += kMatTokens;
     }
     const float* input_scales = x.scales + g / kParts * kMatTokens;
-#pragma GCC unroll 2
+    KVE_UNROLL(2)
     for (int v = 0; v < kMatVectors; ++v) {
       const F32 scale = load(slice.scales + g * kSliceRows + v * kLanes);
-#pragma GCC unroll 8
+      KVE_UNROLL(8)
       for (int t = 0; t < kTokens; ++t) {
         const int last = t * kPlanes + kPlanes - 1;  // of the token's planes
         const I32 sum = kPlanes == 2 ? join_planes(dot[v][last - 1], dot[v][last]) : dot[v][last];
@@ -144,17 +144,17 @@ __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x
       }
       if (kMin) {
         const F32 min = load(slice.minima + g * kSliceRows + v * kLanes);
-#pragma GCC unroll 8
+        KVE_UNROLL(8)
         for (int t = 0; t < kTokens; ++t) {
           total[v][t] = fma(min, set(input_sums[g * kMatTokens + t * kPlanes]), total[v][t]);
         }
       }
     }
   }
-#pragma GCC unroll 2
+  KVE_UNROLL(2)
   for (int v = 0; v < kMatVectors; ++v) {
     const F32 last = bias == nullptr ? zero() : load(bias + v * kLanes);
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int t = 0; t < kTokens; ++t) store(y + t * y_stride + v * kLanes, total[v][t] + last);
   }
 }

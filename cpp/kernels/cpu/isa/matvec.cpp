@@ -34,7 +34,7 @@ static float dot_groups(const CodeGroup* groups, int64_t n_groups, const VectorI
   GroupAcc acc[2] = {group_zero(), group_zero()};
   float minima[4] = {};
   for (int64_t first = 0; first < n_groups; first += 2) {
-#pragma GCC unroll 2
+    KVE_UNROLL(2)
     for (int64_t i = 0; i < 2; ++i) {
       const int64_t g = first + i;
       if (g == n_groups) break;

@@ -75,7 +75,7 @@ struct Ahead {
   template <int kLines>
   inline void advance() {
     if (!wanted) return;
-#pragma GCC unroll 64
+    KVE_UNROLL(64)
     for (int i = 0; i < kLines; ++i) prefetch_once(next + 64 * i);
     next += 64 * kLines;
   }
@@ -122,26 +122,26 @@ __attribute__((noinline)) static void multiply_tile(const TileView& tile, int v,
   constexpr int kParts = Scales::kParts;
   constexpr int kWords = 8 / kParts;
   F32 acc[kInputs];
-#pragma GCC unroll 8
+  KVE_UNROLL(8)
   for (int i = 0; i < kInputs; ++i) acc[i] = zero();
   const std::byte* step = tile.codes;
   for (int64_t first = 0; first < cols / 32; first += Codes::kGroups) {
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int g = 0; g < Codes::kGroups; ++g) {
       // A few lines at a time: the processor does not remember many.
       ahead.advance<group_lines<Type>()>();
       const int64_t group = first + g;
       I32 w[8];
       Codes::words(step, v, g, w);
-#pragma GCC unroll 2
+      KVE_UNROLL(2)
       for (int part = 0; part < kParts; ++part) {
         const int64_t p = group * kParts + part;
         const F32 scale = Scales::scale(tile, p, v);
-#pragma GCC unroll 8
+        KVE_UNROLL(8)
         for (int i = 0; i < kInputs; ++i) {
           const int8_t* codes = x[i].codes + 32 * group + 16 * part;
           I32 dot = set_i32(x[i].template start<Codes, kParts>(p));
-#pragma GCC unroll 8
+          KVE_UNROLL(8)
           for (int j = 0; j < kWords; ++j) {
             const I32 values = broadcast_i32(codes + 4 * j);
             const I32 weights = w[part * kWords + j];
@@ -152,13 +152,13 @@ __attribute__((noinline)) static void multiply_tile(const TileView& tile, int v,
       }
       if constexpr (Scales::kMin) {
         const F32 minimum = Scales::minimum(tile, group, v);
-#pragma GCC unroll 8
+        KVE_UNROLL(8)
         for (int i = 0; i < kInputs; ++i) acc[i] = fma(minimum, set(x[i].sums[group]), acc[i]);
       }
     }
     step += Codes::kLines * kLineBytes;
   }
-#pragma GCC unroll 8
+  KVE_UNROLL(8)
   for (int i = 0; i < kInputs; ++i) store(sums[i] + v * kLanes, acc[i]);
 }
 

@@ -23,7 +23,7 @@ static inline __m128 sums_of(__m512 a, __m512 b, __m512 c, __m512 d) {
 template <int kBytes>
 static inline void prefetch_ahead(const std::byte* data) {
   constexpr int kPrefetch = 8192;
-#pragma GCC unroll 16
+  KVE_UNROLL(16)
   for (int i = 0; i < kBytes; i += 64) {
     _mm_prefetch(reinterpret_cast<const char*>(data) + kPrefetch + i, _MM_HINT_T0);
   }
@@ -37,16 +37,16 @@ __attribute__((noinline)) static void multiply_rows(const std::byte* row, size_t
                                                     float* results) {
   static_assert(kRows * kInputs == 4);
   __m512 acc[4];
-#pragma GCC unroll 4
+  KVE_UNROLL(4)
   for (int i = 0; i < 4; ++i) acc[i] = _mm512_setzero_ps();
   const int64_t n_steps = cols / Step::kCols;
   for (int64_t step = 0; step < n_steps; ++step) {
     prefetch_ahead<kRows * Step::kBytes>(row + step * kRows * Step::kBytes);
-#pragma GCC unroll 4
+    KVE_UNROLL(4)
     for (int r = 0; r < kRows; ++r) {
       const std::byte* data = row + static_cast<size_t>(r) * row_bytes + step * Step::kBytes;
       const Step unpacked(WholeStep{data});
-#pragma GCC unroll 4
+      KVE_UNROLL(4)
       for (int i = 0; i < kInputs; ++i) {
         acc[i * kRows + r] = unpacked.add(acc[i * kRows + r], x[i], step);
       }
@@ -57,7 +57,7 @@ __attribute__((noinline)) static void multiply_rows(const std::byte* row, size_t
     for (int r = 0; rest > 0 && r < kRows; ++r) {
       const std::byte* data = row + static_cast<size_t>(r) * row_bytes + n_steps * Step::kBytes;
       const Step unpacked(PartialStep{data, rest / 32 * (Step::kBytes / Step::kGroups)});
-#pragma GCC unroll 4
+      KVE_UNROLL(4)
       for (int i = 0; i < kInputs; ++i) {
         acc[i * kRows + r] = unpacked.add(acc[i * kRows + r], x[i], n_steps);
       }

@@ -58,14 +58,14 @@ static void transpose_rows(const Slice& slice, int64_t first_word, int64_t n_wor
   for (int v = 0; v < kMatVectors; ++v) {
     for (int64_t w = 0; w < n_words; w += kLanes) {
       F32 block[kLanes];
-#pragma GCC unroll 16
+      KVE_UNROLL(16)
       for (int i = 0; i < kLanes; ++i) {
         const int8_t* from = slice.rows + (v * kLanes + i) * kUnpackCols + 4 * w;
         block[i] = load(reinterpret_cast<const float*>(from));
       }
       transpose(block);
       int8_t* to = slice.codes + ((first_word + w) * kSliceRows + v * kLanes) * 4;
-#pragma GCC unroll 16
+      KVE_UNROLL(16)
       for (int i = 0; i < kLanes; ++i) {
         store(reinterpret_cast<float*>(to + i * kSliceRows * 4), block[i]);
       }
@@ -103,15 +103,15 @@ static void unpack_tile_vector(const TileView& tile, int from, int64_t cols, int
       set_bytes(static_cast<int8_t>(Codes::kSmall ? (kDotBias - Codes::kZero) & 255 : 0));
   const std::byte* step = tile.codes;
   for (int64_t first = 0; first < cols / 32; first += Codes::kGroups) {
-#pragma GCC unroll 8
+    KVE_UNROLL(8)
     for (int g = 0; g < Codes::kGroups; ++g) {
       const int64_t group = first + g;
       I32 w[8];
       Codes::words(step, from, g, w);
       int8_t* codes = slice.codes + (8 * group * kSliceRows + v * kLanes) * 4;
-#pragma GCC unroll 8
+      KVE_UNROLL(8)
       for (int j = 0; j < 8; ++j) store_i32(codes + j * kSliceRows * 4, add_bytes(w[j], shift));
-#pragma GCC unroll 2
+      KVE_UNROLL(2)
       for (int part = 0; part < Scales::kParts; ++part) {
         const int64_t p = group * Scales::kParts + part;
         store(slice.scales + p * kSliceRows + v * kLanes, Scales::scale(tile, p, from));

@@ -32,7 +32,7 @@ static void unpack_blocks(const std::byte* row, int64_t first_group, int64_t n_g
   if (first_group % kGroups == 0 && n_groups % kGroups == 0) {
     for (int64_t b = 0; b < n_groups / kGroups; ++b) {
       // Unrolled, so that shifts and offsets are constants.
-#pragma GCC unroll 8
+      KVE_UNROLL(8)
       for (int group = 0; group < kGroups; ++group) unpack_native(blocks[b], group, out++);
     }
     return;
