@@ -65,10 +65,22 @@ std::vector<BasisData> fit_klt(std::span<const SideCache> sides, int first_pos,
     out.push_back(std::move(klt.basis));
     eigenvalues.push_back(std::move(klt.eigenvalues));
   }
-  const SideSetup& setup = sides[0].setup();
-  if (!setup.has_component_bits()) return out;
-  const auto bits = allocate_bits(eigenvalues, setup.spec.codec.coding.bits);
-  for (size_t head = 0; head < sides.size(); ++head) out[head].strip_bits = bits[head];
+  // Heads with the same mean of bits share them out among all of their components.
+  const auto bits_of = [&](size_t head) -> int {
+    return sides[head].setup().spec.codec.coding.bits;
+  };
+  for (size_t head = 0; head < sides.size(); ++head) {
+    if (!sides[head].setup().has_component_bits() || !out[head].strip_bits.empty()) continue;
+    std::vector<size_t> alike;
+    std::vector<std::vector<double>> values;
+    for (size_t other = head; other < sides.size(); ++other) {
+      if (bits_of(other) != bits_of(head) || !sides[other].setup().has_component_bits()) continue;
+      alike.push_back(other);
+      values.push_back(eigenvalues[other]);
+    }
+    const auto bits = allocate_bits(values, bits_of(head));
+    for (size_t i = 0; i < alike.size(); ++i) out[alike[i]].strip_bits = bits[i];
+  }
   return out;
 }
 

@@ -45,17 +45,10 @@ int64_t oldest_kept(int window, int n_tokens) { return int64_t{n_tokens} - 2 * i
 // The first position that a token at position n attends to.
 int64_t oldest_visible(int window, int n) { return std::max<int64_t>(0, int64_t{n} - window + 1); }
 
-// Heads share pages where a scale or a factor belongs to all of them.
-bool heads_share(const SideSpec& spec) {
-  return spec.codec.group == kWholeRow || spec.projector.kind == ProjectorSpec::Kind::mpo;
-}
-
-Sides make_sides(const SideSetup& setup, int n_kv_heads,
-                 const std::shared_ptr<MemoryCounter>& counter) {
+Sides make_sides(std::span<const SideSetup> setups, const std::shared_ptr<MemoryCounter>& counter) {
   Sides sides{CountedAllocator<SideCache>(counter)};
-  const int n = n_kv_heads / setup.n_heads;
-  sides.reserve(static_cast<size_t>(n));
-  for (int i = 0; i < n; ++i) sides.emplace_back(setup, counter);
+  sides.reserve(setups.size());
+  for (const SideSetup& setup : setups) sides.emplace_back(setup, counter);
   return sides;
 }
 
@@ -69,16 +62,18 @@ std::string side_name(size_t layer, int head, bool values) {
   return message("layer ", layer, ", kv head ", head, ", ", values ? "values" : "keys");
 }
 
-LayerCache::LayerCache(const SideSetup& keys_setup, const SideSetup& values_setup,
-                       const LayerShape& shape, const std::shared_ptr<MemoryCounter>& counter)
-    : keys(make_sides(keys_setup, shape.n_kv_heads, counter)),
-      values(make_sides(values_setup, shape.n_kv_heads, counter)),
+LayerCache::LayerCache(std::span<const SideSetup> keys_setups,
+                       std::span<const SideSetup> values_setups, const LayerShape& shape,
+                       const std::shared_ptr<MemoryCounter>& counter)
+    : keys(make_sides(keys_setups, counter)),
+      values(make_sides(values_setups, counter)),
       views(CountedAllocator<HeadView>(counter)),
-      queries(uses_queries(keys_setup) ? shape.n_kv_heads : 0, shape.key_dim,
+      queries(uses_queries(keys_setups[0]) ? shape.n_kv_heads : 0, shape.key_dim,
               // Those of the tokens that are there when the basis is fitted, at least.
-              int64_t{keys_setup.sinks} + keys_setup.spec.projector.fit + keys_setup.spec.tail,
+              int64_t{keys_setups[0].sinks} + keys_setups[0].spec.projector.fit +
+                  keys_setups[0].spec.tail,
               counter),
-      sinks(keys_setup.sinks) {
+      sinks(keys_setups[0].sinks) {
   views.resize(static_cast<size_t>(shape.n_kv_heads));
   refresh_views();
 }
@@ -124,30 +119,6 @@ void LayerCache::drop_before(int64_t keep_from) noexcept {
   first_pos = first_page + static_cast<int>(n_pages) * kPageTokens;
 }
 
-std::shared_ptr<const Basis> KvCache::State::shared_basis(const ProjectorSpec& projector, int dim) {
-  if (!projector.is_fixed() || projector.kind == ProjectorSpec::Kind::none) return nullptr;
-  for (const SharedBasis& known : shared) {
-    if (known.projector == projector && known.dim == dim) return known.basis;
-  }
-  std::shared_ptr<const Basis> basis = Basis::make(fixed_basis(projector, dim), counter);
-  shared.push_back({projector, dim, basis});
-  return basis;
-}
-
-SideSetup KvCache::State::setup(size_t layer, bool values) {
-  const LayerShape& shape = shapes[layer];
-  SideSetup out;
-  out.spec = spec.side(static_cast<int>(layer), static_cast<int>(shapes.size()), values);
-  out.values = values;
-  out.head_dim = values ? shape.value_dim : shape.key_dim;
-  out.n_heads = heads_share(out.spec) ? shape.n_kv_heads : 1;
-  out.sinks = spec.sinks;
-  out.exact_prefill = spec.exact_prefill;
-  out.basis = shared_basis(out.spec.projector, out.head_dim);
-  if (!values) out.rotation = shape.rotation;
-  return out;
-}
-
 KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_,
                       std::shared_ptr<MemoryCounter> counter_)
     : spec(spec_),
@@ -156,22 +127,11 @@ KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_,
       layers(CountedAllocator<LayerCache>(counter)),
       seals(CountedAllocator<LayerSeal>(counter)),
       jobs(CountedAllocator<SealJob>(counter)) {
+  check_rules();
   layers.reserve(shapes.size());
-  const auto n_layers = static_cast<int>(shapes.size());
-  for (const LayerRule& rule : spec.rules) {
-    const LayerChoice& named = rule.layers;
-    const int most = std::max({named.first, named.last, named.end});
-    if (most > n_layers) {
-      throw ConfigError(message("cache spec: expected first, last and layers within the model's ",
-                                n_layers, " layers, found ", most,
-                                most == named.end ? " of them up to the last one named" : ""));
-    }
-  }
   for (size_t i = 0; i < shapes.size(); ++i) {
-    const SideSetup keys = setup(i, false);
-    const SideSetup values = setup(i, true);
-    keys.check(message("layer ", i));
-    values.check(message("layer ", i));
+    const std::vector<SideSetup> keys = setups(i, false);
+    const std::vector<SideSetup> values = setups(i, true);
     layers.emplace_back(keys, values, shapes[i], counter);
   }
   reserve_jobs();

@@ -195,6 +195,11 @@ void load_side(int rows, int first_pos, const std::string& where,
     const int n_rows = std::min(coded - row, kPageTokens);
     std::byte* page = side->restore_page(n_rows, basis);
     std::ranges::copy(source, page);
+    if (!is_sound(side->format(basis), page)) {
+      throw FormatError(message("cache state, ", where,
+                                ": expected outliers in order, within "
+                                "their groups"));
+    }
     if (n_rows == kPageTokens) continue;
     clear_rows(side->format(basis), page, n_rows);
     if (!std::equal(source.begin(), source.end(), page)) {

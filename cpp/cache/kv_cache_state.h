@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -18,8 +19,9 @@ inline constexpr int kMaxTokens = 1 << 30;  // far from overflow of any position
 using Sides = CountedVector<SideCache>;
 
 struct LayerCache {
-  LayerCache(const SideSetup& keys_setup, const SideSetup& values_setup, const LayerShape& shape,
-             const std::shared_ptr<MemoryCounter>& counter);
+  // A setup for every side.
+  LayerCache(std::span<const SideSetup> keys_setups, std::span<const SideSetup> values_setups,
+             const LayerShape& shape, const std::shared_ptr<MemoryCounter>& counter);
   // Copying shares the pages and points the views at the copy.
   LayerCache(const LayerCache& other);
   LayerCache(LayerCache&&) noexcept = default;
@@ -71,7 +73,9 @@ struct KvCache::State {
 
   // Bases that need no rows are shared by all sides with rows of their size.
   std::shared_ptr<const Basis> shared_basis(const ProjectorSpec& projector, int dim);
-  SideSetup setup(size_t layer, bool values);
+  SideSetup setup(size_t layer, int head, bool values);
+  std::vector<SideSetup> setups(size_t layer, bool values);
+  void check_rules() const;
   void plan_seals(int appended);
   void fit_seals(ThreadPool& pool, int n_new);
   void reserve_jobs();

@@ -219,7 +219,9 @@ std::string codec_parameters(const CodecEntry& entry) {
     out = "group=" + group + " (8, 16, 32, 64, 128, head, row), per=token (token, channel), ";
     if (lloyd) out += "fit=norm (norm, energy, least), ";
     if (entry.spec.coding.coding == Coding::asym) out += "fit=range (range, search), ";
-    out += "scale=half (half, log8), channels=plain (plain, centred, scaled), ";
+    out +=
+        "scale=half (half, log8), channels=plain (plain, centred, scaled), "
+        "outliers=0% (0%..10%), ";
   }
   return out + "tail=" + std::to_string(entry.default_tail) +
          " (0..1000000), seal=page (page, window, row), sinks=0 (0..63), prefill=coded (coded, "

@@ -65,6 +65,11 @@ void SideSetup::check(const std::string& where) const {
                   : is_free       ? message("groups that divide it: ", fitting)
                                   : message("int8 and int4 do with group=", fitting));
   }
+  const CodedPage page = page_format(codec, page_width(), values).coded;
+  if (2 * page.outliers >= page.group && page.outliers > 0) {
+    throw ConfigError(message("cache ", spec.str(), " does not fit ", where, ": ", page.outliers,
+                              " outliers are too many for groups of ", page.group));
+  }
   if (n_heads == 1) return;
   check_divides(spec, where, what, coefficients, values ? 16 : 4, "");
   if (projector.kind == Kind::lowrank || projector.kind == Kind::klt) {

@@ -31,15 +31,26 @@ std::string group_name(int group) {
   return group == kWholeRow ? "row" : std::to_string(group);
 }
 
-void add_layers(const LayerChoice& layers, Stage* out) {
-  if (layers.first > 0) out->add("first", layers.first);
-  if (layers.last > 0) out->add("last", layers.last);
-  if (layers.begin == layers.end) return;
-  const int last = layers.end - 1;
-  out->add("layers", layers.begin == last ? message(last) : message(layers.begin, '-', last));
+void add_range(std::string_view key, int begin, int end, Stage* out) {
+  if (begin == end) return;
+  out->add(key, begin == end - 1 ? message(begin) : message(begin, '-', end - 1));
 }
 
-std::string projector_stage(const ProjectorSpec& projector, const LayerChoice& layers) {
+// What a stage is limited to.
+struct Limits {
+  LayerChoice layers;
+  HeadChoice heads;
+};
+
+void add_limits(const Limits& limits, Stage* out) {
+  const LayerChoice& layers = limits.layers;
+  if (layers.first > 0) out->add("first", layers.first);
+  if (layers.last > 0) out->add("last", layers.last);
+  add_range("layers", layers.begin, layers.end, out);
+  add_range("heads", limits.heads.begin, limits.heads.end, out);
+}
+
+std::string projector_stage(const ProjectorSpec& projector, const Limits& limits) {
   using Kind = ProjectorSpec::Kind;
   Stage out(entry_of(projector.kind).name);
   if (projector.kind == Kind::mpo) out.add("block", projector.block);
@@ -50,12 +61,12 @@ std::string projector_stage(const ProjectorSpec& projector, const LayerChoice& l
     out.add("anchor", projector.anchor);
   }
   if (projector.kind == Kind::rotation) out.add("seed", projector.seed);
-  add_layers(layers, &out);
+  add_limits(limits, &out);
   return out.take();
 }
 
 // With `shared`, the parameters of the whole cache are written here.
-std::string codec_stage(const SideSpec& side, const LayerChoice& layers, const CacheSpec* shared) {
+std::string codec_stage(const SideSpec& side, const Limits& limits, const CacheSpec* shared) {
   const CodecEntry& entry = entry_of(side.codec);
   Stage out(entry.name);
   if (entry.is_free) {
@@ -72,22 +83,23 @@ std::string codec_stage(const SideSpec& side, const LayerChoice& layers, const C
     if (codec.channels != usual.channels) {
       out.add("channels", kChannelNames[static_cast<size_t>(codec.channels)]);
     }
+    if (codec.outliers > 0) out.add("outliers", message(codec.outliers, '%'));
   }
   if (side.tail != 0 || entry.default_tail != 0) out.add("tail", side.tail);
   if (side.seal != Seal::page) out.add("seal", kSealNames[static_cast<size_t>(side.seal)]);
   if (shared != nullptr && shared->sinks > 0) out.add("sinks", shared->sinks);
   if (shared != nullptr && shared->exact_prefill) out.add("prefill", kPrefillNames[1]);
-  add_layers(layers, &out);
+  add_limits(limits, &out);
   return out.take();
 }
 
-std::string side_text(const SideSpec& side, std::string_view prefix, const LayerChoice& layers,
+std::string side_text(const SideSpec& side, std::string_view prefix, const Limits& limits,
                       const CacheSpec* shared) {
   std::string out;
   if (side.projector.kind != ProjectorSpec::Kind::none) {
-    out = message(prefix, projector_stage(side.projector, layers), "+");
+    out = message(prefix, projector_stage(side.projector, limits), "+");
   }
-  return out + message(prefix, codec_stage(side, layers, shared));
+  return out + message(prefix, codec_stage(side, limits, shared));
 }
 
 // Writes sides one after the other. The parameters of the whole cache stand with the first side
@@ -96,19 +108,19 @@ class SpecText {
  public:
   explicit SpecText(const CacheSpec& spec) : spec_(spec) {}
 
-  void add(const SideSpec* k, const SideSpec* v, const LayerChoice& layers) {
-    if (k != nullptr && v != nullptr && *k == *v) return add(*k, "", layers);
-    if (k != nullptr) add(*k, "k=", layers);
-    if (v != nullptr) add(*v, "v=", layers);
+  void add(const SideSpec* k, const SideSpec* v, const Limits& limits) {
+    if (k != nullptr && v != nullptr && *k == *v) return add(*k, "", limits);
+    if (k != nullptr) add(*k, "k=", limits);
+    if (v != nullptr) add(*v, "v=", limits);
   }
   std::string take() { return std::move(text_); }
 
  private:
-  void add(const SideSpec& side, std::string_view prefix, const LayerChoice& layers) {
+  void add(const SideSpec& side, std::string_view prefix, const Limits& limits) {
     const bool carries = !carried_ && !side.codec.is_float();
     carried_ = carried_ || carries;
     if (!text_.empty()) text_ += '+';
-    text_ += side_text(side, prefix, layers, carries ? &spec_ : nullptr);
+    text_ += side_text(side, prefix, limits, carries ? &spec_ : nullptr);
   }
 
   const CacheSpec& spec_;
@@ -156,6 +168,9 @@ std::string coding_error(const CodecSpec& codec) {
   if (!named && std::ranges::find(kCacheGroups, codec.group) == std::end(kCacheGroups)) {
     return message(entry->name, " has no group of ", codec.group, " values");
   }
+  if (!is_within(codec.outliers, 0, kMaxOutliers)) {
+    return message("outliers: expected 0% to ", kMaxOutliers, "%, found ", codec.outliers, "%");
+  }
   if (codec.per == Per::token) return "";
   if (named || codec.group > kPageTokens) {
     return message(entry->name, " with per=channel needs a group of 8, 16, 32 or 64 tokens");
@@ -199,11 +214,16 @@ int SideSpec::unit() const {
 
 std::string SideSpec::str() const { return side_text(*this, "", {}, nullptr); }
 
-const SideSpec& CacheSpec::side(int layer, int n_layers, bool values) const {
+bool SideSpec::seals_with(const SideSpec& other) const {
+  return projector == other.projector && tail == other.tail && seal == other.seal &&
+         rows_per_unit(codec) == rows_per_unit(other.codec);
+}
+
+const SideSpec& CacheSpec::side(int layer, int n_layers, int head, bool values) const {
   const SideSpec* found = values ? &v : &k;
   for (const LayerRule& rule : rules) {
     const std::optional<SideSpec>& own = values ? rule.v : rule.k;
-    if (own && rule.layers.has(layer, n_layers)) found = &*own;
+    if (own && rule.has(layer, n_layers, head)) found = &*own;
   }
   return *found;
 }
@@ -217,10 +237,12 @@ std::string CacheSpec::error() const {
   if (error.empty()) error = check(v, true);
   for (const LayerRule& rule : rules) {
     const LayerChoice& layers = rule.layers;
-    const bool sane = is_within(layers.first, 0, kMaxSpecLayers) &&
-                      is_within(layers.last, 0, kMaxSpecLayers) &&
-                      is_within(layers.begin, 0, layers.end) && layers.end <= kMaxSpecLayers;
-    if (error.empty() && (!sane || layers.empty())) error = "a rule for impossible layers";
+    const bool sane =
+        is_within(layers.first, 0, kMaxSpecLayers) && is_within(layers.last, 0, kMaxSpecLayers) &&
+        is_within(layers.begin, 0, layers.end) && layers.end <= kMaxSpecLayers &&
+        is_within(rule.heads.begin, 0, rule.heads.end) && rule.heads.end <= kMaxSpecHeads;
+    const bool some = !layers.empty() || !rule.heads.empty();
+    if (error.empty() && (!sane || !some)) error = "a rule for impossible layers or heads";
     if (error.empty() && rule.k) error = check(*rule.k, false);
     if (error.empty() && rule.v) error = check(*rule.v, true);
   }
@@ -233,7 +255,7 @@ std::string CacheSpec::str() const {
   SpecText text(*this);
   text.add(&k, &v, {});
   for (const LayerRule& rule : rules) {
-    text.add(rule.k ? &*rule.k : nullptr, rule.v ? &*rule.v : nullptr, rule.layers);
+    text.add(rule.k ? &*rule.k : nullptr, rule.v ? &*rule.v : nullptr, {rule.layers, rule.heads});
   }
   return text.take();
 }

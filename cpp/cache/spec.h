@@ -8,7 +8,9 @@
 //
 // Every stage may be limited to some layers by first=2 (the first two), last=2 and layers=4-7; on
 // the sides that it is for, those layers then have nothing of what the other stages say: "best3 +
-// best8:first=2,last=1 + k=f16:layers=5".
+// best8:first=2,last=1 + k=f16:layers=5". heads=0 or heads=0-2 limits a stage to some kv heads, of
+// those layers or of all; heads of one layer may differ in how they are coded, not in when:
+// "int3 + int4:heads=2".
 #pragma once
 
 #include <cstdint>
@@ -25,6 +27,8 @@ inline constexpr int kMaxTail = 1'000'000;
 inline constexpr int kMaxSinks = kPageTokens - 1;
 inline constexpr size_t kMaxSpecLength = 1 << 16;
 inline constexpr int kMaxSpecLayers = 1024;
+inline constexpr int kMaxSpecHeads = 1024;
+inline constexpr int kMaxOutliers = 10;  // per cent
 
 // In which basis rows are written.
 struct ProjectorSpec {
@@ -60,6 +64,8 @@ struct SideSpec {
   bool eager() const;
   // Rows that are sealed together, at least.
   int unit() const;
+  // Whether rows of both leave their tails together, to bases of one kind.
+  bool seals_with(const SideSpec& other) const;
   // The stages, with the parameters that matter: "f16", "int4:group=32,tail=64".
   std::string str() const;
   bool operator==(const SideSpec&) const = default;
@@ -79,26 +85,40 @@ struct LayerChoice {
   bool operator==(const LayerChoice&) const = default;
 };
 
-// What some layers have instead of what all have.
+// Some kv heads: those from begin on and before end.
+struct HeadChoice {
+  int begin = 0;
+  int end = 0;
+
+  bool empty() const { return begin == end; }
+  bool operator==(const HeadChoice&) const = default;
+};
+
+// What some layers, or some heads of them, have instead of what all have.
 struct LayerRule {
-  LayerChoice layers;
+  LayerChoice layers;  // empty: all, of which `heads` chooses some
+  HeadChoice heads;    // empty: all
   std::optional<SideSpec> k;
   std::optional<SideSpec> v;
 
+  bool has(int layer, int n_layers) const { return layers.empty() || layers.has(layer, n_layers); }
+  bool has(int layer, int n_layers, int head) const {
+    return has(layer, n_layers) && (heads.empty() || (head >= heads.begin && head < heads.end));
+  }
   bool operator==(const LayerRule&) const = default;
 };
 
 struct CacheSpec {
   SideSpec k;
   SideSpec v;
-  std::vector<LayerRule> rules;  // of two for the same layer, the later one holds
+  std::vector<LayerRule> rules;  // of two for the same head, the later one holds
   int sinks = 0;                 // first tokens kept in f16
   bool exact_prefill = false;    // nothing is sealed before the whole prompt was read
 
   // Throws ConfigError: what was not understood, where, and what is known.
   static CacheSpec parse(std::string_view text);
-  // The keys or the values of one layer.
-  const SideSpec& side(int layer, int n_layers, bool values) const;
+  // The keys or the values of one kv head of one layer.
+  const SideSpec& side(int layer, int n_layers, int head, bool values) const;
   // What does not go together or is out of its range, as a part of a sentence; empty for all that
   // parse() returns. The functions of an invalid spec must not be called.
   std::string error() const;

@@ -1,5 +1,7 @@
 #include <charconv>
 #include <optional>
+#include <tuple>
+#include <utility>
 
 #include "base/error.h"
 #include "base/printable.h"
@@ -36,6 +38,7 @@ struct Found {
     std::optional<SideSpec> codec;  // without the projector
   };
   LayerChoice layers;
+  HeadChoice heads;
   Side k;
   Side v;
   std::optional<int> sinks;
@@ -58,7 +61,8 @@ class Parser {
     spec.v = side_of(found_[0].v).value_or(SideSpec{});
     bool codes = !spec.k.codec.is_float() || !spec.v.codec.is_float();
     for (size_t i = 1; i < found_.size(); ++i) {
-      spec.rules.push_back({found_[i].layers, side_of(found_[i].k), side_of(found_[i].v)});
+      spec.rules.push_back(
+          {found_[i].layers, found_[i].heads, side_of(found_[i].k), side_of(found_[i].v)});
       const LayerRule& rule = spec.rules.back();
       codes = codes || (rule.k && !rule.k->codec.is_float());
       codes = codes || (rule.v && !rule.v->codec.is_float());
@@ -108,12 +112,13 @@ class Parser {
     return side;
   }
 
-  Found* found_for(const LayerChoice& layers) {
+  Found* found_for(const LayerChoice& layers, const HeadChoice& heads) {
     for (Found& found : found_) {
-      if (found.layers == layers) return &found;
+      if (found.layers == layers && found.heads == heads) return &found;
     }
     found_.push_back({});
     found_.back().layers = layers;
+    found_.back().heads = heads;
     return &found_.back();
   }
 
@@ -130,7 +135,8 @@ class Parser {
       name = word("the name of a cache");
     }
     std::vector<Parameter> given = parameters();
-    Found* found = found_for(take_layers(&given));
+    const LayerChoice layers = take_layers(&given);
+    Found* found = found_for(layers, take_heads(&given));
     const Found said = resolve(name, given);
     if (k) take_over(name, "keys", said.k, &found->k);
     if (v) take_over(name, "values", said.v, &found->v);
@@ -148,18 +154,36 @@ class Parser {
       } else if (key.text == "last") {
         layers.last = number(key, value, 1, kMaxSpecLayers);
       } else if (key.text == "layers") {
-        const size_t dash = value.text.find('-');
-        const Word from{value.text.substr(0, dash), value.at};
-        const size_t skipped = dash == std::string_view::npos ? 0 : dash + 1;
-        const Word to{value.text.substr(skipped), value.at + skipped};
-        layers.begin = number(key, from, 0, kMaxSpecLayers - 1);
-        layers.end = 1 + number(key, to, layers.begin, kMaxSpecLayers - 1);
+        std::tie(layers.begin, layers.end) = range(key, value, kMaxSpecLayers);
       } else {
         return false;
       }
       return true;
     });
     return layers;
+  }
+
+  // The kv heads that a stage is limited to; empty for all.
+  HeadChoice take_heads(std::vector<Parameter>* given) const {
+    HeadChoice heads;
+    std::erase_if(*given, [&](const Parameter& parameter) {
+      const bool named = parameter.key.text == "heads";
+      if (named) {
+        std::tie(heads.begin, heads.end) = range(parameter.key, parameter.value, kMaxSpecHeads);
+      }
+      return named;
+    });
+    return heads;
+  }
+
+  // "3" or "2-5", of numbers below `count`, as where it begins and ends.
+  std::pair<int, int> range(const Word& key, const Word& value, int count) const {
+    const size_t dash = value.text.find('-');
+    const Word from{value.text.substr(0, dash), value.at};
+    const size_t skipped = dash == std::string_view::npos ? 0 : dash + 1;
+    const Word to{value.text.substr(skipped), value.at + skipped};
+    const int begin = number(key, from, 0, count - 1);
+    return {begin, 1 + number(key, to, begin, count - 1)};
   }
 
   void take_over(const Word& name, std::string_view side, const Found::Side& given,
@@ -212,8 +236,8 @@ class Parser {
     if (const CachePreset* preset = find_preset(name.text)) {
       if (!given.empty()) {
         fail(given[0].key.at, message("the preset ", preset->name,
-                                      " has no parameters but first, last and layers; it stands "
-                                      "for ",
+                                      " has no parameters but first, last, layers and heads; it "
+                                      "stands for ",
                                       preset->spec));
       }
       const CacheSpec spec = Parser(preset->spec).parse();
@@ -259,7 +283,8 @@ class Parser {
       } else {
         fail_parameter(entry.name, key,
                        entry.is_free
-                           ? "group, per, fit, scale, channels, tail, seal, sinks, prefill"
+                           ? "group, per, fit, scale, channels, outliers, tail, seal, sinks, "
+                             "prefill"
                            : "tail, seal, sinks, prefill");
       }
     }
@@ -279,6 +304,8 @@ class Parser {
       codec->coding.scale = one_of<ScaleFormat>({key}, value, kScaleNames);
     } else if (key == "channels") {
       codec->channels = one_of<Channels>({key}, value, kChannelNames);
+    } else if (key == "outliers") {
+      codec->outliers = per_cent({key}, value, kMaxOutliers);
     } else {
       return false;
     }
@@ -347,6 +374,14 @@ class Parser {
       known += message(i == 0 ? "" : i + 1 == kSize ? " or " : ", ", names[i]);
     }
     fail(word.at, message(key.text, ": expected ", known, ", found ", quoted(word.text)));
+  }
+
+  // "3%", of at most `most`.
+  int per_cent(const Word& key, const Word& word, int most) const {
+    if (word.text.ends_with('%')) {
+      return number(key, {word.text.substr(0, word.text.size() - 1), word.at}, 0, most);
+    }
+    fail(word.at, message(key.text, ": expected a share like 1%, found ", quoted(word.text)));
   }
 
   // A number of tokens that fills pages.

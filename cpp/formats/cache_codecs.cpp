@@ -6,15 +6,27 @@
 #include "formats/cache/format_rows.h"
 
 namespace kve {
+namespace {
+
+int outliers_of(int percent, int group) {
+  if (percent == 0) return 0;
+  const int nearest = static_cast<int>((int64_t{group} * percent + 50) / 100);
+  return nearest > 1 ? nearest : 1;
+}
+
+}  // namespace
+
 PageFormat page_format(const CodecSpec& codec, int width, bool values) {
   PageFormat format{.id = codec.id, .width = width};
   if (codec.is_float()) return format;
+  const int group = codec.group < 0 ? width : codec.group;
   format.coded = {.coding = codec.coding,
                   .per = codec.per,
                   .channels = codec.channels,
                   .values = values,
-                  .group = codec.group < 0 ? width : codec.group,
-                  .width = width};
+                  .group = group,
+                  .width = width,
+                  .outliers = outliers_of(codec.outliers, group)};
   return format;
 }
 
@@ -54,6 +66,11 @@ void clear_rows(const PageFormat& format, std::byte* page, int n_rows) {
   const size_t row = float_bytes(format.id, static_cast<size_t>(format.width));
   std::memset(page + row * static_cast<size_t>(n_rows), 0,
               row * static_cast<size_t>(kPageTokens - n_rows));
+}
+
+bool is_sound(const PageFormat& format, const std::byte* page) {
+  return format.id != CodecId::coded || format.coded.outliers == 0 ||
+         are_outliers_sound(format.coded, page);
 }
 
 std::string format_name(const PageFormat& format) {

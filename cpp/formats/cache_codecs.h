@@ -27,7 +27,8 @@ struct CodecSpec {
   GroupCoding coding{};
   Per per = Per::token;
   Channels channels = Channels::plain;
-  int32_t group = 0;  // values that share a scale
+  int32_t group = 0;     // values that share a scale
+  int32_t outliers = 0;  // per cent of them that are kept as they are; at least one, if any
 
   bool is_float() const { return id != CodecId::coded; }
   bool operator==(const CodecSpec&) const = default;
@@ -63,6 +64,9 @@ void decode_rows(const PageFormat& format, const std::byte* page, int first_row,
                  int first_channel, int n_channels, float* dst, int64_t dst_stride);
 // Makes rows from n_rows on, of a page of which only the rows before are used, equal in all pages.
 void clear_rows(const PageFormat& format, std::byte* page, int n_rows);
+// Whether what says where values stand is possible, in bytes that anybody may have written. (The
+// values of such a page may still be infinite.)
+bool is_sound(const PageFormat& format, const std::byte* page);
 
 // "f16", "asym4": for messages and traces.
 std::string format_name(const PageFormat& format);

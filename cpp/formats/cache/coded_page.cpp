@@ -18,7 +18,12 @@ void clear_rows(const CodedPage& page, std::byte* data, int n_rows) {
     for (int c = 0; c < page.width; ++c) {
       if (c < coded_width(page)) {
         const size_t size = scale_size(page);
-        std::memset(data + at.scales + size * scale_index(page, token, c), 0, size);
+        const size_t index = scale_index(page, token, c);
+        std::memset(data + at.scales + size * index, 0, size);
+        for (int e = 0; e < page.outliers; ++e) {
+          // The first places: within a group, and rising.
+          write_outlier(page, at, static_cast<size_t>(e) * n_scales(page) + index, e, 0, data);
+        }
       }
       if (has_zero(page.coding.coding)) {
         write_u16(data + at.zeros + 2 * zero_index(page, token, c), 0);

@@ -8,9 +8,14 @@
 // The factor of scaled pages belongs to the other axis: to channel c with Per::token, else to token
 // t.
 //
-// Bytes: codes | scales | zeros (binary16) | factors (binary16, [width] or [64 tokens]). Scales and
-// zeros are [width / group][64 tokens] with Per::token and [64 / group][width] with Per::channel.
-// Where bits differ between strips they fall, and channels without bits have a zero but no scale.
+// A page may keep some outliers of every group as they are (outliers.h): their values replace those
+// above.
+//
+// Bytes: codes | scales | zeros (binary16) | factors (binary16, [width] or [64 tokens]) | outliers
+// (binary16) | their places in their groups (one byte each, two where groups are longer than 256).
+// Scales and zeros are [width / group][64 tokens] with Per::token and [64 / group][width] with
+// Per::channel; outliers are [outliers of a group], each like the scales. Where bits differ between
+// strips they fall, and channels without bits have a zero but no scale and no outliers.
 // page_encode.h writes a page and page_decode.h reads it.
 #pragma once
 
@@ -38,6 +43,7 @@ struct CodedPage {
   bool values = false;  // strips of values, else of keys
   int32_t group = 0;
   int32_t width = 0;                    // values per row
+  int32_t outliers = 0;                 // of a group; fewer than half of it
   const uint8_t* strip_bits = nullptr;  // [n_strips] falling; null: all have coding.bits
 };
 
@@ -83,11 +89,18 @@ KVE_HD size_t n_factors(const CodedPage& page) {
   return of_tokens ? kPageTokens : static_cast<size_t>(page.width);
 }
 
+KVE_HD size_t n_outliers(const CodedPage& page) {
+  return static_cast<size_t>(page.outliers) * n_scales(page);
+}
+KVE_HD size_t place_size(const CodedPage& page) { return page.group > 256 ? 2 : 1; }
+
 // Byte offsets within a page.
 struct PageOffsets {
   size_t scales;
   size_t zeros;
   size_t factors;
+  size_t outliers;
+  size_t places;
   size_t end;  // a multiple of 4
 };
 KVE_HD PageOffsets page_offsets(const CodedPage& page) {
@@ -95,7 +108,9 @@ KVE_HD PageOffsets page_offsets(const CodedPage& page) {
   for (int s = 0; s < n_strips(page); ++s) at.scales += strip_bytes(bits_of_strip(page, s));
   at.zeros = at.scales + (n_scales(page) * scale_size(page) + 1) / 2 * 2;
   at.factors = at.zeros + 2 * n_zeros(page);
-  at.end = (at.factors + 2 * n_factors(page) + 3) / 4 * 4;
+  at.outliers = at.factors + 2 * n_factors(page);
+  at.places = at.outliers + 2 * n_outliers(page);
+  at.end = (at.places + place_size(page) * n_outliers(page) + 3) / 4 * 4;
   return at;
 }
 
@@ -105,7 +120,9 @@ KVE_HD void clear_gaps(const CodedPage& page, std::byte* data) {
   for (size_t i = at.scales + n_scales(page) * scale_size(page); i < at.zeros; ++i) {
     data[i] = std::byte{0};
   }
-  for (size_t i = at.factors + 2 * n_factors(page); i < at.end; ++i) data[i] = std::byte{0};
+  for (size_t i = at.places + place_size(page) * n_outliers(page); i < at.end; ++i) {
+    data[i] = std::byte{0};
+  }
 }
 
 // Where the scale and the zero of a value stand in their arrays.
@@ -117,6 +134,23 @@ KVE_HD size_t scale_index(const CodedPage& page, int token, int channel) {
 KVE_HD size_t zero_index(const CodedPage& page, int token, int channel) {
   return page.per == Per::token ? static_cast<size_t>(channel / page.group * kPageTokens + token)
                                 : static_cast<size_t>(token / page.group * page.width + channel);
+}
+
+// Outlier number `entry` of a page; `at`: page_offsets(page).
+KVE_HD void write_outlier(const CodedPage& page, const PageOffsets& at, size_t entry, int place,
+                          uint16_t value, std::byte* data) {
+  write_u16(data + at.outliers + 2 * entry, value);
+  std::byte* to = data + at.places + place_size(page) * entry;
+  if (place_size(page) == 2) return write_u16(to, static_cast<uint16_t>(place));
+  *to = static_cast<std::byte>(place);
+}
+KVE_HD float outlier_value(const PageOffsets& at, size_t entry, const std::byte* data) {
+  return half_to_float(read_u16(data + at.outliers + 2 * entry));
+}
+KVE_HD int outlier_place(const CodedPage& page, const PageOffsets& at, size_t entry,
+                         const std::byte* data) {
+  const std::byte* from = data + at.places + place_size(page) * entry;
+  return place_size(page) == 2 ? read_u16(from) : static_cast<int>(*from);
 }
 
 // Makes the rows from `n_rows` on, which nobody shows, equal in all pages.

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "formats/cache/coded_page.h"
+#include "formats/cache/outliers.h"
 #include "formats/cache/page_codes.h"
 #include "formats/cache/plain_floats.h"
 
@@ -204,6 +205,8 @@ KVE_HD void decode_page(const CodedPage& page, const std::byte* data, int first_
       strips += strip_bytes(bits_of_strip(page, s));
     }
   }
+  if (page.outliers == 0) return;
+  put_outliers(page, data, first_row, n_rows, first_channel, n_channels, dst, dst_stride);
 }
 
 }  // namespace kve

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "formats/cache/coded_page.h"
+#include "formats/cache/outliers.h"
 #include "formats/cache/page_codes.h"
 #include "formats/cache/two_axis.h"
 
@@ -21,10 +22,12 @@ struct EncodeWork {
   float* token;    // [64] factors
   float* channel;  // [width] factors
   float* balance;  // two_axes_scratch()
+  float* sorted;   // outlier_scratch()
   uint8_t* codes;  // [64][stride] or [stride][64]
   size_t size;
 
-  EncodeWork(std::byte* data, int width) {
+  EncodeWork(std::byte* data, const CodedPage& page) {
+    const int width = page.width;
     stride = padded_width(width);
     const auto w = static_cast<size_t>(stride);
     size = 0;
@@ -38,6 +41,8 @@ struct EncodeWork {
     token = reinterpret_cast<float*>(take(kPageTokens * sizeof(float)));
     channel = reinterpret_cast<float*>(take(w * sizeof(float)));
     balance = reinterpret_cast<float*>(take(two_axes_scratch(kPageTokens, width) * sizeof(float)));
+    const size_t in_order = page.outliers > 0 ? outlier_scratch(page.group) : 0;
+    sorted = reinterpret_cast<float*>(take(in_order * sizeof(float)));
     codes = reinterpret_cast<uint8_t*>(take(kPageTokens * w));
   }
 };
@@ -45,7 +50,7 @@ struct EncodeWork {
 }  // namespace
 
 // Bytes of scratch memory that encode_page needs.
-KVE_HD size_t encode_scratch(const CodedPage& page) { return EncodeWork(nullptr, page.width).size; }
+KVE_HD size_t encode_scratch(const CodedPage& page) { return EncodeWork(nullptr, page).size; }
 
 // Copies rows to work.rows; false when one has a NaN or an infinity.
 KVE_HD bool copy_rows(const float* src, int64_t src_stride, int n_rows, int width,
@@ -113,9 +118,15 @@ KVE_HD void put_params(const CodedPage& page, const GroupParams* params, int n, 
   for (int i = 0; i < n; ++i) write_u16(zeros + 2 * i, params[i].zero);
 }
 
+// Rows as they were given: outliers are stored as they are there.
+struct ExactRows {
+  const float* data;
+  int64_t stride;
+};
+
 // Groups along rows, of all tokens side by side.
 KVE_HD PageCodes code_by_token(const CodedPage& page, int first_row, int n_rows,
-                               const EncodeWork& work, std::byte* data) {
+                               const ExactRows& exact, const EncodeWork& work, std::byte* data) {
   for (int r = 0; r < n_rows; ++r) {
     for (int c = 0; c < page.width; ++c) {
       work.turned[c * kPageTokens + r] = work.rows[r * work.stride + c];
@@ -125,8 +136,14 @@ KVE_HD PageCodes code_by_token(const CodedPage& page, int first_row, int n_rows,
     GroupParams params[kPageTokens];
     const GroupBlock groups = {work.turned + c * kPageTokens, kPageTokens, page.group,
                                work.codes + c * kPageTokens, kPageTokens};
-    encode_groups(page.coding, groups, n_rows, params);
     const size_t index = scale_index(page, first_row, c);
+    if (page.outliers > 0) {
+      take_outliers(
+          page,
+          {work.turned + c * kPageTokens, kPageTokens, exact.data + c, 1, exact.stride, n_rows},
+          index, work.sorted, data);
+    }
+    encode_groups(page.coding, groups, n_rows, params);
     put_params(page, params, n_rows, index, index, data);
   }
   std::memset(work.codes + page.width * kPageTokens, 0,
@@ -179,9 +196,15 @@ KVE_HD int code_channels(const CodedPage& page, int c, int coded, const GroupBlo
 
 // Groups along channels, of channels side by side.
 KVE_HD PageCodes code_by_channel(const CodedPage& page, int first_row, int n_rows,
-                                 const EncodeWork& work, std::byte* data) {
+                                 const ExactRows& exact, const EncodeWork& work, std::byte* data) {
   const int coded = coded_width(page);
   for (int first = 0; first < n_rows; first += page.group) {
+    if (page.outliers > 0) {
+      take_outliers(page,
+                    {work.rows + first * work.stride, work.stride,
+                     exact.data + first * exact.stride, exact.stride, 1, coded},
+                    scale_index(page, first_row + first, 0), work.sorted, data);
+    }
     for (int c = 0; c < coded;) {
       GroupParams params[kPageTokens];
       const int64_t at = first * work.stride + c;
@@ -205,14 +228,15 @@ KVE_HD PageCodes code_by_channel(const CodedPage& page, int first_row, int n_row
 // or infinite.
 KVE_HD bool encode_page(const CodedPage& page, const float* src, int64_t src_stride,
                         std::byte* data, int first_row, int n_rows, std::byte* scratch) {
-  const EncodeWork work(scratch, page.width);
+  const EncodeWork work(scratch, page);
   if (!copy_rows(src, src_stride, n_rows, page.width, work)) return false;
   std::byte* factors = data + page_offsets(page).factors;
   if (page.channels == Channels::centred) take_means_out(page, work, factors);
   if (page.channels == Channels::scaled) take_factors_out(page, work, factors);
+  const ExactRows exact = {src, src_stride};
   const PageCodes codes = page.per == Per::token
-                              ? code_by_token(page, first_row, n_rows, work, data)
-                              : code_by_channel(page, first_row, n_rows, work, data);
+                              ? code_by_token(page, first_row, n_rows, exact, work, data)
+                              : code_by_channel(page, first_row, n_rows, exact, work, data);
   write_codes(page, codes, first_row, n_rows, data);
   clear_gaps(page, data);
   return true;

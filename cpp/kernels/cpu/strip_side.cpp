@@ -60,7 +60,7 @@ bool reads_strips(const SideView& side) {
   if (side.format.id != CodecId::coded) return false;
   const CodedPage& page = side.format.coded;
   const Coding coding = page.coding.coding;
-  if (coding == Coding::e4m3 || coding == Coding::e5m2) return false;
+  if (coding == Coding::e4m3 || coding == Coding::e5m2 || page.outliers > 0) return false;
   // 1: every row has an anchor of its own, so no one query serves a page.
   if (side.bases != nullptr && side.bases[0].anchor != 0 && side.bases[0].anchor != kPageTokens) {
     return false;

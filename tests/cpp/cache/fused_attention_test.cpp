@@ -171,16 +171,29 @@ TEST_P(FusedAttention, EveryCoding) {
 
 TEST_P(FusedAttention, EveryGroup) {
   for (const char* codec : {"int4", "sym8", "int2", "lm4"}) {
-    for (const char* form :
-         {"group=16", "group=64", "group=head", "group=row", "per=channel,group=16",
-          "per=channel,group=32", "per=channel,group=64", "per=channel,group=64,scale=log8",
-          "group=head,channels=centred", "group=32,channels=scaled"}) {
+    for (const char* form : {"group=16", "group=64", "group=head", "group=row",
+                             "per=channel,group=16", "per=channel,group=32", "per=channel,group=64",
+                             "per=channel,group=64,scale=log8", "group=head,channels=centred",
+                             "group=32,channels=scaled", "per=channel,group=64,channels=scaled"}) {
       FusedCase c;
       c.spec = std::string(codec) + ":" + form;
       c.shape.n_kv_heads = 2;
       c.shape.n_heads = 8;
       EXPECT_LT(error(c), tolerance(c.spec)) << c.name();
     }
+  }
+}
+
+TEST_P(FusedAttention, HeadsOfDifferentCodings) {
+  for (const char* spec :
+       {"int4+int8:heads=1", "sym8:tail=0+q8_0:heads=0,tail=0", "k=int3+k=lm4:heads=1+v=int5",
+        "klt:fit=128+int4:per=channel,group=64+klt:fit=128,heads=1+int2:per=channel,group=64,"
+        "heads=1"}) {
+    FusedCase c;
+    c.spec = spec;
+    c.shape.n_kv_heads = 2;
+    c.shape.n_heads = 8;
+    EXPECT_LT(error(c), std::max(kOnePlane, tolerance(c.spec))) << c.name();
   }
 }
 
@@ -226,7 +239,8 @@ TEST_P(FusedAttention, EveryMask) {
 
 // What cannot be read code by code says so, and gives what rebuilding gives.
 TEST_P(FusedAttention, TheRestIsRebuilt) {
-  for (const char* spec : {"e4m3", "int4:group=8", "hadamard+f16",
+  for (const char* spec : {"e4m3", "int4:group=8", "hadamard+f16", "int4:outliers=3%",
+                           "k=int3:per=channel,group=64,outliers=1%+v=int4",
                            "k=klt:fit=128,anchor=1+k=int4:per=channel,group=64", "k=int4+v=e5m2"}) {
     FusedCase c;
     c.spec = spec;

@@ -29,7 +29,8 @@ const char* const kProjectors[] = {"hadamard",
 const char* const kFitted[] = {
     "mpo:block=16,segment=64+sym4:group=row,tail=0", "lowrank:rank=32,segment=64+q4_0:sinks=5",
     "klt:fit=64,anchor=64+int3:per=channel,group=64,scale=log8,tail=20,sinks=3",
-    "k=klt:fit=64,anchor=1+k=f16+v=mpo:block=8,segment=128+v=lm4:group=head,tail=2"};
+    "k=klt:fit=64,anchor=1+k=f16+v=mpo:block=8,segment=128+v=lm4:group=head,tail=2",
+    "klt:fit=64,anchor=64+int3:per=channel,group=32,outliers=5%,tail=9"};
 
 TEST(KvCacheBasesIo, EveryProjectorWithEveryCodecContinuesBitIdentically) {
   SealOnlyBackend backend;

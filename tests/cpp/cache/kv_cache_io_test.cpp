@@ -14,8 +14,15 @@ std::vector<LayerShape> shapes() { return {{2, 32, 64, 0}, {1, 64, 32, 70}}; }
 
 KvCache filled(const char* spec, int n) { return filled_cache(spec, shapes(), n); }
 
-const char* const kSpecs[] = {"f32",  "f16",  "bf16",        "q8_0",
-                              "q4_0", "int8", "int4:tail=0", "k=int4:tail=5+v=q8_0"};
+const char* const kSpecs[] = {"f32",
+                              "f16",
+                              "bf16",
+                              "q8_0",
+                              "q4_0",
+                              "int8",
+                              "int4:tail=0",
+                              "k=int4:tail=5+v=q8_0",
+                              "int3:group=16,outliers=10%,tail=0"};
 
 TEST(KvCacheIo, RestoredCachesContinueBitIdentically) {
   for (const char* spec : kSpecs) {

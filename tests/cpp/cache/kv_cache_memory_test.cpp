@@ -29,7 +29,9 @@ const char* const kSpecs[] = {
     "klt:fit=128+int3:per=channel,group=64,scale=log8,fit=search,tail=60,sinks=4",
     "k=klt:fit=64,anchor=1+k=nf4:group=32,tail=7,seal=row+v=rotation+v=e4m3",
     "k=hadamard+k=f16+v=klt:fit=64+v=f16",
-    "k=mpo:segment=64+k=f16+v=bf16"};
+    "k=mpo:segment=64+k=f16+v=bf16",
+    "k=int3:per=channel,group=64,outliers=1%,tail=9+v=hadamard+v=lm2:outliers=10%,tail=0",
+    "int2:tail=0+int4:heads=1,layers=0,tail=0+v=f16:heads=0"};
 
 void check(const KvCache& cache) {
   const CacheStats stats = cache.stats();

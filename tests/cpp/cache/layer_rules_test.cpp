@@ -1,4 +1,4 @@
-// Stages of a cache spec that are for some layers only.
+// Stages of a cache spec that are for some layers or heads only.
 #include <gtest/gtest.h>
 
 #include <string>
@@ -16,7 +16,7 @@ std::string canonical(std::string_view text) { return CacheSpec::parse(text).str
 // What keys and values of layer `layer` of 6 are.
 std::string at(std::string_view text, int layer) {
   const CacheSpec spec = CacheSpec::parse(text);
-  return spec.side(layer, 6, false).str() + " " + spec.side(layer, 6, true).str();
+  return spec.side(layer, 6, 0, false).str() + " " + spec.side(layer, 6, 0, true).str();
 }
 
 TEST(LayerRules, CanonicalForms) {
@@ -69,7 +69,7 @@ TEST(LayerRules, BadOnesAreRefused) {
     EXPECT_THROW(CacheSpec::parse(text), ConfigError) << text;
   }
   CacheSpec spec;
-  spec.rules.push_back({{.begin = 3, .end = 1}, SideSpec{}, std::nullopt});
+  spec.rules.push_back({{.begin = 3, .end = 1}, {}, SideSpec{}, std::nullopt});
   EXPECT_FALSE(spec.error().empty());
 }
 
@@ -117,6 +117,98 @@ TEST(LayerRules, ReadAndSavedPerLayer) {
   KvCache again(spec, shapes);
   again.load(cache.save());
   EXPECT_EQ(again.save(), cache.save());
+}
+
+TEST(HeadRules, CanonicalForms) {
+  EXPECT_EQ(canonical("q4_0+q8_0:heads=0-2"), "q4_0+q8_0:heads=0-2");
+  EXPECT_EQ(canonical("q8_0:heads=1-1+q4_0"), "q4_0+q8_0:heads=1");
+  EXPECT_EQ(canonical("q4_0+k=f16:heads=2,first=1"), "q4_0+k=f16:first=1,heads=2");
+  EXPECT_EQ(canonical("int3+int4:layers=1-2,heads=0+hadamard:heads=0,layers=1-2+f32:heads=0"),
+            "int3:group=32,tail=64+hadamard:layers=1-2,heads=0+int4:group=32,tail=64,layers=1-2,"
+            "heads=0+f32:heads=0");
+  for (const char* text : {"best3+best4:heads=1", "kivi2+k=kivi4:heads=0-1,last=3"}) {
+    const CacheSpec spec = CacheSpec::parse(text);
+    EXPECT_EQ(CacheSpec::parse(spec.str()), spec);
+  }
+  for (const char* text : {"q4_0:heads=", "q4_0:heads=-1", "q4_0:heads=2-1", "q4_0:heads=1024",
+                           "q4_0:heads=1,heads=1", "q4_0:heads=0+q8_0:heads=0"}) {
+    EXPECT_THROW(CacheSpec::parse(text), ConfigError) << text;
+  }
+}
+
+TEST(HeadRules, WhoGetsWhat) {
+  const CacheSpec spec = CacheSpec::parse("q4_0+q8_0:heads=1+k=f16:first=1,heads=1-2");
+  const auto keys = [&](int layer, int head) { return spec.side(layer, 3, head, false).str(); };
+  EXPECT_EQ(keys(0, 0), "q4_0");
+  EXPECT_EQ(keys(0, 1), "f16");
+  EXPECT_EQ(keys(0, 2), "f16");
+  EXPECT_EQ(keys(1, 1), "q8_0");
+  EXPECT_EQ(keys(1, 2), "q4_0");
+  EXPECT_EQ(spec.side(0, 3, 1, true).str(), "q8_0");
+}
+
+TEST(HeadRules, HeadsThatCannotDifferAreRefused) {
+  const std::vector<LayerShape> shapes = {{3, 32, 32, 0}, {2, 32, 32, 0}};
+  const auto error = [&](const char* text) {
+    return message_of([&] { KvCache(CacheSpec::parse(text), shapes); });
+  };
+  EXPECT_TRUE(contains(error("q4_0+q8_0:heads=2"), "within the 2 of layer 1, found 3"));
+  EXPECT_NO_THROW(KvCache(CacheSpec::parse("q4_0+q8_0:heads=2,first=1"), shapes));
+  EXPECT_TRUE(
+      contains(error("int4:tail=8+int4:tail=9,heads=1"), "kv head 1 would be sealed apart"));
+  EXPECT_TRUE(contains(error("int4+int4:per=channel,heads=0"), "sealed apart"));
+  EXPECT_TRUE(contains(error("q4_0+hadamard:heads=0+q8_0:heads=0"), "sealed apart"));
+  EXPECT_TRUE(contains(error("sym4:group=row,tail=0+sym8:group=row,tail=0,heads=1"),
+                       "its heads share pages"));
+  EXPECT_TRUE(contains(error("sym4:group=row,tail=0+sym8:group=head,tail=0,heads=1"), "kv head 1"));
+  EXPECT_NO_THROW(KvCache(CacheSpec::parse("f16+q8_0:heads=1"), shapes));
+}
+
+TEST(HeadRules, EveryHeadCostsWhatItsOwnSpecDoes) {
+  const int64_t both4 = coded_bytes("q4_0", 1, 256);
+  const int64_t both8 = coded_bytes("q8_0", 1, 256);
+  EXPECT_EQ(coded_bytes("q4_0+q8_0:heads=1", 4, 256), 2 * (both4 + both8));
+  EXPECT_EQ(coded_bytes("q4_0+k=q8_0:heads=0,layers=1", 2, 256),
+            both4 + both4 + (both8 - both4) / 4);
+}
+
+// Components share bits among the heads of one mean: two heads of 2 and 6 bits cost what two
+// caches of such heads do.
+TEST(HeadRules, HeadsOfAKltHaveTheirOwnMeanOfBits) {
+  const auto spec = [](int a, int b) {
+    const auto stage = [](int bits) {
+      return "int" + std::to_string(bits) + ":per=channel,group=64,tail=8";
+    };
+    return "klt:fit=64+" + stage(a) + "+klt:fit=64,heads=1+" + stage(b) + ",heads=1";
+  };
+  const auto bytes = [&](int a, int b) { return coded_bytes(spec(a, b).c_str(), 1, 400); };
+  EXPECT_NEAR(static_cast<double>(bytes(2, 6)), static_cast<double>(bytes(2, 2) + bytes(6, 6)) / 2,
+              0.02 * static_cast<double>(bytes(6, 6)));
+  EXPECT_LT(bytes(2, 6), bytes(4, 5));
+}
+
+TEST(HeadRules, RowsAndSavedStatesOfEveryHead) {
+  SealOnlyBackend backend;
+  Random random(9);
+  const std::vector<LayerShape> shapes(2, LayerShape{2, 32, 32, 0});
+  const CacheSpec spec = CacheSpec::parse("int2:tail=0+f32:heads=1");
+  KvCache cache(spec, shapes);
+  const std::vector<float> rows = random_values(&random, 70 * 64);
+  const ConstMat mat(rows.data(), 70, 64);
+  for (int layer = 0; layer < 2; ++layer) cache.append(backend, layer, mat, mat);
+  cache.commit(backend, 70);
+  const std::vector<float> first = read_rows(cache, 1, 0, false);
+  const std::vector<float> second = read_rows(cache, 1, 1, true);
+  for (size_t i = 0; i < second.size(); ++i) {
+    ASSERT_EQ(second[i], rows[i / 32 * 64 + 32 + i % 32]);
+    ASSERT_NEAR(first[i], rows[i / 32 * 64 + i % 32], 0.34f);  // half of a step of a range of 2
+  }
+  EXPECT_NE(first[5], rows[5]);
+  KvCache again(spec, shapes);
+  again.load(cache.save());
+  EXPECT_EQ(again.save(), cache.save());
+  cache.truncate(33);
+  EXPECT_EQ(cache.rows(1), 33);
 }
 
 }  // namespace

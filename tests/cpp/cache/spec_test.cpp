@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/random.h"
+#include "cache/cache_testing.h"
 #include "cache/kv_cache.h"
 #include "cache/registry.h"
 
@@ -123,6 +124,10 @@ TEST(CacheSpecParse, ValuesOutOfRange) {
     EXPECT_TRUE(says(std::string("int4:tail=") + tail, {"character 11:", "from 0 to 1000000"}))
         << tail;
   }
+  for (const char* share : {"1", "%", "-1%", "0.5%", "11%", "1%%", "999999999999%"}) {
+    EXPECT_TRUE(says(std::string("int4:outliers=") + share, {"character 15:", "outliers:"}))
+        << share;
+  }
   EXPECT_TRUE(says("int4:tail=+5", {"character 11:", "expected a value, found '+'"}));
 }
 
@@ -164,6 +169,23 @@ TEST(CacheSpecParse, CombinationsThatDoNotGoTogether) {
   EXPECT_TRUE(says("k=int4:sinks=3+v=int4:sinks=4", {"sinks differs", "both sides share it"}));
   EXPECT_TRUE(says("k=kivi2+v=int4:prefill=coded", {"prefill differs"}));
   EXPECT_TRUE(says("int4:sinks=64", {"sinks: expected a whole number from 0 to 63"}));
+  EXPECT_TRUE(says("q8_0:outliers=1%", {"q8_0 has no parameter 'outliers'"}));
+}
+
+TEST(CacheSpecParse, Outliers) {
+  EXPECT_EQ(canonical("int4:outliers=1%"), "int4:group=32,outliers=1%,tail=64");
+  EXPECT_EQ(canonical("int4:outliers=0%"), "int4:group=32,tail=64");
+  // The nearest number of a group, but one at least; a binary16 number and its place for each.
+  const auto bits = [](const char* text) {
+    return bits_per_value(CacheSpec::parse(text).k.codec, 64, 64, false);
+  };
+  EXPECT_EQ(bits("int4:group=64,outliers=1%"), 4.5 + 24.0 / 64);
+  EXPECT_EQ(bits("int4:group=64,outliers=2%"), 4.5 + 24.0 / 64);
+  EXPECT_EQ(bits("int4:group=64,outliers=10%"), 4.5 + 6 * 24.0 / 64);
+  EXPECT_EQ(bits("int4:group=8,per=channel,outliers=3%"), 8 + 24.0 / 8);
+  const std::string error =
+      message_of([] { KvCache(CacheSpec::parse("int4:group=head,outliers=1%"), {{1, 2, 2, 0}}); });
+  EXPECT_TRUE(contains(error, "1 outliers are too many for groups of 2")) << error;
 }
 
 TEST(CacheSpecParse, ParametersOfProjectors) {
@@ -197,6 +219,8 @@ TEST(CacheSpecError, NamesWhatIsWrongInFields) {
             "keys: such a codec has no name");
   EXPECT_EQ(error([](CacheSpec& s) { s.k.codec.coding.fit = Fit::norm; }),
             "keys: int4 has no such fit");
+  EXPECT_EQ(error([](CacheSpec& s) { s.k.codec.outliers = 11; }),
+            "keys: outliers: expected 0% to 10%, found 11%");
   EXPECT_EQ(error([](CacheSpec& s) { s.sinks = 64; }), "sinks: expected 0 to 63, found 64");
   EXPECT_EQ(error([](CacheSpec& s) { s.k.projector.fit = 64; }),
             "keys: a parameter of the projector is out of its range");

@@ -1,0 +1,83 @@
+// What every side of a cache is made of, by its spec.
+#include <algorithm>
+
+#include "base/error.h"
+#include "cache/kv_cache_state.h"
+
+namespace kve {
+namespace {
+
+// Heads share pages where a scale or a factor belongs to all of them.
+bool heads_share(const SideSpec& spec) {
+  return spec.codec.group == kWholeRow || spec.projector.kind == ProjectorSpec::Kind::mpo;
+}
+
+}  // namespace
+
+std::shared_ptr<const Basis> KvCache::State::shared_basis(const ProjectorSpec& projector, int dim) {
+  if (!projector.is_fixed() || projector.kind == ProjectorSpec::Kind::none) return nullptr;
+  for (const SharedBasis& known : shared) {
+    if (known.projector == projector && known.dim == dim) return known.basis;
+  }
+  std::shared_ptr<const Basis> basis = Basis::make(fixed_basis(projector, dim), counter);
+  shared.push_back({projector, dim, basis});
+  return basis;
+}
+
+SideSetup KvCache::State::setup(size_t layer, int head, bool values) {
+  const LayerShape& shape = shapes[layer];
+  SideSetup out;
+  out.spec = spec.side(static_cast<int>(layer), static_cast<int>(shapes.size()), head, values);
+  out.values = values;
+  out.head_dim = values ? shape.value_dim : shape.key_dim;
+  out.n_heads = heads_share(out.spec) ? shape.n_kv_heads : 1;
+  out.sinks = spec.sinks;
+  out.exact_prefill = spec.exact_prefill;
+  out.basis = shared_basis(out.spec.projector, out.head_dim);
+  if (!values) out.rotation = shape.rotation;
+  return out;
+}
+
+// Of every side of the layer, checked.
+std::vector<SideSetup> KvCache::State::setups(size_t layer, bool values) {
+  const std::string where = message("layer ", layer);
+  std::vector<SideSetup> out;
+  for (int head = 0; head < shapes[layer].n_kv_heads; ++head) {
+    SideSetup one = setup(layer, head, values);
+    one.check(where);
+    if (head > 0 && (!one.spec.seals_with(out[0].spec) || one.n_heads != out[0].n_heads)) {
+      throw ConfigError(message("cache ", one.spec.str(), " does not fit ", where, ": kv head ",
+                                head, " would be sealed apart from head 0 with ", out[0].spec.str(),
+                                "; heads of one layer share projector, tail, seal and rows that "
+                                "are coded together"));
+    }
+    if (head > 0 && one.n_heads > 1 && one.spec != out[0].spec) {
+      throw ConfigError(message("cache ", one.spec.str(), " does not fit ", where,
+                                ": its heads share pages, and head 0 has ", out[0].spec.str()));
+    }
+    if (head % one.n_heads == 0) out.push_back(std::move(one));
+  }
+  return out;
+}
+
+// Rules that name layers or heads which the model does not have.
+void KvCache::State::check_rules() const {
+  const auto n_layers = static_cast<int>(shapes.size());
+  for (const LayerRule& rule : spec.rules) {
+    const LayerChoice& named = rule.layers;
+    const int most = std::max({named.first, named.last, named.end});
+    if (most > n_layers) {
+      throw ConfigError(message("cache spec: expected first, last and layers within the model's ",
+                                n_layers, " layers, found ", most,
+                                most == named.end ? " of them up to the last one named" : ""));
+    }
+    for (int i = 0; i < n_layers; ++i) {
+      const int heads = shapes[static_cast<size_t>(i)].n_kv_heads;
+      if (!rule.has(i, n_layers) || rule.heads.end <= heads) continue;
+      throw ConfigError(message("cache spec: expected heads within the ", heads, " of layer ", i,
+                                ", found ", rule.heads.end, " of them up to the last one named"));
+    }
+  }
+}
+
+}  // namespace kve
