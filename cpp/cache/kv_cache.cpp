@@ -245,10 +245,13 @@ void KvCache::State::fit_seals(ThreadPool& pool, int n_new) {
   });
 }
 
-// Kept is memory for what a decode step may have, not for a long prompt's jobs.
+// Kept is memory for what a decode step appends to a layer, not for the jobs of a long prompt or of
+// all sides that are sealed.
 void KvCache::State::reserve_jobs() {
   size_t sides = 0;
-  for (const LayerCache& layer : layers) sides += layer.keys.size() + layer.values.size();
+  for (const LayerCache& layer : layers) {
+    sides = std::max(sides, layer.keys.size() + layer.values.size());
+  }
   seals.clear();
   seals.reserve(2 * layers.size());
   jobs.clear();
@@ -277,6 +280,9 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
   try {
     s.plan_seals(left);
     s.fit_seals(backend.pool(), n);
+    size_t sides = 0;
+    for (const LayerSeal& seal : s.seals) sides += seal.sides().size();
+    s.jobs.reserve(sides);
     for (const LayerSeal& seal : s.seals) {
       const size_t per_side = seal.fitted.size() / seal.sides().size();
       std::span<const BasisData> fitted = seal.fitted;

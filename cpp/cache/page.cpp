@@ -79,7 +79,8 @@ void PageList::grow(int n, size_t page_bytes, int basis) {
   const size_t added = static_cast<size_t>((n - in_last + kPageTokens - 1) / kPageTokens);
   const size_t needed = views_.size() + added;
   if (needed > views_.capacity()) {
-    views_.reserve(std::max(needed, views_.capacity() + views_.capacity() / 8 + 4));
+    // Tables seldom grow, and what they have room for counts.
+    views_.reserve(std::max(needed, views_.capacity() + views_.capacity() / 32 + 2));
   }
   if (in_last > 0) views_.back().rows = static_cast<int16_t>(views_.back().rows + in_last);
   try {

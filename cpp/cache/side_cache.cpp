@@ -189,13 +189,14 @@ void SideCache::append(ConstMat rows, int first_pos, SealJobs* jobs) {
 }
 
 // The rows that the tail has memory for when it holds `rows`. Token by token it never exceeds
-// most_tail_rows() + 1, and grows to that in steps that are small against what is there: little is
-// unused, and it seldom moves. A chunk gets what it needs, and a prompt that waits to be coded some
-// more.
+// most_tail_rows() + 1, and grows from the rows that always stay to that in steps that are small
+// against what is there: little is unused, and it seldom moves. A chunk gets what it needs, and a
+// prompt that waits to be coded some more.
 int SideCache::tail_room(int rows) const {
   int step = kTailStep;
   while (2 * step <= rows / 8) step *= 2;
-  const int room = (rows + step - 1) / step * step;
+  const int from = rows < setup_.spec.tail ? 0 : setup_.spec.tail;
+  const int room = from + (rows - from + step - 1) / step * step;
   const int most = most_tail_rows() + 1;
   return rows > most && setup_.exact_prefill ? room : std::max(rows, std::min(room, most));
 }

@@ -240,8 +240,8 @@ TEST(KvCache, EagerSidesAreCodedBeforeTheCommit) {
   EXPECT_EQ(reinterpret_cast<uintptr_t>(view.v.tail) % 64, 0u);
 }
 
-// A step allocates when it begins a page, a page, a longer table and a smaller tail per side, and
-// when the tail takes its next 16 rows.
+// A step allocates when it begins a page, a page, a longer table and a smaller tail per side and
+// two lists of all sides, and when the tail takes its next 16 rows.
 TEST(KvCache, DecodeStepsAllocateOnlyPages) {
   SealOnlyBackend backend;
   for (const char* spec : {"f16", "q8_0", "int4", "int4:tail=0", "int8:tail=300"}) {
@@ -256,7 +256,7 @@ TEST(KvCache, DecodeStepsAllocateOnlyPages) {
       run_pass(&cache, backend, &random, 1);
       const int64_t made = cache.memory().allocations() - before;
       const bool new_page = cache.view(0)[0].k.pages.size() > pages;
-      ASSERT_LE(made, (new_page ? 3 : 1) * kSides) << "step " << step;
+      ASSERT_LE(made, new_page ? 3 * kSides + 2 : kSides) << "step " << step;
       allocating_steps += made > 0 ? 1 : 0;
     }
     const bool has_tail = cache.spec().k.tail > 0;
