@@ -85,26 +85,38 @@ KVE_HD void codes_for(const GroupCoding& c, const LaneParams<F>& params, const G
   codes_for(c, params, b, [](F, F, F) {});
 }
 
-// d and m of ggml's blocks before they are rounded, but within what binary16 holds.
+KVE_HD float top_code(int bits) { return static_cast<float>((1 << bits) - 1); }
+
+// Parameters of codings with a zero, from the range of a group with codes 0 to `top`. Those of ggml
+// are not rounded yet, but within what binary16 holds; others are as stored.
 template <class F>
-KVE_HD LaneParams<F> ggml_params(const GroupCoding& c, const GroupBlock& b) {
+KVE_HD LaneParams<F> range_params(const GroupCoding& c, F top, const LaneRange<F>& range) {
   const F most = all_lanes<F>(half_to_float(kLargestHalf));
-  if (has_zero(c.coding)) {
-    const LaneRange<F> range = range_of<F>(b);
-    const F scale = (range.high - range.low) / static_cast<float>((1 << c.bits) - 1);
-    return {smaller(scale, most), limit_lanes(range.low, -most, most)};
+  const F scale = (range.high - range.low) / top;
+  if (is_ggml(c.coding)) return {smaller(scale, most), limit_lanes(range.low, -most, most)};
+  return {round_to_scale(c.scale, scale), round_to_half(range.low)};
+}
+
+// The same of codings without a zero, from the value of largest magnitude.
+template <class F>
+KVE_HD LaneParams<F> extreme_params(const GroupCoding& c, const LaneExtreme<F>& extreme) {
+  if (is_ggml(c.coding)) {
+    const F most = all_lanes<F>(half_to_float(kLargestHalf));
+    const F scale = c.coding == Coding::q8_0 ? extreme.magnitude / 127.0f
+                                             : extreme.value / level(c.coding, c.bits, 0);
+    return {limit_lanes(scale, -most, most), F{}};
   }
-  const LaneExtreme<F> extreme = extreme_of<F>(b);
-  const F scale = c.coding == Coding::q8_0 ? extreme.magnitude / 127.0f
-                                           : extreme.value / level(c.coding, c.bits, 0);
-  return {limit_lanes(scale, -most, most), F{}};
+  float largest_level = 1;
+  if (c.coding == Coding::sym) largest_level = static_cast<float>((1 << (c.bits - 1)) - 1);
+  if (c.coding == Coding::e4m3 || c.coding == Coding::e5m2) largest_level = 1.75f;
+  return {round_to_scale(c.scale, extreme.magnitude / largest_level), F{}};
 }
 
 // iq4_nl: a scale from the value of largest magnitude, codes, and the scale that suits them best by
 // least squares weighted with x^2. Blocks below 1e-15 become zeros, whose codes ggml sets to 0.
 template <class F>
 KVE_HD LaneParams<F> encode_iq4_nl(const GroupCoding& c, const GroupBlock& b) {
-  const LaneParams<F> first = ggml_params<F>(c, b);
+  const LaneParams<F> first = extreme_params(c, extreme_of<F>(b));
   F common{};
   F squares{};
   codes_for(c, first, b, [&](F x, F, F q) {
@@ -142,29 +154,16 @@ KVE_HD LaneParams<F> encode_centroids(const GroupCoding& c, const GroupBlock& b)
   return {rms.scale * (above / (below > F{} ? below : all_lanes<F>(1))), F{}};
 }
 
-// Parameters, as stored, of the codings whose codes follow from them.
-template <class F>
-KVE_HD LaneParams<F> stored_params(const GroupCoding& c, const GroupBlock& b) {
-  if (c.coding == Coding::lloyd) return {round_to_scale(c.scale, root_mean_square<F>(b)), F{}};
-  float largest_level = 1;
-  if (c.coding == Coding::sym) largest_level = static_cast<float>((1 << (c.bits - 1)) - 1);
-  if (c.coding == Coding::e4m3 || c.coding == Coding::e5m2) largest_level = 1.75f;
-  return {round_to_scale(c.scale, extreme_of<F>(b).magnitude / largest_level), F{}};
-}
-
 // asym: codes over the range, of bits that may differ between lanes.
 template <class F>
 KVE_HD LaneParams<F> encode_ranges(const GroupCoding& c, const LaneBits<F>& bits,
                                    const GroupBlock& b) {
   const LaneRange<F> range = range_of<F>(b);
-  const F scale = (range.high - range.low) / bits.top;
-  LaneParams<F> params = {round_to_scale(c.scale, scale), round_to_half(range.low)};
+  LaneParams<F> params = range_params(c, bits.top, range);
   if (c.fit == Fit::search) params = search_params(b, bits, c.scale, range, params);
   divide_codes(b, params, F{}, bits.top, 0);
   return params;
 }
-
-KVE_HD float top_code(int bits) { return static_cast<float>((1 << bits) - 1); }
 
 // Parameters of as many groups as F has lanes, as they are stored.
 template <class F>
@@ -191,7 +190,13 @@ KVE_HD void encode_lanes(const GroupCoding& c, const GroupBlock& b, GroupParams*
   } else if (c.fit == Fit::energy || c.fit == Fit::least) {
     params = encode_centroids<F>(c, b);
   } else {
-    params = is_ggml(c.coding) ? ggml_params<F>(c, b) : stored_params<F>(c, b);
+    if (c.coding == Coding::lloyd) {
+      params = {round_to_scale(c.scale, root_mean_square<F>(b)), F{}};
+    } else if (has_zero(c.coding)) {
+      params = range_params(c, all_lanes<F>(top_code(c.bits)), range_of<F>(b));
+    } else {
+      params = extreme_params(c, extreme_of<F>(b));
+    }
     codes_for(c, params, b);
   }
   store_params(c.scale, params, out);

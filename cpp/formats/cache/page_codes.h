@@ -176,16 +176,62 @@ KVE_HD void write_token_block(const CodedPage& page, const PageCodes& codes, int
   }
 }
 
+// Replaces the four codes of one token of keys in a plane with `kPerByte` codes to a byte; `v` is
+// the first one's place in its cell.
+template <int kPerByte>
+KVE_HD void put_four(uint8_t* plane, int v, uint32_t codes) {
+  constexpr int kRun = kCellCodes / kPerByte;  // bytes of a cell
+  constexpr uint32_t kMask = 0x01010101u * ((1u << (8 / kPerByte)) - 1);
+  const int at = v / kRun * (8 / kPerByte);
+  uint32_t word = 0;
+  std::memcpy(&word, plane + v % kRun, sizeof(word));
+  word = (word & ~(kMask << at)) | ((codes & kMask) << at);
+  std::memcpy(plane + v % kRun, &word, sizeof(word));
+}
+
+// Writes the codes of channels 4 s to 4 s + 3, one to a byte, of one token to strip s of keys.
+KVE_HD void write_key_codes(std::byte* strip, int bits, int token, uint32_t codes) {
+  auto* plane = reinterpret_cast<uint8_t*>(strip);
+  const int cell = token / 16;
+  const int v = token % 16 * 4;
+  if (bits == 8) return put_four<1>(plane + 64 * cell, v, codes);
+  if ((bits & 4) != 0) {
+    put_four<2>(plane + 32 * cell, v, codes);
+    plane += 128;
+    codes = (codes >> 4) & 0x0f0f0f0fu;
+  }
+  if ((bits & 2) != 0) {
+    put_four<4>(plane + 16 * cell, v, codes);
+    plane += 64;
+    codes = (codes >> 2) & 0x3f3f3f3fu;
+  }
+  // The lowest bits of four bytes meet in the highest byte of the product.
+  if ((bits & 1) != 0) {
+    const uint32_t four = ((codes & 0x01010101u) * 0x01020408u) >> 24;
+    put_bits(plane + 8 * cell + v / 8, v % 8, 4, four);
+  }
+}
+
 // Writes the codes of one token.
 KVE_HD void write_token(const CodedPage& page, const PageCodes& codes, int token, std::byte* data) {
-  const int width = page.values ? padded_width(page.width) : 4 * key_strips(page.width);
-  int strip = 0;
-  for (int c = 0; c < width; ++c) {
-    const StripPlace place = page.values ? value_place(token, c) : key_place(token, c);
-    for (; strip < place.strip; ++strip) data += strip_bytes(bits_of_strip(page, strip));
-    const int bits = bits_of_strip(page, strip);
+  for (int s = 0; s < n_strips(page); ++s) {
+    const int bits = bits_of_strip(page, s);
     if (bits == 0) return;
-    write_code(data, bits, place, codes.data[c * codes.channel_stride]);
+    uint8_t cell[kCellCodes];
+    if (!page.values) {
+      uint8_t four[4];
+      for (int i = 0; i < 4; ++i) four[i] = codes.data[(4 * s + i) * codes.channel_stride];
+      uint32_t word = 0;
+      std::memcpy(&word, four, sizeof(word));
+      write_key_codes(data, bits, token, word);
+    } else if (s % 4 == token / 16) {
+      unpack_cell(data, bits, token % 16 / 4, cell);
+      for (int l = 0; l < 16; ++l) {
+        cell[4 * l + token % 4] = codes.data[(s / 4 * 16 + l) * codes.channel_stride];
+      }
+      pack_cell(cell, bits, token % 16 / 4, data);
+    }
+    data += strip_bytes(bits);
   }
 }
 

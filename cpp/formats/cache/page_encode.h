@@ -5,6 +5,7 @@
 #include "formats/cache/coded_page.h"
 #include "formats/cache/outliers.h"
 #include "formats/cache/page_codes.h"
+#include "formats/cache/row_groups.h"
 #include "formats/cache/two_axis.h"
 
 namespace kve {
@@ -118,6 +119,22 @@ KVE_HD void put_params(const CodedPage& page, const GroupParams* params, int n, 
   for (int i = 0; i < n; ++i) write_u16(zeros + 2 * i, params[i].zero);
 }
 
+// Groups along rows, one after the other.
+KVE_HD PageCodes code_few_rows(const CodedPage& page, int first_row, int n_rows,
+                               const EncodeWork& work, std::byte* data) {
+  for (int r = 0; r < n_rows; ++r) {
+    const float* row = work.rows + r * work.stride;
+    uint8_t* codes = work.codes + r * work.stride;
+    for (int c = 0; c < page.width; c += page.group) {
+      const GroupParams params = encode_run(page.coding, row + c, page.group, codes + c);
+      const size_t index = scale_index(page, first_row + r, c);
+      put_params(page, &params, 1, index, index, data);
+    }
+    std::memset(codes + page.width, 0, static_cast<size_t>(work.stride - page.width));
+  }
+  return {work.codes, work.stride, 1};
+}
+
 // Rows as they were given: outliers are stored as they are there.
 struct ExactRows {
   const float* data;
@@ -127,6 +144,9 @@ struct ExactRows {
 // Groups along rows, of all tokens side by side.
 KVE_HD PageCodes code_by_token(const CodedPage& page, int first_row, int n_rows,
                                const ExactRows& exact, const EncodeWork& work, std::byte* data) {
+  if (2 * n_rows <= kVectorLanes && page.outliers == 0) {
+    return code_few_rows(page, first_row, n_rows, work, data);
+  }
   for (int r = 0; r < n_rows; ++r) {
     for (int c = 0; c < page.width; ++c) {
       work.turned[c * kPageTokens + r] = work.rows[r * work.stride + c];

@@ -9,6 +9,7 @@
 
 #include "formats/cache/group_code.h"
 #include "formats/cache/group_testing.h"
+#include "formats/cache/row_groups.h"
 
 namespace kve::testing {
 namespace {
@@ -110,6 +111,28 @@ TEST(GroupCode, GroupsSideBySideHaveTheBitsOfSingleOnes) {
     }
     for (int i = 0; i < kSize; ++i) {
       EXPECT_EQ(codes[static_cast<size_t>(i * kStride + kGroups)], 0xee) << name_of(coding);
+    }
+  }
+}
+
+TEST(GroupCode, RunsOfValuesHaveTheBitsOfSingleOnes) {
+  for (const GroupCoding& coding : all_codings()) {
+    for (const size_t n : {1, 7, 8, 16, 31, 64, 192}) {
+      for (uint64_t kind = 0; kind < 6; ++kind) {
+        std::vector<float> x = normal_values(n, kind + n, kind == 1 ? 30.0f : 0.0f);
+        for (size_t i = 0; i < n; ++i) {
+          if (kind == 2) x[i] = i % 3 == 1 ? 0.0f : -0.0f;
+          if (kind == 3) x[i] = i % 5 == 4 ? -0.0f : std::fabs(x[i]) * static_cast<float>(i % 2);
+          if (kind == 4) x[i] = i % 2 == 0 ? 2.5f : -2.5f;  // the first of equal magnitudes counts
+          if (kind == 5) x[i] *= 1e37f;
+        }
+        const Group single(coding, x);
+        std::vector<uint8_t> codes(n);
+        const GroupParams params = encode_run(coding, x.data(), static_cast<int>(n), codes.data());
+        ASSERT_EQ(ints(codes), ints(single.codes)) << name_of(coding) << " kind " << kind;
+        ASSERT_EQ(params.scale, single.params.scale) << name_of(coding) << " kind " << kind;
+        ASSERT_EQ(params.zero, single.params.zero) << name_of(coding) << " kind " << kind;
+      }
     }
   }
 }
