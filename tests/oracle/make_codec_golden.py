@@ -6,6 +6,8 @@
     search.bin   for codings that search: name in 24 bytes; float64 [40]: the squared error to reach
     page.f32     float32 [40, 24]: a page for two-axis normalisation
     page_AXIS.f32  float32 [24 + 40]: its channel and token factors when AXIS comes first
+    kvarn.f32    float32 [64, 32]: a tile for KVarN, in its rotated basis
+    kvarn_SIDEn.f32  float32 [64, 32]: what n-bit codes of that tile decode to as keys or values
     rows.f32     float32 [16, 48]: rows for plain floats
     rows.f16, rows.bf16   uint16 [16, 48]: the same in other types, saturating
 
@@ -368,6 +370,38 @@ def write_two_axes() -> None:
         (OUT / f"page_{axis}.f32").write_bytes(factors.astype(np.float32).tobytes())
 
 
+def kvarn(tile: np.ndarray, bits: int, keys: bool) -> np.ndarray:
+    """What KVarN (arXiv 2606.03458) decodes of a tile [tokens, channels], with binary16 parameters.
+
+    Lines are channels of keys and tokens of values; they are coded asymmetrically, and their own
+    factors enter their scales and zeros.
+    """
+    factors = two_axes(tile, tokens_first=keys)
+    channels, tokens = factors[: tile.shape[1]], factors[tile.shape[1] :]
+    lines, line_factors, others = tile, tokens[:, None], channels[None]
+    if keys:
+        lines, line_factors, others = tile.T, channels[:, None], tokens[None]
+    balanced = lines / line_factors / others
+    low = balanced.min(axis=1, keepdims=True)
+    scale = (balanced.max(axis=1, keepdims=True) - low) / (2**bits - 1)
+    codes = np.rint((balanced - low) / scale)
+    decoded = (codes * half(line_factors * scale) + half(line_factors * low)) * half(others)
+    return decoded.T if keys else decoded
+
+
+def write_kvarn() -> None:
+    """A tile with uneven tokens and channels, and what becomes of it."""
+    rng = np.random.default_rng(2606)
+    tile = rng.normal(size=(64, 32)) + rng.normal(size=32)
+    tile = tile * rng.lognormal(size=32) * rng.lognormal(sigma=0.5, size=(64, 1))
+    tile = tile.astype(np.float32)
+    (OUT / "kvarn.f32").write_bytes(tile.tobytes())
+    for side in ("keys", "values"):
+        for bits in (2, 4):
+            decoded = kvarn(tile.astype(np.float64), bits, side == "keys").astype(np.float32)
+            (OUT / f"kvarn_{side}{bits}.f32").write_bytes(np.ascontiguousarray(decoded).tobytes())
+
+
 def write_floats() -> None:
     """Rows of plain floats: ordinary ones, ties, subnormal and huge ones."""
     rng = np.random.default_rng(8)
@@ -388,6 +422,7 @@ def main() -> None:
     OUT.mkdir(parents=True, exist_ok=True)
     write_groups(all_groups())
     write_two_axes()
+    write_kvarn()
     write_floats()
 
 
