@@ -116,6 +116,16 @@ budget: '64MiB', '1.5 GiB', a number of bytes, or 'bits=3' for every value of n_
 n_ctx: tokens it must hold; 0: what the model was trained for. n_batch: most of them in one pass.
 damage: per layer, for keys and for values, what 2 bits cost (kvengine calibrate); none: all alike.
 Raises ConfigError (nothing fits), CapacityError.)");
+  model.def(
+      "cache_warnings",
+      [](const Model& self, const std::string& cache) {
+        const CacheSpec spec = CacheSpec::parse(cache);
+        const py::gil_scoped_release release;
+        return self.cache_warnings(spec);
+      },
+      py::arg("cache"), R"(What a cache is known to do to models like this one.
+
+Returns a sentence for each thing; none as a rule. Raises ConfigError (a bad spec).)");
   model.def_property_readonly("fingerprint", &Model::fingerprint,
                               "Identifies the weights; session files carry it.");
 }

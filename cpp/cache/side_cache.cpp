@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/half.h"
 #include "cache/anchor.h"
+#include "cache/linalg.h"
 #include "cache/registry.h"
 
 namespace kve {
@@ -47,6 +48,12 @@ void SideSetup::check(const std::string& where) const {
   const ProjectorSpec& projector = spec.projector;
   const std::string dim = values ? "value_dim" : "key_dim";
   if (projector.kind == Kind::mpo) check_divides(spec, where, dim, head_dim, projector.block, "");
+  if (projector.kind == Kind::hadamard && hadamard_block(head_dim) == 1) {
+    throw ConfigError(message("cache ", spec.str(), " does not fit ", where, ": ", dim, " ",
+                              head_dim,
+                              " is odd, so hadamard leaves every value as it is; "
+                              "rotation does not"));
+  }
   if (projector.kind == Kind::lowrank && projector.rank > head_dim) {
     throw ConfigError(message("cache ", spec.str(), " does not fit ", where,
                               ": rank: expected at "

@@ -75,6 +75,16 @@ CachePlan Model::plan_cache(PlanOptions options) {
   return kve::plan_cache(*backend_, shapes, options);
 }
 
+std::vector<std::string> Model::cache_warnings(const CacheSpec& cache) const {
+  std::call_once(key_biases_once_, [this] { key_biases_ = key_biases(spec_, *weights_); });
+  if (key_biases_.empty()) return {};
+  const auto n_layers = static_cast<int>(spec_.layers.size());
+  std::string biases =
+      key_bias_warning(key_biases_, n_layers, spec_.layers[0].attention.head_dim, cache);
+  if (biases.empty()) return {};
+  return {std::move(biases)};
+}
+
 Session Model::restore(const std::filesystem::path& path) {
   SessionState state = read_session_file(path, fingerprint_);
   Session session(shared_from_this(), state.options);

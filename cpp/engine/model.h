@@ -7,8 +7,10 @@
 #include <mutex>
 #include <string>
 #include <string_view>
+#include <vector>
 
 #include "cache/plan.h"
+#include "engine/key_guard.h"
 #include "gguf/gguf_file.h"
 #include "kernels/backend.h"
 #include "models/decoder.h"
@@ -47,6 +49,9 @@ class Model : public std::enable_shared_from_this<Model> {
   // See cache/plan.h; n_ctx 0 means what the model was trained for.
   CachePlan plan_cache(PlanOptions options);
 
+  // What a cache is known to do to models like this one, a sentence each; none as a rule.
+  std::vector<std::string> cache_warnings(const CacheSpec& cache) const;
+
   const GgufFile& file() const { return *file_; }
   const ModelSpec& spec() const { return spec_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
@@ -71,7 +76,9 @@ class Model : public std::enable_shared_from_this<Model> {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<ModelWeights> weights_;
   std::unique_ptr<Decoder> decoder_;
-  std::mutex forward_mutex_;  // backend and decoder keep scratch memory
+  std::mutex forward_mutex_;                // backend and decoder keep scratch memory
+  mutable std::once_flag key_biases_once_;  // they are looked for when a cache asks
+  mutable std::vector<KeyBias> key_biases_;
 };
 
 }  // namespace kve

@@ -42,7 +42,7 @@ from kvengine._core import (
     weight_formats,
 )
 from kvengine.batch import BatchAnswer, BatchStream
-from kvengine.model import Message, Model, Session
+from kvengine.model import CacheWarning, Message, Model, Session
 
 __all__ = [
     "BatchAnswer",
@@ -51,6 +51,7 @@ __all__ = [
     "CacheListing",
     "CachePlan",
     "CacheStats",
+    "CacheWarning",
     "CancelledError",
     "CapacityError",
     "ConfigError",

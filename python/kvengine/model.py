@@ -6,6 +6,7 @@ That is little: prompts may be text or conversations, and models may be fetched 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -25,6 +26,10 @@ Progress = Callable[[int, int], "bool | None"]
 
 Prompt = str | bytes | Sequence[int] | Sequence[Message]
 """Text, token ids, or the messages of a conversation."""
+
+
+class CacheWarning(UserWarning):
+    """A cache is known to damage models like the one it is for: what was measured, what to use."""
 
 
 class Model(_core.Model):
@@ -95,6 +100,9 @@ class Model(_core.Model):
             kv_budget: with ``cache="auto"``, what the cache may take at most: ``"64MiB"``, bytes,
                 or ``"bits=3"``; see :meth:`plan_cache`.
 
+        Warns:
+            CacheWarning: the cache is known to damage models like this one.
+
         Raises:
             ConfigError: a bad option, or a cache spec that does not fit the model.
         """
@@ -104,7 +112,10 @@ class Model(_core.Model):
             )
         if cache == "auto":
             cache = self.plan_cache(str(kv_budget), n_ctx, n_batch).spec
-        return Session(self, n_ctx=n_ctx, cache=cache, exact=exact, n_batch=n_batch)
+        session = Session(self, n_ctx=n_ctx, cache=cache, exact=exact, n_batch=n_batch)
+        for text in self.cache_warnings(cache):
+            warnings.warn(text, CacheWarning, stacklevel=2)
+        return session
 
     def restore(self, path: str | os.PathLike[str]) -> Session:
         """Go on, bit-identically, with a session that :meth:`Session.save` wrote.

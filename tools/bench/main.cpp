@@ -145,6 +145,7 @@ int run(const Options& o) {
   };
   std::vector<Result> results;
   for (const std::string& cache : o.caches.empty() ? std::vector<std::string>{"f16"} : o.caches) {
+    tools::tell_warnings("kvengine-bench", *model, kve::CacheSpec::parse(cache));
     for (const int depth : o.depths) {
       kve::SessionOptions options;
       options.cache = kve::CacheSpec::parse(cache);

@@ -169,6 +169,7 @@ int run(Options& o, bool seeded) {
   o.generate.sampling.validate();
   const auto model = kve::Model::load(tools::model_path(o.model), o.load);
   kve::Session session = model->session(o.session);
+  tools::tell_warnings("kvengine-chat", *model, o.session.cache);
   o.generate.draft = draft_options(o, session);
   tools::Conversation conversation(session, o.chat_format, o.system);
   const bool once = !o.prompt.empty() || !o.file.empty();

@@ -7,10 +7,13 @@ error. Exit status: 0 done, 2 bad usage or bad input (one line), 130 interrupted
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 VERBS = {
     "pull": "fetch a model",
@@ -65,7 +68,9 @@ def _run(argv: list[str]) -> int:
         module = importlib.import_module(f"kvengine.cli.{verb}")
         parser = Parser(prog=name, description=module.DESCRIPTION)
         module.add_arguments(parser)
-        status = module.run(parser.parse_args(argv[1:])) or 0
+        arguments = parser.parse_args(argv[1:])
+        with _told_warnings(name):
+            status = module.run(arguments) or 0
         sys.stdout.flush()
         return status
     except _core.Error as error:
@@ -78,6 +83,25 @@ def _run(argv: list[str]) -> int:
         return _fail(name, "memory: expected enough, found the system out of it", status=1)
     except OSError as error:
         return _fail(name, f"{error.filename or 'system'}: {error.strerror or error}", status=1)
+
+
+@contextlib.contextmanager
+def _told_warnings(name: str) -> Iterator[None]:
+    """Warnings about caches are told as everything else is: one line each, and once."""
+    from kvengine.model import CacheWarning
+
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+            if issubclass(category, CacheWarning):
+                print(f"{name}: warning: {message}", file=sys.stderr, flush=True)
+            else:
+                usual(message, category, *rest)
+
+        warnings.simplefilter("once", CacheWarning)
+        warnings.showwarning = show
+        yield
 
 
 def _status_of(error: Exception) -> int:

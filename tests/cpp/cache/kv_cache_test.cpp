@@ -28,6 +28,9 @@ TEST(KvCache, RefusesShapesThatTheSpecDoesNotFit) {
   EXPECT_TRUE(contains(group, "8, 16")) << group;
   EXPECT_TRUE(contains(make("k=f16+v=q8_0", {1, 80, 80, 0}), "value_dim 80 is not a multiple"));
   EXPECT_TRUE(contains(make("q4_0", {1, 20, 64, 0}), "no group divides it"));
+  EXPECT_TRUE(contains(make("v=hadamard+v=int4:group=head", {1, 64, 33, 0}),
+                       "layer 1: value_dim 33 is odd, so hadamard leaves every value as it is"));
+  EXPECT_NO_THROW(KvCache(CacheSpec::parse("v=rotation+v=int4:group=head"), {{1, 64, 33, 0}}));
   EXPECT_TRUE(contains(make("f16", {0, 64, 64, 0}), "n_kv_heads: expected 1 to 65536, found 0"));
   EXPECT_TRUE(contains(make("f16", {1, 64, 0, 0}), "value_dim"));
   EXPECT_TRUE(contains(make("f16", {1, 1 << 17, 64, 0}), "key_dim"));

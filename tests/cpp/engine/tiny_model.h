@@ -26,6 +26,7 @@ struct TinyModel {
   WeightType type = WeightType::f32;  // of the matrices
   uint32_t seed = 1;
   std::vector<std::string> extra_pieces = {};  // of the vocabulary
+  float key_bias = 0;       // of the second channel of the last head of keys, in every layer
   Token broken = kNoToken;  // its embedding is NaN (and the output matrix is another one)
 };
 
@@ -97,6 +98,11 @@ class TinyWriter {
     vector(prefix + "ffn_norm.weight", m.d_model);
     matrix(prefix + "attn_q.weight", q, m.d_model);
     matrix(prefix + "attn_k.weight", kv, m.d_model);
+    if (m.key_bias != 0) {
+      std::vector<float> bias(static_cast<size_t>(kv));
+      bias[static_cast<size_t>(kv - m.head_dim + 1)] = m.key_bias;
+      vector(prefix + "attn_k.bias", bias);
+    }
     matrix(prefix + "attn_v.weight", kv, m.d_model);
     matrix(prefix + "attn_output.weight", m.d_model, q);
     matrix(prefix + "ffn_gate.weight", m.d_ff, m.d_model);
@@ -124,9 +130,12 @@ class TinyWriter {
     std::uniform_real_distribution<float> uniform(0.5f, 1.5f);
     std::vector<float> values(static_cast<size_t>(size));
     for (float& value : values) value = uniform(random_);
+    vector(name, values);
+  }
+  void vector(const std::string& name, const std::vector<float>& values) {
     std::vector<std::byte> bytes(values.size() * sizeof(float));
     std::memcpy(bytes.data(), values.data(), bytes.size());
-    add(name, WeightType::f32, {size}, std::move(bytes));
+    add(name, WeightType::f32, {static_cast<int64_t>(values.size())}, std::move(bytes));
   }
   void add(const std::string& name, WeightType type, std::vector<int64_t> shape,
            std::vector<std::byte> bytes) {
