@@ -207,6 +207,13 @@ Raises IoError, FormatError, UnsupportedError.)");
 }
 
 void bind_tensor(py::module_& module) {
+  module.def(
+      "hash64",
+      [](const py::bytes& data, uint64_t seed) {
+        const std::string_view text = data;
+        return hash64(std::as_bytes(std::span(text.data(), text.size())), seed);
+      },
+      py::arg("data"), py::arg("seed") = 0, "The checksum of this engine's own files.");
   py::class_<Tensor>(module, "Tensor", "One tensor of a GgufFile.")
       .def_property_readonly("name", [](const Tensor& self) { return text_str(self.info->name); })
       .def_property_readonly(

@@ -14,6 +14,8 @@ std::shared_ptr<Model> load(const std::filesystem::path& path, int threads, cons
 
 py::list layers(const Model& model) {
   py::list list;
+  const std::vector<LayerShape> shapes = model.spec().cache_shape();
+  size_t i = 0;
   for (const LayerSpec& layer : model.spec().layers) {
     const AttentionSpec& attention = layer.attention;
     py::dict facts;
@@ -23,6 +25,9 @@ py::list layers(const Model& model) {
     facts["value_dim"] = attention.value_dim;
     facts["window"] = attention.window;
     facts["d_ff"] = layer.ffn.d_ff;
+    const std::shared_ptr<const Rotation>& rotation = shapes[i++].rotation;
+    facts["key_frequencies"] = rotation == nullptr ? std::vector<double>{} : rotation->frequencies;
+    facts["key_pairs_interleaved"] = rotation != nullptr && rotation->interleaved;
     list.append(facts);
   }
   return list;
@@ -85,7 +90,9 @@ Raises IoError, FormatError, UnsupportedError, ConfigError, CapacityError.)");
       "Context length the model was trained for, in tokens.");
   model.def_property_readonly("layers", &layers,
                               "Per layer: a dict of n_heads, n_kv_heads, head_dim, value_dim, "
-                              "window (0: none) and d_ff.");
+                              "window (0: none), d_ff, and of the rotary embedding of cached keys "
+                              "key_frequencies (radians per position; none: no embedding, or one "
+                              "that cannot be undone) and key_pairs_interleaved.");
   model.def_property_readonly(
       "tokenizer",
       [](const std::shared_ptr<Model>& self) {

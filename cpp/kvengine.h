@@ -10,6 +10,7 @@
 #pragma once
 
 #include "base/error.h"
+#include "base/hash.h"
 #include "base/memory.h"
 #include "base/span.h"
 #include "base/token.h"

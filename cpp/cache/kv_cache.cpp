@@ -129,6 +129,11 @@ KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_,
       jobs(CountedAllocator<SealJob>(counter)) {
   check_rules();
   layers.reserve(shapes.size());
+  if (!spec.bases.empty()) file = CalibratedBases::open(spec.bases);
+  if (file && file->layers() != static_cast<int>(shapes.size())) {
+    throw ConfigError(message("cache: basis: expected bases of ", shapes.size(),
+                              " layers, found those of ", file->layers()));
+  }
   for (size_t i = 0; i < shapes.size(); ++i) {
     const std::vector<SideSetup> keys = setups(i, false);
     const std::vector<SideSetup> values = setups(i, true);
@@ -143,6 +148,8 @@ KvCache::State::State(const State& other)
       counter(other.counter),
       layers(other.layers),
       shared(other.shared),
+      file(other.file),
+      latent(other.latent),
       n_tokens(other.n_tokens),
       seals(CountedAllocator<LayerSeal>(counter)),
       jobs(CountedAllocator<SealJob>(counter)) {
@@ -409,6 +416,9 @@ CacheStats KvCache::stats() const {
   }
   for (const State::SharedBasis& shared : s.shared) {
     out.bases += static_cast<int64_t>(shared.basis->bytes());
+  }
+  for (const std::shared_ptr<const Basis>& basis : s.latent) {
+    out.bases += static_cast<int64_t>(basis->bytes());
   }
   out.bytes = out.codes + out.scales + out.bases + out.tail + out.meta;
   out.peak_bytes = s.counter->peak();

@@ -23,6 +23,14 @@
 
 namespace kve {
 
+// What groups of neighbouring kv heads have in common: for each group the basis of their joined
+// keys (before the rotary embedding) and of their joined values.
+struct LatentBases {
+  int group = 1;  // heads
+  std::vector<BasisData> keys;
+  std::vector<BasisData> values;
+};
+
 // What one layer stores per token.
 struct LayerShape {
   int n_kv_heads = 0;
@@ -30,6 +38,8 @@ struct LayerShape {
   int value_dim = 0;
   int window = 0;  // 0: attends to everything; else only to the last `window` positions
   std::shared_ptr<const Rotation> rotation = nullptr;  // of keys with rotary embeddings
+  // Sides without a projector of their own keep rows as coefficients of these. Null: none.
+  std::shared_ptr<const LatentBases> latents = nullptr;
 };
 
 class KvCache {

@@ -1,7 +1,7 @@
 // KvCache as bytes, little-endian:
-//   u32 version | string spec | u32 n_layers | n_layers x i32 {n_kv_heads, key_dim, value_dim,
-//   window} i32 n_tokens | per layer: i32 first_pos | i64 n_queries, f64 sums of their squares (if
-//   any) | the sides, keys then values:
+//   u32 version | string spec | u64 checksum of calibrated bases (if any) | u32 n_layers | n_layers
+//   x i32 {n_kv_heads, key_dim, value_dim, window} i32 n_tokens | per layer: i32 first_pos | i64
+//   n_queries, f64 sums of their squares (if any) | the sides, keys then values:
 //     i32 sink_rows | i32 coded_rows | i32 tail_rows | u32 n_bases, each a u32 length and its bytes
 //     (of fitted ones) | pages: i32 basis and its bytes | f16 sinks | f16 tail
 // A string is a u32 length and its bytes. Rows that the last page does not have are zero, so that
@@ -256,6 +256,7 @@ std::vector<std::byte> KvCache::save() const {
   out.reserve(static_cast<size_t>(held.bytes) + 256 + 16 * s.shapes.size());
   out.put(kVersion);
   out.put_string(s.spec.str());
+  if (s.file) out.put(s.file->checksum());
   out.put(static_cast<uint32_t>(s.shapes.size()));
   for (const LayerShape& shape : s.shapes) {
     out.put<int32_t>(shape.n_kv_heads);
@@ -285,6 +286,7 @@ void KvCache::load(std::span<const std::byte> bytes) {
     throw FormatError(
         message("cache state: expected spec ", quoted(s.spec.str()), ", found ", quoted(spec)));
   }
+  if (s.file) in.expect(s.file->checksum(), "checksum of the calibrated bases");
   in.expect(static_cast<uint32_t>(s.shapes.size()), "number of layers");
   for (size_t i = 0; i < s.shapes.size(); ++i) check_shape(s.shapes[i], i, &in);
   auto fresh = std::make_unique<State>(s.spec, s.shapes, s.counter);

@@ -16,6 +16,7 @@ bool heads_share(const SideSpec& spec) {
 
 std::shared_ptr<const Basis> KvCache::State::shared_basis(const ProjectorSpec& projector, int dim) {
   if (!projector.is_fixed() || projector.kind == ProjectorSpec::Kind::none) return nullptr;
+  if (projector.calibrated) return nullptr;
   for (const SharedBasis& known : shared) {
     if (known.projector == projector && known.dim == dim) return known.basis;
   }
@@ -24,13 +25,46 @@ std::shared_ptr<const Basis> KvCache::State::shared_basis(const ProjectorSpec& p
   return basis;
 }
 
+// Of the group of heads that begins with `head`.
+std::shared_ptr<const Basis> KvCache::State::latent_basis(const SideSetup& side, size_t layer,
+                                                          int head) {
+  const int group = head / side.n_heads;
+  const auto made = [&](const BasisData& data) {
+    KVE_ASSERT(data.dim == side.width() && data.block == data.dim);
+    latent.push_back(Basis::make(data, counter));
+    return latent.back();
+  };
+  if (side.spec.projector.calibrated) {
+    return made(file->basis(static_cast<int>(layer), side.values, group, side.head_dim,
+                            side.spec.projector));
+  }
+  const LatentBases& bases = *shapes[layer].latents;
+  return made((side.values ? bases.values : bases.keys).at(static_cast<size_t>(group)));
+}
+
+bool KvCache::State::is_latent(const SideSpec& side, size_t layer) const {
+  const bool plain = side.projector.kind == ProjectorSpec::Kind::none;
+  return side.projector.calibrated || (plain && shapes[layer].latents != nullptr);
+}
+
+int KvCache::State::heads_per_side(const SideSpec& side, size_t layer) const {
+  const int n_kv_heads = shapes[layer].n_kv_heads;
+  if (!is_latent(side, layer)) return heads_share(side) ? n_kv_heads : 1;
+  if (!side.projector.calibrated) return shapes[layer].latents->group;
+  if (n_kv_heads % file->group() == 0) return file->group();
+  throw ConfigError(message("cache ", side.str(), " does not fit layer ", layer, ": its ",
+                            n_kv_heads, " kv heads are no multiple of the ", file->group(),
+                            " that the file's bases join"));
+}
+
 SideSetup KvCache::State::setup(size_t layer, int head, bool values) {
   const LayerShape& shape = shapes[layer];
   SideSetup out;
   out.spec = spec.side(static_cast<int>(layer), static_cast<int>(shapes.size()), head, values);
   out.values = values;
   out.head_dim = values ? shape.value_dim : shape.key_dim;
-  out.n_heads = heads_share(out.spec) ? shape.n_kv_heads : 1;
+  out.n_heads = heads_per_side(out.spec, layer);
+  out.latent = is_latent(out.spec, layer);
   out.sinks = spec.sinks;
   out.exact_prefill = spec.exact_prefill;
   out.basis = shared_basis(out.spec.projector, out.head_dim);
@@ -44,6 +78,10 @@ std::vector<SideSetup> KvCache::State::setups(size_t layer, bool values) {
   std::vector<SideSetup> out;
   for (int head = 0; head < shapes[layer].n_kv_heads; ++head) {
     SideSetup one = setup(layer, head, values);
+    if (one.latent) {
+      const bool begins = head % one.n_heads == 0;
+      one.basis = begins ? latent_basis(one, layer, head) : out.back().basis;
+    }
     one.check(where);
     if (head > 0 && (!one.spec.seals_with(out[0].spec) || one.n_heads != out[0].n_heads)) {
       throw ConfigError(message("cache ", one.spec.str(), " does not fit ", where, ": kv head ",

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "cache/calibrated_bases.h"
 #include "cache/fit_bases.h"
 #include "cache/kv_cache.h"
 #include "cache/query_squares.h"
@@ -73,6 +75,10 @@ struct KvCache::State {
 
   // Bases that need no rows are shared by all sides with rows of their size.
   std::shared_ptr<const Basis> shared_basis(const ProjectorSpec& projector, int dim);
+  std::shared_ptr<const Basis> latent_basis(const SideSetup& side, size_t layer, int head);
+  // Whether rows are coefficients in bases that a file or the model has.
+  bool is_latent(const SideSpec& side, size_t layer) const;
+  int heads_per_side(const SideSpec& side, size_t layer) const;
   SideSetup setup(size_t layer, int head, bool values);
   std::vector<SideSetup> setups(size_t layer, bool values);
   void check_rules() const;
@@ -91,6 +97,8 @@ struct KvCache::State {
     std::shared_ptr<const Basis> basis;
   };
   std::vector<SharedBasis> shared;
+  std::optional<CalibratedBases> file;               // of CacheSpec::bases
+  std::vector<std::shared_ptr<const Basis>> latent;  // all that latent_basis() made
   int n_tokens = 0;
   CountedVector<LayerSeal> seals;  // of the commit at hand
   SealJobs jobs;                   // kept, so that a decode step allocates nothing

@@ -96,11 +96,15 @@ constexpr std::array kProjectors = {
         "matrix product operator of two tensors (DecoQuant); the small one is a basis of "
         "blocks of channels, fitted to a segment of tokens, all heads together",
         "2405.12591"},
-    ProjectorEntry{"lowrank",
-                   {.kind = ProjectorSpec::Kind::lowrank, .segment = 1024, .rank = 32},
-                   "rank=32, segment=1024 (64..65536, a multiple of 64)",
-                   "singular vectors of a segment of tokens, per head",
-                   "2410.21465"},
+    ProjectorEntry{
+        "lowrank",
+        {.kind = ProjectorSpec::Kind::lowrank, .segment = 1024, .rank = 32},
+        "rank=32, segment=1024 (64..65536, a multiple of 64); or basis=FILE (of `kvengine "
+        "calibrate --bases`) and rank, share=50 (percent of the values) or energy "
+        "(percent)",
+        "singular vectors of a segment of tokens, per head; or calibrated components of "
+        "keys before the rotary embedding and of values, per group of heads",
+        "2410.21465"},
     ProjectorEntry{
         "klt",
         {.kind = ProjectorSpec::Kind::klt, .fit = 512, .anchor = kPageTokens},
@@ -162,6 +166,10 @@ constexpr std::array kPresets = {
                 "+v=int2:group=head,channels=scaled,tail=0",
                 "KVarN at 2 bits: tiles of 64 tokens evened out, keys by channel, values by token",
                 "2606.03458"},
+    CachePreset{
+        "palu", "lowrank:basis=FILE,share=50",
+        "Palu with groups of heads and uniform ranks: half as many numbers per token, in f16",
+        "2407.21118"},
     CachePreset{"best8", "hadamard+q8_0:tail=32,sinks=4", "recommended at 8 bits", "kvengine"},
     CachePreset{"best4",
                 "k=klt:fit=512,anchor=64+k=int4:per=channel,group=64,fit=search,scale=log8,tail=60,"
@@ -231,14 +239,17 @@ std::string codec_parameters(const CodecEntry& entry) {
 double listed_bits(const CacheSpec& spec) {
   constexpr int kHeadDim = 128;  // of a model with 8 kv heads
   constexpr int kRow = 8 * kHeadDim;
-  return (bits_per_value(spec.k.codec, kHeadDim, kRow, false) +
-          bits_per_value(spec.v.codec, kHeadDim, kRow, true)) /
-         2;
+  const auto bits = [&](const SideSpec& side, bool values) {
+    const int share = side.projector.share > 0 ? side.projector.share : 100;
+    return bits_per_value(side.codec, kHeadDim, kRow, values) * share / 100;
+  };
+  return (bits(spec.k, false) + bits(spec.v, true)) / 2;
 }
 
-CacheListing listing(std::string_view name, std::string_view kind, std::string_view description,
-                     std::string parameters, std::string_view paper) {
-  const CacheSpec spec = CacheSpec::parse(name);
+// `text`: a spec that has the name's defaults.
+CacheListing listing(std::string_view name, std::string_view text, std::string_view kind,
+                     std::string_view description, std::string parameters, std::string_view paper) {
+  const CacheSpec spec = CacheSpec::parse(text);
   return {.name = std::string(name),
           .kind = std::string(kind),
           .spec = spec.str(),
@@ -309,15 +320,18 @@ std::string_view nearest_cache_name(std::string_view name) {
 std::vector<CacheListing> list_caches() {
   std::vector<CacheListing> out;
   for (const CodecEntry& entry : kCodecs) {
-    out.push_back(
-        listing(entry.name, "codec", entry.description, codec_parameters(entry), entry.paper));
+    out.push_back(listing(entry.name, entry.name, "codec", entry.description,
+                          codec_parameters(entry), entry.paper));
   }
   for (const ProjectorEntry& entry : kProjectors) {
-    out.push_back(listing(entry.name, "projector", entry.description, std::string(entry.parameters),
-                          entry.paper));
+    out.push_back(listing(entry.name, entry.name, "projector", entry.description,
+                          std::string(entry.parameters), entry.paper));
   }
   for (const CachePreset& preset : kPresets) {
-    out.push_back(listing(preset.name, "preset", preset.description, "", preset.paper));
+    const bool reads_file = !CacheSpec::parse(preset.spec).bases.empty();
+    out.push_back(listing(preset.name, preset.spec, "preset", preset.description,
+                          reads_file ? "basis=FILE (of `kvengine calibrate --bases`)" : "",
+                          preset.paper));
   }
   return out;
 }

@@ -34,6 +34,7 @@ void check_divides(const SideSpec& spec, const std::string& where, std::string_v
 
 int SideSetup::page_width() const {
   const ProjectorSpec& projector = spec.projector;
+  if (latent) return basis->view().width;
   return projector.kind == ProjectorSpec::Kind::lowrank ? projector.rank * n_heads : width();
 }
 
@@ -54,7 +55,7 @@ void SideSetup::check(const std::string& where) const {
                               " is odd, so hadamard leaves every value as it is; "
                               "rotation does not"));
   }
-  if (projector.kind == Kind::lowrank && projector.rank > head_dim) {
+  if (projector.kind == Kind::lowrank && !projector.calibrated && projector.rank > head_dim) {
     throw ConfigError(message("cache ", spec.str(), " does not fit ", where,
                               ": rank: expected at "
                               "most ",
@@ -62,7 +63,7 @@ void SideSetup::check(const std::string& where) const {
   }
   const CodecSpec& codec = spec.codec;
   if (codec.is_float()) return;
-  const int coefficients = page_width() / n_heads;
+  const int coefficients = is_joint() ? page_width() : page_width() / n_heads;
   const std::string what = projector.kind == Kind::lowrank ? "rank" : dim;
   if (codec.per == Per::token && codec.group > 0) {
     const std::string fitting = fitting_groups(coefficients);
@@ -77,7 +78,7 @@ void SideSetup::check(const std::string& where) const {
     throw ConfigError(message("cache ", spec.str(), " does not fit ", where, ": ", page.outliers,
                               " outliers are too many for groups of ", page.group));
   }
-  if (n_heads == 1) return;
+  if (n_heads == 1 || is_joint()) return;
   check_divides(spec, where, what, coefficients, values ? 16 : 4, "");
   if (projector.kind == Kind::lowrank || projector.kind == Kind::klt) {
     throw ConfigError(message("cache ", spec.str(), " does not fit ", where,
@@ -106,13 +107,15 @@ PageFormat SideCache::format(int basis) const {
 }
 
 SideView SideCache::view(int head) const {
-  const int n_channels = setup_.page_width() / setup_.n_heads;
+  const bool joint = setup_.is_joint();
+  const int n_channels = joint ? setup_.page_width() : setup_.page_width() / setup_.n_heads;
+  const BasisView* bases = basis_views_.empty() ? nullptr : basis_views_.data();
   return {.width = setup_.head_dim,
           .format = format(0),
-          .first_channel = head * n_channels,
+          .first_channel = joint ? 0 : head * n_channels,
           .n_channels = n_channels,
           .pages = pages_.views(),
-          .bases = basis_views_.empty() ? nullptr : basis_views_.data(),
+          .bases = joint ? bases + 1 + head : bases,
           .sinks = sinks_.data() + head * setup_.head_dim,
           .sink_rows = sink_rows(),
           .tail = tail_.data() + head * setup_.head_dim,
@@ -121,13 +124,18 @@ SideView SideCache::view(int head) const {
 }
 
 void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
-  const ProjectorSpec& projector = setup_.spec.projector;
+  const int anchor = setup_.latent ? 1 : setup_.spec.projector.anchor;
   BasisView view = basis->view();
-  if (projector.anchor > 0 && setup_.rotation != nullptr) {
-    view.anchor = projector.anchor;
+  if (anchor > 0 && setup_.rotation != nullptr) {
+    view.anchor = anchor;
     view.frequencies = setup_.rotation->frequencies.data();
     view.n_pairs = static_cast<int32_t>(setup_.rotation->frequencies.size());
     view.interleaved = setup_.rotation->interleaved;
+  }
+  if (setup_.is_joint()) {
+    add_joint_views(view);
+    bases_.push_back(std::move(basis));
+    return;
   }
   // Heads that share pages have the same blocks.
   view.dim = setup_.head_dim;
@@ -137,10 +145,24 @@ void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
   basis_views_.push_back(view);
 }
 
+// A head's values are some rows of the lift, from the coefficients of all heads.
+void SideCache::add_joint_views(const BasisView& joint) {
+  basis_views_.reserve(static_cast<size_t>(1 + setup_.n_heads));
+  basis_views_.push_back(joint);
+  for (int head = 0; head < setup_.n_heads; ++head) {
+    BasisView own = joint;
+    own.dim = own.block = setup_.head_dim;
+    own.lift += int64_t{head} * setup_.head_dim * joint.block_width;
+    if (own.row != nullptr) own.row += int64_t{head} * setup_.head_dim;
+    basis_views_.push_back(own);
+  }
+}
+
 // Splits rows [first_row, first_row + n) of the pages into one job per page; `source` says where
 // the first of them comes from.
 void SideCache::add_page_jobs(int first_row, int n, int first_pos, SealJob source, SealJobs* jobs) {
   source.width = setup_.width();
+  source.latent_heads = setup_.latent ? setup_.n_heads : 0;
   for (int done = 0; done < n; done += source.n_rows) {
     const int row = first_row + done;
     const auto index = static_cast<size_t>(row / kPageTokens);

@@ -32,9 +32,13 @@ struct SideSetup {
   int n_heads = 0;  // that share pages
   int sinks = 0;
   bool exact_prefill = false;
-  std::shared_ptr<const Basis> basis;        // of a projector that is fixed; else null
+  // The basis is dense, for the joined rows of all heads, keys as before their rotary embedding.
+  bool latent = false;
+  std::shared_ptr<const Basis> basis;        // of a projector that is fixed, or latent; else null
   std::shared_ptr<const Rotation> rotation;  // of keys with rotary embeddings; else null
 
+  // Whether one dense basis is for the joined rows of all heads, which share their coefficients.
+  bool is_joint() const { return latent && n_heads > 1; }
   int width() const { return head_dim * n_heads; }  // values per row
   int page_width() const;                           // coefficients per row of a page
   // Whether components of a basis have bits of their own: where each has a scale of its own.
@@ -126,6 +130,7 @@ class SideCache {
   int unit_rows() const;
   void reserve_tail(int rows);
   void add_basis(std::shared_ptr<const Basis> basis);
+  void add_joint_views(const BasisView& joint);
   void append_floats(ConstMat rows, CountedVector<uint16_t>* memory, SealJobs* jobs);
   void add_page_jobs(int first_row, int n, int first_pos, SealJob source, SealJobs* jobs);
   void grow(int n, int basis);
@@ -138,6 +143,8 @@ class SideCache {
   size_t fitted_now_ = 0;  // bases that came with them
   PageList pages_;
   CountedVector<std::shared_ptr<const Basis>> bases_;
+  // Of bases_, each for one head of those that share pages. A joint basis has the view of joined
+  // rows, then one for every head.
   CountedVector<BasisView> basis_views_;
   CountedVector<uint16_t> sinks_;  // f16 [sink_rows, width]
   CountedVector<uint16_t> tail_;   // f16 [tail_rows, width]

@@ -50,11 +50,15 @@ void add_limits(const Limits& limits, Stage* out) {
   add_range("heads", limits.heads.begin, limits.heads.end, out);
 }
 
-std::string projector_stage(const ProjectorSpec& projector, const Limits& limits) {
+std::string projector_stage(const ProjectorSpec& projector, const Limits& limits,
+                            std::string_view bases) {
   using Kind = ProjectorSpec::Kind;
   Stage out(entry_of(projector.kind).name);
   if (projector.kind == Kind::mpo) out.add("block", projector.block);
-  if (projector.kind == Kind::lowrank) out.add("rank", projector.rank);
+  if (projector.calibrated) out.add("basis", bases);
+  if (projector.rank > 0) out.add("rank", projector.rank);
+  if (projector.share > 0) out.add("share", projector.share);
+  if (projector.energy > 0) out.add("energy", projector.energy);
   if (projector.segment > 0) out.add("segment", projector.segment);
   if (projector.kind == Kind::klt) {
     out.add("fit", projector.fit);
@@ -94,10 +98,10 @@ std::string codec_stage(const SideSpec& side, const Limits& limits, const CacheS
 }
 
 std::string side_text(const SideSpec& side, std::string_view prefix, const Limits& limits,
-                      const CacheSpec* shared) {
+                      const CacheSpec* shared, std::string_view bases) {
   std::string out;
   if (side.projector.kind != ProjectorSpec::Kind::none) {
-    out = message(prefix, projector_stage(side.projector, limits), "+");
+    out = message(prefix, projector_stage(side.projector, limits, bases), "+");
   }
   return out + message(prefix, codec_stage(side, limits, shared));
 }
@@ -120,7 +124,7 @@ class SpecText {
     const bool carries = !carried_ && !side.codec.is_float();
     carried_ = carried_ || carries;
     if (!text_.empty()) text_ += '+';
-    text_ += side_text(side, prefix, limits, carries ? &spec_ : nullptr);
+    text_ += side_text(side, prefix, limits, carries ? &spec_ : nullptr, spec_.bases);
   }
 
   const CacheSpec& spec_;
@@ -137,6 +141,18 @@ bool is_within(int value, int low, int high) { return value >= low && value <= h
 
 bool is_pages(int rows) { return is_within(rows, kPageTokens, 65536) && rows % kPageTokens == 0; }
 
+bool is_valid_calibrated(const ProjectorSpec& projector) {
+  const ProjectorSpec allowed = {.kind = projector.kind,
+                                 .rank = projector.rank,
+                                 .anchor = 1,
+                                 .calibrated = true,
+                                 .share = projector.share,
+                                 .energy = projector.energy};
+  const int given = (projector.rank > 0) + (projector.share > 0) + (projector.energy > 0);
+  return projector == allowed && given == 1 && is_within(projector.rank, 0, 65536) &&
+         is_within(projector.share, 0, 100) && is_within(projector.energy, 0, 100);
+}
+
 bool is_valid(const ProjectorSpec& projector) {
   using Kind = ProjectorSpec::Kind;
   switch (projector.kind) {
@@ -149,7 +165,9 @@ bool is_valid(const ProjectorSpec& projector) {
     case Kind::mpo:
       return is_within(projector.block, 2, 256) && is_pages(projector.segment);
     case Kind::lowrank:
-      return is_within(projector.rank, 1, 65536) && is_pages(projector.segment);
+      if (projector.calibrated) return is_valid_calibrated(projector);
+      return is_within(projector.rank, 1, 65536) && is_pages(projector.segment) &&
+             projector.share == 0 && projector.energy == 0;
     case Kind::klt:
       return is_pages(projector.fit) &&
              (is_within(projector.anchor, 0, 1) || projector.anchor == kPageTokens);
@@ -200,6 +218,28 @@ std::string side_error(const SideSpec& side) {
   return message("seal=window needs a tail of ", unit, " tokens or a multiple, found ", side.tail);
 }
 
+std::string bases_error(const CacheSpec& spec) {
+  bool calibrated = spec.k.projector.calibrated || spec.v.projector.calibrated;
+  for (const LayerRule& rule : spec.rules) {
+    calibrated = calibrated || (rule.k && rule.k->projector.calibrated);
+    calibrated = calibrated || (rule.v && rule.v->projector.calibrated);
+  }
+  if (calibrated == spec.bases.empty()) {
+    return calibrated ? "basis: expected the file of calibrated bases, found none"
+                      : "basis: expected no file, as nothing is calibrated";
+  }
+  if (spec.bases.size() > kMaxBasesPath) {
+    return message("basis: expected a path of at most ", kMaxBasesPath, " bytes, found ",
+                   spec.bases.size());
+  }
+  const bool writable = std::ranges::all_of(spec.bases, [](char c) {
+    return static_cast<unsigned char>(c) > ' ' && c != 0x7f &&
+           kSpecSigns.find(c) == kSpecSigns.npos;
+  });
+  return writable ? ""
+                  : message("basis: expected a path without blanks and the signs ", kSpecSigns);
+}
+
 }  // namespace
 
 bool SideSpec::eager() const {
@@ -212,7 +252,7 @@ int SideSpec::unit() const {
   return seal == Seal::row ? rows_per_unit(codec) : kPageTokens;
 }
 
-std::string SideSpec::str() const { return side_text(*this, "", {}, nullptr); }
+std::string SideSpec::str() const { return side_text(*this, "", {}, nullptr, "FILE"); }
 
 bool SideSpec::seals_with(const SideSpec& other) const {
   return projector == other.projector && tail == other.tail && seal == other.seal &&
@@ -247,8 +287,10 @@ std::string CacheSpec::error() const {
     if (error.empty() && rule.v) error = check(*rule.v, true);
   }
   if (!error.empty()) return error;
-  if (is_within(sinks, 0, kMaxSinks)) return "";
-  return message("sinks: expected 0 to ", kMaxSinks, ", found ", sinks);
+  if (!is_within(sinks, 0, kMaxSinks)) {
+    return message("sinks: expected 0 to ", kMaxSinks, ", found ", sinks);
+  }
+  return bases_error(*this);
 }
 
 std::string CacheSpec::str() const {

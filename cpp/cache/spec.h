@@ -29,6 +29,7 @@ inline constexpr size_t kMaxSpecLength = 1 << 16;
 inline constexpr int kMaxSpecLayers = 1024;
 inline constexpr int kMaxSpecHeads = 1024;
 inline constexpr int kMaxOutliers = 10;  // per cent
+inline constexpr size_t kMaxBasesPath = 4096;
 
 // In which basis rows are written.
 struct ProjectorSpec {
@@ -36,13 +37,18 @@ struct ProjectorSpec {
   Kind kind = Kind::none;
   int block = 0;      // mpo: values that share a factor
   int segment = 0;    // mpo, lowrank: tokens that share a basis, which is fitted to them
-  int rank = 0;       // lowrank: coefficients per row of a head
+  int rank = 0;       // lowrank: coefficients per row of a head, or of a calibrated group of heads
   int fit = 0;        // klt: the first tokens, to which the basis is fitted
-  int anchor = 0;     // klt: as BasisView::anchor
+  int anchor = 0;     // klt, calibrated lowrank: as BasisView::anchor
   uint64_t seed = 0;  // rotation
+  // lowrank: bases are those of CacheSpec::bases. Instead of by a rank, coefficients are chosen by
+  // their share of the values of a group, in steps of 32, or of its energy, both in percent.
+  bool calibrated = false;
+  int share = 0;
+  int energy = 0;
 
   // Whether one basis serves all rows, and is known before any of them.
-  bool is_fixed() const { return kind <= Kind::rotation; }
+  bool is_fixed() const { return kind <= Kind::rotation || calibrated; }
   bool operator==(const ProjectorSpec&) const = default;
 };
 
@@ -114,6 +120,7 @@ struct CacheSpec {
   std::vector<LayerRule> rules;  // of two for the same head, the later one holds
   int sinks = 0;                 // first tokens kept in f16
   bool exact_prefill = false;    // nothing is sealed before the whole prompt was read
+  std::string bases;             // file that calibrated projectors read; empty: there are none
 
   // Throws ConfigError: what was not understood, where, and what is known.
   static CacheSpec parse(std::string_view text);

@@ -5,6 +5,9 @@
 
 namespace kve {
 
+// What separates the words of a spec, beside blanks.
+inline constexpr std::string_view kSpecSigns = "+:,=";
+
 inline constexpr std::string_view kPerNames[] = {"token", "channel"};
 inline constexpr std::string_view kFitNames[] = {"range", "search", "norm", "energy", "least"};
 inline constexpr std::string_view kScaleNames[] = {"half", "log8"};

@@ -17,7 +17,7 @@ constexpr bool is_digit(char c) { return c >= '0' && c <= '9'; }
 
 // What may stand in a name, key or value: anything but the signs and blanks.
 constexpr bool is_word(char c) {
-  return !is_blank(c) && c != '+' && c != ':' && c != ',' && c != '=';
+  return !is_blank(c) && kSpecSigns.find(c) == std::string_view::npos;
 }
 
 // A word of the text and where it begins.
@@ -43,6 +43,7 @@ struct Found {
   Side v;
   std::optional<int> sinks;
   std::optional<bool> exact_prefill;
+  std::optional<std::string> bases;
 };
 
 class Parser {
@@ -72,6 +73,7 @@ class Parser {
       spec.sinks = sinks_.value_or(0);
       spec.exact_prefill = exact_prefill_.value_or(false);
     }
+    spec.bases = bases_.value_or("");
     const std::string error = spec.error();
     if (!error.empty()) throw ConfigError(message("cache spec ", quoted(text_), ": ", error));
     return spec;
@@ -142,6 +144,7 @@ class Parser {
     if (v) take_over(name, "values", said.v, &found->v);
     take_over(name, "sinks", said.sinks, &sinks_);
     take_over(name, "prefill", said.exact_prefill, &exact_prefill_);
+    take_over(name, "basis", said.bases, &bases_);
   }
 
   // The layers that a stage is limited to; empty for all.
@@ -230,17 +233,13 @@ class Parser {
       return found;
     }
     if (const ProjectorEntry* entry = find_projector(name.text)) {
-      found.k.projector = found.v.projector = projector(*entry, given);
+      found.k.projector = found.v.projector = projector(*entry, given, &found);
       return found;
     }
     if (const CachePreset* preset = find_preset(name.text)) {
-      if (!given.empty()) {
-        fail(given[0].key.at, message("the preset ", preset->name,
-                                      " has no parameters but first, last, layers and heads; it "
-                                      "stands for ",
-                                      preset->spec));
-      }
       const CacheSpec spec = Parser(preset->spec).parse();
+      check_parameters(name, *preset, !spec.bases.empty(), given);
+      if (!spec.bases.empty()) found.bases = given[0].value.text;
       const auto split = [](const SideSpec& from, Found::Side* to) {
         to->codec = from;
         if (from.projector.kind != ProjectorSpec::Kind::none) to->projector = from.projector;
@@ -256,6 +255,21 @@ class Parser {
     const std::string hint = nearest.empty() ? "" : message("; did you mean ", nearest, "?");
     fail(name.at,
          message("unknown name ", quoted(name.text), "; known: ", known_cache_names(), hint));
+  }
+
+  // What a preset stands for is fixed, but for the file that it may read.
+  void check_parameters(const Word& name, const CachePreset& preset, bool reads_file,
+                        const std::vector<Parameter>& given) const {
+    for (const Parameter& parameter : given) {
+      if (reads_file && parameter.key.text == "basis") continue;
+      fail(parameter.key.at, message("the preset ", preset.name, " has no parameters but ",
+                                     reads_file ? "basis, " : "",
+                                     "first, last, layers and heads; it stands for ", preset.spec));
+    }
+    if (reads_file && given.empty()) {
+      fail(name.at, message("the preset ", preset.name,
+                            " needs basis=FILE, which `kvengine calibrate --bases` writes"));
+    }
   }
 
   [[noreturn]] void fail_parameter(std::string_view stage, const Word& key,
@@ -330,9 +344,15 @@ class Parser {
     }
   }
 
-  ProjectorSpec projector(const ProjectorEntry& entry, const std::vector<Parameter>& given) const {
+  ProjectorSpec projector(const ProjectorEntry& entry, const std::vector<Parameter>& given,
+                          Found* found) const {
     using Kind = ProjectorSpec::Kind;
     ProjectorSpec spec = entry.spec;
+    for (const auto& [key, value] : given) {
+      if (key.text != "basis" || spec.kind != Kind::lowrank) continue;
+      found->bases = value.text;
+      return calibrated(entry, given);
+    }
     for (const auto& [key, value] : given) {
       if (key.text == "block" && spec.kind == Kind::mpo) {
         spec.block = number(key, value, 2, 256);
@@ -353,6 +373,28 @@ class Parser {
         fail_parameter(entry.name, key, entry.parameters);
       }
     }
+    return spec;
+  }
+
+  // lowrank with bases from a file.
+  ProjectorSpec calibrated(const ProjectorEntry& entry, const std::vector<Parameter>& given) const {
+    ProjectorSpec spec = {.kind = entry.spec.kind, .anchor = 1, .calibrated = true};
+    for (const auto& [key, value] : given) {
+      if (key.text == "basis") continue;
+      if (spec.rank + spec.share + spec.energy > 0) {
+        fail(key.at, "expected one of rank, share and energy, found another");
+      }
+      if (key.text == "rank") {
+        spec.rank = number(key, value, 1, 65536);
+      } else if (key.text == "share") {
+        spec.share = number(key, value, 1, 100);
+      } else if (key.text == "energy") {
+        spec.energy = number(key, value, 1, 100);
+      } else {
+        fail_parameter("lowrank with a basis", key, "basis, rank, share, energy");
+      }
+    }
+    if (spec.rank + spec.energy == 0 && spec.share == 0) spec.share = 50;
     return spec;
   }
 
@@ -410,6 +452,7 @@ class Parser {
   std::vector<Found> found_{1};  // the first for all layers
   std::optional<int> sinks_;
   std::optional<bool> exact_prefill_;
+  std::optional<std::string> bases_;
 };
 
 }  // namespace

@@ -4,6 +4,8 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/printable.h"
+#include "cache/calibrated_bases.h"
 #include "engine/session_file.h"
 #include "kernels/few_rows.h"
 #include "models/batch.h"
@@ -17,6 +19,15 @@ SessionOptions checked(const Model& model, SessionOptions options) {
   if (options.n_ctx < 1 || options.n_ctx > kMaxContext) {
     throw ConfigError(
         message("n_ctx: expected 1 to ", kMaxContext, " tokens, found ", options.n_ctx));
+  }
+  if (!options.cache.bases.empty()) {
+    const CalibratedBases bases = CalibratedBases::open(options.cache.bases);
+    if (bases.model() != model.fingerprint()) {
+      throw ConfigError(
+          message("cache: basis: expected bases that were calibrated for this model, "
+                  "found those of another in ",
+                  printable(options.cache.bases, 1024)));
+    }
   }
   constexpr int kMaxBatch = 4096;
   if (options.n_batch < 1 || options.n_batch > kMaxBatch) {

@@ -41,6 +41,7 @@ std::vector<LayerShape> ModelSpec::cache_shape() const {
     const AttentionSpec& attention = layer.attention;
     shape.push_back(
         {attention.n_kv_heads, attention.head_dim, attention.value_dim, attention.window, nullptr});
+    shape.back().latents = attention.latents;
     if (attention.merges_keys) continue;  // what was rotated is mixed: it cannot be turned back
     const RopeTable rope(ropes[static_cast<size_t>(attention.rope)]);
     Rotation rotation{{rope.frequencies().begin(), rope.frequencies().end()},

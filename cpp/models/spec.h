@@ -2,6 +2,7 @@
 // by one function per architecture (arch/). Nothing else asks which architecture it is running.
 #pragma once
 
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -48,6 +49,9 @@ struct AttentionSpec {
   // heads of keys have in common, AttentionWeights::psi times their values.
   bool merges_keys = false;
   int key_group() const { return n_key_heads / n_kv_heads; }
+  // The same before the rotary embedding, which the cache applies when it lifts keys out of what a
+  // group has in common. Null: none.
+  std::shared_ptr<const LatentBases> latents;
 };
 
 struct FfnSpec {

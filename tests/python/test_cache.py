@@ -95,7 +95,8 @@ def test_listing() -> None:
     assert {"f32", "f16", "bf16", "q8_0", "q4_0", "int8", "int4"} <= set(names)
     assert len(names) == len(set(names))
     for each in listing:
-        assert kv.canonical_cache(each.name) == each.spec
+        reads_file = each.kind == "preset" and each.parameters != ""
+        assert kv.canonical_cache(each.name + ":basis=FILE" * reads_file) == each.spec
         assert kv.canonical_cache(each.spec) == each.spec
         assert each.kind
         assert each.paper

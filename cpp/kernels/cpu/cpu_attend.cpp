@@ -275,7 +275,16 @@ void CpuBackend::attend(const AttendParams& params, std::span<const AttendTask> 
   int64_t partials = 0;
   for (const AttendTask& task : tasks) partials = plan(params, task, partials);
   partials_.get<float>(static_cast<size_t>(partials));
-  reserve_thread_scratch(kernels_.attend_scratch(params.key_dim, params.value_dim));
+  // Rows may have more coefficients, those of several heads, than values.
+  int key_numbers = params.key_dim;
+  int value_numbers = params.value_dim;
+  for (const AttendTask& task : tasks) {
+    for (const HeadView& head : task.heads) {
+      key_numbers = std::max(key_numbers, head.k.n_channels);
+      value_numbers = std::max(value_numbers, head.v.n_channels);
+    }
+  }
+  reserve_thread_scratch(kernels_.attend_scratch(key_numbers, value_numbers));
   pool_.parallel(static_cast<int64_t>(attend_jobs_.size()), [&](int64_t i, int thread) {
     run(attend_jobs_[static_cast<size_t>(i)], params, thread);
   });

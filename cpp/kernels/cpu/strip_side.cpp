@@ -58,6 +58,8 @@ bool has_whole_groups(const SideView& side) {
 
 bool reads_strips(const SideView& side) {
   if (side.format.id != CodecId::coded) return false;
+  // Coefficients of several heads at once: scratch memory is for those of one.
+  if (side.n_channels > side.width) return false;
   const CodedPage& page = side.format.coded;
   const Coding coding = page.coding.coding;
   if (coding == Coding::e4m3 || coding == Coding::e5m2 || page.outliers > 0) return false;

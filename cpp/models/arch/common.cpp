@@ -1,6 +1,7 @@
 #include "models/arch/common.h"
 
 #include "base/printable.h"
+#include "models/latents.h"
 
 namespace kve {
 
@@ -41,6 +42,8 @@ void read_layers(const Hyperparameters& hp, ModelSpec& spec) {
   const auto key_heads = hp.has("attention.key_head_count")
                              ? hp.per_layer("attention.key_head_count", n_layers, 1, kMaxHeads)
                              : kv_heads;
+  const int latent_group =
+      hp.has("attention.latent_group") ? hp.integer("attention.latent_group", 1, kMaxHeads) : 0;
   const auto d_ff = hp.per_layer("feed_forward_length", n_layers, 1, 4 * kMaxWidth);
   const int head_dim =
       hp.integer_or("attention.key_length", spec.d_model / heads[0], 1, kMaxHeadDim);
@@ -66,6 +69,9 @@ void read_layers(const Hyperparameters& hp, ModelSpec& spec) {
     attention.value_dim = value_dim;
     attention.scale = 1 / std::sqrt(static_cast<float>(head_dim));
     spec.layers[i].ffn.d_ff = d_ff[i];
+    if (latent_group > 0) {
+      attention.latents = read_latents(hp.file(), static_cast<int>(i), attention, latent_group);
+    }
   }
 }
 

@@ -6,28 +6,83 @@ import argparse
 from dataclasses import asdict
 from pathlib import Path
 
-from kvengine.cli.arguments import add_common, add_prompt
+from kvengine import Model
+from kvengine.cli.arguments import add_common, add_prompt, whole
 from kvengine.cli.inputs import load_model, prompt_text
-from kvengine.cli.output import Progress, print_json, print_table
+from kvengine.cli.output import Progress, print_json, print_table, say
+from kvengine.compress import calibrate_bases
+from kvengine.compress.bases import GROUP
 from kvengine.eval.calibration import calibrate
 
 DESCRIPTION = (
     "Code the keys and the values of each layer alone at 2 bits and measure the divergence over a "
-    "text. --cache auto --kv-budget SIZE --kv-calibration FILE then spends bits where they count."
+    "text. --cache auto --kv-budget SIZE --kv-calibration FILE then spends bits where they count. "
+    "With --bases, find instead what groups of heads have in common, for --cache "
+    "palu:basis=FILE and lowrank:basis=FILE (arXiv 2407.21118)."
 )
 
 _DEFAULT_WINDOW = 1024
+_BASES_WINDOW = 2048
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt(parser)
-    parser.add_argument("-o", "--output", required=True, metavar="FILE.json")
+    parser.add_argument(
+        "-o", "--output", required=True, metavar="FILE", help="JSON, or GGUF with --bases"
+    )
+    parser.add_argument("--bases", action="store_true", help="write bases of keys and values")
+    parser.add_argument(
+        "--group",
+        type=whole(1),
+        default=GROUP,
+        help=f"with --bases: most kv heads that are joined ({GROUP})",
+    )
+    parser.add_argument(
+        "--chunks",
+        type=whole(1),
+        default=16,
+        help="with --bases: most windows (of -c tokens, 2048) of the text that are read (16)",
+    )
     add_common(parser, cache=False)
+
+
+def _write_bases(args: argparse.Namespace, model: Model, text: str) -> None:
+    with Progress("reading the text") as progress:
+        found = calibrate_bases(
+            model,
+            text,
+            args.output,
+            args.group,
+            args.ctx_size or _BASES_WINDOW,
+            args.chunks,
+            progress.update,
+        )
+    if found.warning:
+        say(f"warning: {found.warning}")
+    if args.json:
+        print_json(asdict(found) | {"path": str(found.path)})
+        return
+    energies = zip(found.key_energy, found.value_energy, strict=True)
+    print_table(
+        ["layer", "keys in half", "values in half"],
+        [[i, f"{100 * k:.1f} %", f"{100 * v:.1f} %"] for i, (k, v) in enumerate(energies)],
+    )
+    print(
+        f"{found.path}: groups of {found.group} heads, {found.tokens} tokens; "
+        f"--cache palu:basis={found.path}"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     text = prompt_text(args)
     model = load_model(args)
+    if args.bases:
+        _write_bases(args, model, text)
+    else:
+        _write_damage(args, model, text)
+
+
+def _write_damage(args: argparse.Namespace, model: Model, text: str) -> None:
     with Progress("measuring layers") as progress:
         found = calibrate(model, text, args.ctx_size or _DEFAULT_WINDOW, progress.update)
     found.write(args.output)

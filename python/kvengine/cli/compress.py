@@ -9,7 +9,7 @@ from pathlib import Path
 from kvengine.cli.arguments import InputError, add_json, whole
 from kvengine.cli.inputs import decoded, named_model, read_file
 from kvengine.cli.output import Progress, human_bytes, print_json, print_table, say
-from kvengine.compress import METHODS, HeadOptions, HeadReport, compress_kv_heads
+from kvengine.compress import METHODS, MODES, HeadOptions, HeadReport, compress_kv_heads
 
 DESCRIPTION = (
     "Write a model whose cache holds fewer heads of keys and values (arXiv 2406.07056). svd-a "
@@ -22,6 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", metavar="IN.gguf", help="GGUF file, or a model to pull")
     parser.add_argument("target", metavar="OUT.gguf")
     parser.add_argument("--method", choices=METHODS, default="svd-a", help="what shares a head")
+    parser.add_argument(
+        "--mode",
+        choices=MODES,
+        default="projection",
+        help="of svd-a: merge keys after their rotary embedding, or keep what they had in common "
+        "before it and lift them out of that for every token that is read (latent)",
+    )
     parser.add_argument(
         "--groups", type=whole(1), help="heads of keys and values that remain; mqa: 1"
     )
@@ -49,6 +56,7 @@ def run(args: argparse.Namespace) -> None:
     options = HeadOptions(
         method=args.method,
         groups=args.groups,
+        mode=args.mode,
         type=args.type.upper(),
         n_ctx=args.ctx_size,
         windows=args.chunks,

@@ -1,5 +1,18 @@
-"""Compression of a model's file, done once and kept: fewer heads of keys and values."""
+"""Compression that is found once, from a text, and kept in a file.
 
-from kvengine.compress.kv_heads import METHODS, HeadOptions, HeadReport, compress_kv_heads
+``kv_heads`` makes a model with fewer heads of keys and values; ``bases`` finds what groups of heads
+have in common, for caches that keep only that.
+"""
 
-__all__ = ["METHODS", "HeadOptions", "HeadReport", "compress_kv_heads"]
+from kvengine.compress.bases import BasesReport, calibrate_bases
+from kvengine.compress.kv_heads import METHODS, MODES, HeadOptions, HeadReport, compress_kv_heads
+
+__all__ = [
+    "METHODS",
+    "MODES",
+    "BasesReport",
+    "HeadOptions",
+    "HeadReport",
+    "calibrate_bases",
+    "compress_kv_heads",
+]

@@ -29,7 +29,7 @@ class Geometry:
     def read(file: GgufFile) -> Geometry:
         """Raises UnsupportedError for files whose layers differ or that are compressed already."""
         prefix = file.get("general.architecture")
-        if f"{prefix}.attention.key_head_count" in file:
+        if any(f"{prefix}.attention.{key}" in file for key in ("key_head_count", "latent_group")):
             raise UnsupportedError(
                 f"{file.path}: expected a model as it was trained, found one with merged heads"
             )

@@ -7,15 +7,16 @@ singular vectors of the matrix of all x.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from kvengine._core import ConfigError, GgufFile
 from kvengine.compress.geometry import Geometry, rotary_frequencies
-from kvengine.model import Model
+from kvengine.model import Model, Session
 
 Matrix = NDArray[np.float64]
 Report = Callable[[int, int], None]
@@ -31,9 +32,41 @@ class Grams:
 
 
 def of_activations(
-    model: Model, text: str, geometry: Geometry, groups: int, window: int, most: int, report: Report
+    model: Model,
+    text: str,
+    geometry: Geometry,
+    groups: int,
+    window: int,
+    most: int,
+    report: Report,
+    rotated: bool = True,
 ) -> Grams:
     """Read up to `most` windows of a text with the model and sum over the keys and values it makes.
+
+    rotated: keys as attention sees them; else as before their rotary embedding.
+    Raises ConfigError for a text that is shorter than a window.
+    """
+    sides = (
+        _zeros(geometry, groups, geometry.head_dim),
+        _zeros(geometry, groups, geometry.value_dim),
+    )
+    n_windows = 0
+    for session in read_windows(model, text, window, most, report):
+        n_windows += 1
+        for i, layer in enumerate(model.layers):
+            heads = range(geometry.n_kv_heads)
+            keys = [session.cache.keys(i, head) for head in heads]
+            if not rotated:
+                keys = [turned_back(rows, window - len(rows), layer) for rows in keys]
+            add_rows(sides[0][i], keys)
+            add_rows(sides[1][i], [session.cache.values(i, head) for head in heads])
+    return Grams(*sides, tokens=n_windows * window)
+
+
+def read_windows(
+    model: Model, text: str, window: int, most: int, report: Report
+) -> Iterator[Session]:
+    """A session with an f32 cache of each of up to `most` windows of a text, one after the other.
 
     Raises ConfigError for a text that is shorter than a window.
     """
@@ -44,10 +77,6 @@ def of_activations(
             f"calibration: expected a text of at least {window} tokens, found {len(tokens)}"
         )
     bos = model.tokenizer.bos if model.tokenizer.add_bos else None
-    sides = (
-        _zeros(geometry, groups, geometry.head_dim),
-        _zeros(geometry, groups, geometry.value_dim),
-    )
     session = model.session(n_ctx=window, cache="f32")
     for i in range(n_windows):
         ids: Sequence[int] = tokens[i * window : (i + 1) * window]
@@ -55,12 +84,8 @@ def of_activations(
             ids = [bos, *ids[1:]]
         session.truncate(0)
         session.forward(ids)
-        for layer in range(geometry.n_layers):
-            for rows, sums in zip((session.cache.keys, session.cache.values), sides, strict=True):
-                heads = [rows(layer, head) for head in range(geometry.n_kv_heads)]
-                _add_rows(sums[layer], heads)
+        yield session
         report(i + 1, n_windows)
-    return Grams(*sides, tokens=n_windows * window)
 
 
 def of_weights(file: GgufFile, geometry: Geometry, groups: int, window: int) -> Grams:
@@ -116,6 +141,25 @@ def average_rotation(gram: Matrix, frequencies: Matrix, head_dim: int, n: int) -
     return result.reshape(gram.shape)
 
 
+def turned_back(
+    rows: NDArray[np.float32], first_pos: int, layer: dict[str, Any]
+) -> NDArray[np.float64]:
+    """Keys [tokens, head_dim] from position first_pos on, as before their rotary embedding."""
+    frequencies = np.asarray(layer["key_frequencies"], np.float64)
+    n = len(frequencies)
+    angles = np.outer(first_pos + np.arange(len(rows)), frequencies)
+    cosines, sines = np.cos(angles), np.sin(angles)
+    if layer["key_pairs_interleaved"]:
+        first, second = slice(0, 2 * n, 2), slice(1, 2 * n, 2)
+    else:
+        first, second = slice(0, n), slice(n, 2 * n)
+    out = rows.astype(np.float64)
+    x, y = out[:, first].copy(), out[:, second].copy()
+    out[:, first] = cosines * x + sines * y
+    out[:, second] = cosines * y - sines * x
+    return out
+
+
 def _mean_turn(angle: Matrix, n: int) -> NDArray[np.complex128]:
     """Mean of exp(i angle p) over p = 0 .. n - 1."""
     step = np.exp(1j * angle) - 1
@@ -129,7 +173,8 @@ def _zeros(geometry: Geometry, groups: int, dim: int) -> list[list[Matrix]]:
     return [[np.zeros((size, size)) for _ in range(groups)] for _ in range(geometry.n_layers)]
 
 
-def _add_rows(sums: list[Matrix], heads: list[NDArray[np.float32]]) -> None:
+def add_rows(sums: list[Matrix], heads: Sequence[NDArray[np.floating]]) -> None:
+    """Add the rows [tokens, dim] of all heads of a layer to the matrices of their groups."""
     per_group = len(heads) // len(sums)
     for group, gram in enumerate(sums):
         rows = np.concatenate(heads[group * per_group : (group + 1) * per_group], axis=1)

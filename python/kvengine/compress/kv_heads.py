@@ -8,6 +8,10 @@ one place in the cache:
   Wv' = omega_i Wv, Wo'_h = Wo_h omega_is^T for query heads h that read head s of the group. Keys
   turn with their position (RoPE), which psi does not commute with, so it is applied after the
   rotation, to keys and queries (`blk.N.attn_k_psi.weight`; the projection mode of the method).
+* The same with mode "latent" (svd-a only; the method's other mode): psi is found for keys before
+  their rotary embedding, which have more in common, and kept beside the weights, which stay
+  (`blk.N.attn_k_latent.weight`, `blk.N.attn_v_latent.weight`). The engine's cache holds psi and
+  omega times a token's keys and values, and applies the rotary embedding to what it lifts from them.
 * mean-pool: the weights of a group's heads are averaged (GQA, arXiv 2305.13245). mqa: the same with
   one group.
 
@@ -31,6 +35,7 @@ from kvengine.compress.grams import Grams, Matrix, Report, of_activations, of_we
 from kvengine.model import Model
 
 METHODS = ("svd-a", "svd-w", "mean-pool", "mqa")
+MODES = ("projection", "latent")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class HeadOptions:
     n_ctx: tokens of a window of the calibration text; svd-w: positions that keys turn over.
     windows: most windows that are read.
     threads: of the engine that reads them; 0: all processors.
+    mode: one of MODES; latent: for svd-a.
     """
 
     method: str = "svd-a"
@@ -51,6 +57,7 @@ class HeadOptions:
     n_ctx: int = 2048
     windows: int = 16
     threads: int = 0
+    mode: str = "projection"
 
 
 @dataclass(frozen=True)
@@ -99,12 +106,11 @@ def compress_kv_heads(
     else:
         keys = [[leading(c, geometry.head_dim) for c in layer] for layer in grams.keys]
         values = [[leading(c, geometry.value_dim) for c in layer] for layer in grams.values]
-        changes = _projected(
-            file,
-            geometry,
-            [[b.rows for b in layer] for layer in keys],
-            [[b.rows for b in layer] for layer in values],
-        )
+        psi, omega = ([[b.rows for b in layer] for layer in side] for side in (keys, values))
+        if options.mode == "latent":
+            changes = _latents(psi, omega)
+        else:
+            changes = _projected(file, geometry, psi, omega)
         key_energy = [float(np.mean([b.energy for b in layer])) for layer in keys]
         value_energy = [float(np.mean([b.energy for b in layer])) for layer in values]
     _write(file, Path(target), geometry, groups, options, changes)
@@ -159,6 +165,14 @@ def _projected(
     return changes
 
 
+def _latents(psi: list[list[Matrix]], omega: list[list[Matrix]]) -> dict[str, Change]:
+    return {
+        f"blk.{layer}.attn_{side}_latent.weight": lambda rows=rows[layer]: np.concatenate(rows)
+        for side, rows in (("k", psi), ("v", omega))
+        for layer in range(len(rows))
+    }
+
+
 def _apply(bases: list[Matrix], weights: NDArray[np.float32]) -> Matrix:
     """Wv or its bias, group by group: omega_i W_i."""
     parts = np.split(weights.astype(np.float64), len(bases))
@@ -209,8 +223,12 @@ def _write(
     for key in file:
         writer.copy(key, file)
     attention = f"{geometry.prefix}.attention"
-    writer.set(f"{attention}.head_count_kv", groups, "u32")
     writer.set("kvengine.compress.method", options.method, "string")
+    if options.mode == "latent":
+        _write_latent(file, writer, geometry, groups, changes)
+        writer.write(target)
+        return
+    writer.set(f"{attention}.head_count_kv", groups, "u32")
     merged = any(name.endswith("attn_k_psi.weight") for name in changes)
     if merged:
         writer.set(f"{attention}.key_head_count", geometry.n_kv_heads, "u32")
@@ -234,6 +252,23 @@ def _write(
     writer.write(target)
 
 
+def _write_latent(
+    file: GgufFile,
+    writer: GgufWriter,
+    geometry: Geometry,
+    groups: int,
+    changes: dict[str, Change],
+) -> None:
+    """All tensors as they are, and what groups have in common beside them."""
+    size = geometry.n_kv_heads // groups
+    writer.set(f"{geometry.prefix}.attention.latent_group", size, "u32")
+    for tensor in file.tensors:
+        writer.add_tensor(tensor.name, tensor.type, tensor.shape, tensor.data)
+    for name, change in changes.items():
+        dim = geometry.value_dim if ".attn_v_" in name else geometry.head_dim
+        _add(writer, name, "F32", [size * dim, groups * dim], change)
+
+
 def _add(writer: GgufWriter, name: str, type: str, shape: list[int], change: Change) -> None:
     def encoded() -> bytes:
         return encode_weights(type, np.ascontiguousarray(change(), dtype=np.float32))
@@ -244,6 +279,10 @@ def _add(writer: GgufWriter, name: str, type: str, shape: list[int], change: Cha
 def _groups(options: HeadOptions, geometry: Geometry) -> int:
     if options.method not in METHODS:
         raise ConfigError(f"method: expected {', '.join(METHODS)}, found '{options.method:.40}'")
+    if options.mode not in MODES:
+        raise ConfigError(f"mode: expected {' or '.join(MODES)}, found '{options.mode:.40}'")
+    if options.mode == "latent" and options.method != "svd-a":
+        raise ConfigError(f"mode: expected projection with {options.method}, found latent")
     if options.method == "mqa":
         if options.groups not in (None, 1):
             raise ConfigError(f"groups: expected 1 with mqa, found {options.groups}")
@@ -280,7 +319,14 @@ def _grams(
         raise ConfigError("calibration: expected a text that svd-a can read, found none")
     model = Model.load(file.path, threads=options.threads)
     return of_activations(
-        model, calibration, geometry, groups, options.n_ctx, options.windows, report
+        model,
+        calibration,
+        geometry,
+        groups,
+        options.n_ctx,
+        options.windows,
+        report,
+        rotated=options.mode == "projection",
     )
 
 

@@ -2,6 +2,7 @@
 // cache.
 #pragma once
 
+#include <algorithm>
 #include <vector>
 
 #include "base/error.h"
@@ -67,7 +68,7 @@ class SealOnlyBackend final : public Backend {
                        job.n_rows, scratch_.data());
   }
 
-  // Head by head: rows of several heads share a basis.
+  // Head by head: rows of several heads share a basis, or have one together.
   Mat project(const SealJob& job, Mat rows) {
     const BasisView& basis = *job.basis;
     const int n_heads = job.width / basis.dim;
@@ -75,13 +76,38 @@ class SealOnlyBackend final : public Backend {
     const Mat out(coefficients_.data(), job.n_rows, job.format.width);
     for (int head = 0; head < n_heads; ++head) {
       const Mat own = rows.columns(int64_t{head} * basis.dim, basis.dim);
+      const int n_turned = std::max(1, job.latent_heads);
+      const int dim = basis.dim / n_turned;
       for (int r = 0; r < job.n_rows && basis.anchor > 0; ++r) {
         const int page_start = job.position - job.first_row;
-        rotate(own.block(r, 1), basis, basis.anchor == 1 ? job.position + r : page_start, -1);
+        for (int turned = 0; turned < n_turned; ++turned) {
+          rotate(own.columns(int64_t{turned} * dim, dim).block(r, 1), basis,
+                 basis.anchor == 1 ? job.position + r : page_start, -1);
+        }
       }
-      project_rows(basis, own, out.columns(int64_t{head} * basis.width, basis.width));
+      const Mat coefficients = out.columns(int64_t{head} * basis.width, basis.width);
+      project_rows(basis, own, coefficients);
+      if (job.latent_heads > 0) refine(basis, own, coefficients);
     }
     return out;
+  }
+
+  // Adds the coefficients of what was left of the rows.
+  void refine(const BasisView& basis, Mat rows, Mat coefficients) {
+    std::vector<float> lifted(static_cast<size_t>(rows.rows * rows.cols));
+    std::vector<float> more(static_cast<size_t>(coefficients.rows * coefficients.cols));
+    lift_rows(basis, coefficients, Mat(lifted.data(), rows.rows, rows.cols));
+    for (int64_t r = 0; r < rows.rows; ++r) {
+      for (int64_t c = 0; c < rows.cols; ++c) {
+        rows.row(r)[c] -= lifted[static_cast<size_t>(r * rows.cols + c)];
+      }
+    }
+    project_rows(basis, rows, Mat(more.data(), coefficients.rows, coefficients.cols));
+    for (int64_t r = 0; r < coefficients.rows; ++r) {
+      for (int64_t c = 0; c < coefficients.cols; ++c) {
+        coefficients.row(r)[c] += more[static_cast<size_t>(r * coefficients.cols + c)];
+      }
+    }
   }
 
   ThreadPool pool_{1};

@@ -21,12 +21,13 @@ struct RowWork {
   std::byte* lifting;
   size_t size;
 
-  RowWork(std::byte* data, int key_dim, int value_dim) {
+  // lifted: numbers of the rows that are rebuilt.
+  RowWork(std::byte* data, int key_dim, int value_dim, int lifted) {
     Carver carver(data);
     scores = carver.take<float>(kMaxAttendVectors * kScoreStride);
     const int widest = key_dim > value_dim ? key_dim : value_dim;
     coded = carver.take<float>(kCodedRows * int64_t{widest});
-    lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(widest)));
+    lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
     size = carver.size();
   }
 };
@@ -290,12 +291,12 @@ static void add_tile(const AttendChunk& chunk, const AttendState& state, const R
 }
 
 size_t attend_rows_scratch(int key_dim, int value_dim) {
-  return RowWork(nullptr, key_dim, value_dim).size;
+  return RowWork(nullptr, key_dim, value_dim, key_dim > value_dim ? key_dim : value_dim).size;
 }
 
 void attend_rows(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                  std::byte* scratch) {
-  const RowWork work(scratch, chunk.k.width, chunk.v.width);
+  const RowWork work(scratch, chunk.k.width, chunk.v.width, row_numbers(chunk));
   SideReader keys(chunk.k, chunk.first_pos, false, work.lifting);
   SideReader values(chunk.v, chunk.first_pos, false, work.lifting);
   int32_t n = 0;

@@ -194,8 +194,8 @@ static StripWork* carve_work(Carver& carver, const AttendChunk& chunk, const Att
   made.decoded = carver.take<float>(kTile * int64_t{widest});
   std::byte* keys = take(coded_keys_bytes(key_dim));
   std::byte* values = take(coded_values_bytes(value_dim));
-  made.rows = take(attend_rows_scratch(key_dim, value_dim));
-  made.lifting = take(lift_scratch(widest));
+  made.rows = take(attend_rows_scratch(row_numbers(chunk.k), row_numbers(chunk.v)));
+  made.lifting = take(lift_scratch(row_numbers(chunk)));
   if (counts) return nullptr;
   made.keys = start_coded_keys(chunk, state, keys);
   made.values = start_coded_values(chunk, values);

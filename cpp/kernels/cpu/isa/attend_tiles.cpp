@@ -39,7 +39,8 @@ struct TileWork {
   std::byte* lifting;
   size_t size;
 
-  TileWork(std::byte* data, int key_dim, int value_dim) {
+  // lifted: numbers of the rows that are rebuilt.
+  TileWork(std::byte* data, int key_dim, int value_dim, int lifted) {
     const int64_t key_stride = round_up(key_dim, 2 * kLanes);
     const int64_t value_stride = round_up(value_dim, 2 * kLanes);
     row_stride = key_stride > value_stride ? key_stride : value_stride;
@@ -51,8 +52,7 @@ struct TileWork {
     values = carver.take<float>(kTile / 2 * row_stride);
     queries = carver.take<float>(kMaxAttendVectors * query_stride);
     scores = carver.take<float>(kGemmTokens * kTile);
-    lifting = carver.take<std::byte>(
-        static_cast<int64_t>(lift_scratch(key_dim > value_dim ? key_dim : value_dim)));
+    lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
     size = carver.size();
   }
 };
@@ -345,12 +345,12 @@ static void attend_all(const AttendChunk& chunk, const AttendState& state, const
 }
 
 size_t attend_tiles_scratch(int key_dim, int value_dim) {
-  return TileWork(nullptr, key_dim, value_dim).size;
+  return TileWork(nullptr, key_dim, value_dim, key_dim > value_dim ? key_dim : value_dim).size;
 }
 
 void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                   std::byte* scratch) {
-  const TileWork work(scratch, chunk.k.width, chunk.v.width);
+  const TileWork work(scratch, chunk.k.width, chunk.v.width, row_numbers(chunk));
 #if defined(KVE_BF16_DOT)
   if (chunk.method == AttendMethod::bf16_tiles) {
     return attend_all<Bf16Tile>(chunk, state, work, first, end);

@@ -6,7 +6,17 @@
 
 namespace kve::KVE_ISA {
 
-// Scratch bytes for rows of `width` values.
+// What a row has more of: values or coefficients, which may be those of several heads.
+static inline int row_numbers(const SideArgs& side) {
+  return side.n_channels > side.width ? side.n_channels : side.width;
+}
+static inline int row_numbers(const AttendChunk& chunk) {
+  const int keys = row_numbers(chunk.k);
+  const int values = row_numbers(chunk.v);
+  return keys > values ? keys : values;
+}
+
+// Scratch bytes for rows of at most `width` values and coefficients.
 size_t lift_scratch(int width);
 
 // Rows [first, first + n) of a page, n <= kAttendTile, to dst [n, side.width]. `position` is that

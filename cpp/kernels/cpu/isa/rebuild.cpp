@@ -128,7 +128,7 @@ void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int
   }
   const BasisView& basis = side.bases[page.basis];
   format.coded.strip_bits = basis.strip_bits;
-  const BasisWork work(scratch, side.width);
+  const BasisWork work(scratch, row_numbers(side));
   KVE_ISA::decode_rows(format, page.data, first, n, side.first_channel, side.n_channels,
                        work.coefficients, side.n_channels);
   bool done = false;
