@@ -14,7 +14,7 @@
 namespace kve {
 namespace {
 
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr int kMaxDim = 1 << 20;
 
 static_assert(std::endian::native == std::endian::little, "bases are saved as little-endian bytes");
@@ -26,6 +26,7 @@ struct Header {
   int32_t width;
   int32_t block;
   int32_t block_width;
+  uint32_t is_int8;
   uint32_t has_row;
   uint32_t has_column;
   uint32_t n_strip_bits;
@@ -49,6 +50,13 @@ size_t lift_size(const BasisView& view) {
   return static_cast<size_t>(view.block) * static_cast<size_t>(view.block_width);
 }
 
+// An entry of the lift as it is stored.
+double lift_at(const BasisView& view, int64_t j, int64_t c) {
+  const int64_t at = j * view.block_width + c;
+  return view.lift8 == nullptr ? double{half_to_float(view.lift[at])}
+                               : double{view.lift8_scale[j]} * view.lift8[at];
+}
+
 // A power of two that brings the largest magnitude where binary16 has all of its digits for it and
 // for much smaller ones.
 int scale_exponent(std::span<const float> lift) {
@@ -59,7 +67,7 @@ int scale_exponent(std::span<const float> lift) {
 }
 
 // The factors of the columns that fit the rounded lift as those of `data` fit the exact one.
-std::vector<float> fitted_column(const BasisData& data, const uint16_t* rounded) {
+std::vector<float> fitted_column(const BasisData& data, const BasisView& rounded) {
   const auto width = static_cast<size_t>(data.block_width);
   std::vector<double> exact(width);
   std::vector<double> found(width);
@@ -67,7 +75,7 @@ std::vector<float> fitted_column(const BasisData& data, const uint16_t* rounded)
     const double weight = data.row.empty() ? 1.0 : data.row[j];
     for (size_t c = 0; c < width; ++c) {
       const double x = data.lift[j * width + c];
-      const double y = half_to_float(rounded[j * width + c]);
+      const double y = lift_at(rounded, static_cast<int64_t>(j), static_cast<int64_t>(c));
       exact[c] += weight * x * x;
       found[c] += weight * y * y;
     }
@@ -118,8 +126,9 @@ std::byte* put(const T* values, size_t n, std::byte* to) {
 size_t saved_size(const Header& header) {
   const auto block = static_cast<size_t>(header.block);
   const auto block_width = static_cast<size_t>(header.block_width);
-  return sizeof(header) + block * block_width * sizeof(uint16_t) +
-         (header.has_row != 0 ? block * sizeof(float) : 0) +
+  const size_t lift = header.is_int8 != 0 ? block * (block_width + sizeof(float))
+                                          : block * block_width * sizeof(uint16_t);
+  return sizeof(header) + lift + (header.has_row != 0 ? block * sizeof(float) : 0) +
          (header.has_column != 0 ? block_width * sizeof(float) : 0) + header.n_strip_bits;
 }
 
@@ -157,8 +166,10 @@ Header read_header(std::span<const std::byte> bytes) {
                               header.dim, " values as ", header.width, " in blocks of ",
                               header.block, " as ", header.block_width));
   }
+  if (header.is_int8 > 1) bad("a mark for int8 of", header.is_int8);
   if (header.has_row > 1) bad("a mark for rows of", header.has_row);
-  if (header.has_column > 1) bad("a mark for columns of", header.has_column);
+  // An int8 lift comes without.
+  if (header.has_column > 1 - header.is_int8) bad("a mark for columns of", header.has_column);
   if (!strips_fit(header.n_strip_bits, header.width)) {
     bad("a number of strips of", header.n_strip_bits);
   }
@@ -171,6 +182,8 @@ Header read_header(std::span<const std::byte> bytes) {
 struct Basis::Stored {
   BasisView shape;
   std::vector<uint16_t> lift;
+  std::vector<int8_t> lift8;
+  std::vector<float> lift8_scale;
   std::vector<float> row;
   std::vector<float> column;
   std::vector<uint8_t> strip_bits;
@@ -182,19 +195,50 @@ struct Basis::Stored {
     KVE_ASSERT(data.lift.size() == block * block_width);
     KVE_ASSERT(data.row.empty() || data.row.size() == block);
     KVE_ASSERT(data.column.empty() || data.column.size() == block_width);
+    KVE_ASSERT(!data.int8 || data.column.empty());
     KVE_ASSERT(strips_fit(data.strip_bits.size(), data.width));
     Stored out;
     out.shape.dim = data.dim;
     out.shape.width = data.width;
     out.shape.block = data.block;
     out.shape.block_width = data.block_width;
-    const int exponent = scale_exponent(data.lift);
-    for (const float value : data.lift) {
-      out.lift.push_back(float_to_half(std::ldexp(value, exponent)));
+    if (data.int8) {
+      out.round_rows(data);
+    } else {
+      const int exponent = scale_exponent(data.lift);
+      for (const float value : data.lift) {
+        out.lift.push_back(float_to_half(std::ldexp(value, exponent)));
+      }
     }
     out.row = data.row;
-    out.column = fitted_column(data, out.lift.data());
+    if (!data.int8) out.column = fitted_column(data, out.view());
     out.strip_bits = data.strip_bits;
+    return out;
+  }
+
+  void round_rows(const BasisData& data) {
+    const auto width = static_cast<size_t>(data.block_width);
+    for (size_t j = 0; j < static_cast<size_t>(data.block); ++j) {
+      const std::span<const float> values = std::span(data.lift).subspan(j * width, width);
+      float largest = 0;
+      for (const float value : values) largest = std::max(largest, std::abs(value));
+      const float scale = largest / 127;
+      for (const float value : values) {
+        lift8.push_back(scale > 0 ? static_cast<int8_t>(std::lround(value / scale)) : int8_t{0});
+      }
+      lift8_scale.push_back(scale);
+    }
+  }
+
+  // Valid while this lives and stays as it is.
+  BasisView view() const {
+    BasisView out = shape;
+    if (lift8.empty()) {
+      out.lift = lift.data();
+    } else {
+      out.lift8 = lift8.data();
+      out.lift8_scale = lift8_scale.data();
+    }
     return out;
   }
 };
@@ -226,6 +270,8 @@ Basis::Basis(const Stored& stored, const std::shared_ptr<MemoryCounter>& counter
     return at;
   };
   const size_t lift_at = reserve(stored.lift.size() * sizeof(uint16_t));
+  const size_t lift8_at = reserve(stored.lift8.size());
+  const size_t scale_at = reserve(stored.lift8_scale.size() * sizeof(float));
   const size_t row_at = reserve(stored.row.size() * sizeof(float));
   const size_t column_at = reserve(stored.column.size() * sizeof(float));
   const size_t strips_at = reserve(stored.strip_bits.size());
@@ -236,6 +282,8 @@ Basis::Basis(const Stored& stored, const std::shared_ptr<MemoryCounter>& counter
     return reinterpret_cast<const T*>(memory_.data() + at);
   };
   view_.lift = write(stored.lift, lift_at);
+  view_.lift8 = write(stored.lift8, lift8_at);
+  view_.lift8_scale = write(stored.lift8_scale, scale_at);
   view_.row = write(stored.row, row_at);
   view_.column = write(stored.column, column_at);
   view_.strip_bits = write(stored.strip_bits, strips_at);
@@ -247,12 +295,18 @@ std::vector<std::byte> Basis::save() const {
                       view_.width,
                       view_.block,
                       view_.block_width,
+                      view_.lift8 != nullptr ? 1u : 0u,
                       view_.row != nullptr ? 1u : 0u,
                       view_.column != nullptr ? 1u : 0u,
                       static_cast<uint32_t>(n_strip_bits_)};
   std::vector<std::byte> out(saved_size(header));
   std::byte* to = put(&header, 1, out.data());
-  to = put(view_.lift, lift_size(view_), to);
+  if (view_.lift8 == nullptr) {
+    to = put(view_.lift, lift_size(view_), to);
+  } else {
+    to = put(view_.lift8, lift_size(view_), to);
+    to = put(view_.lift8_scale, static_cast<size_t>(view_.block), to);
+  }
   to = put(view_.row, header.has_row * static_cast<size_t>(view_.block), to);
   to = put(view_.column, header.has_column * static_cast<size_t>(view_.block_width), to);
   put(view_.strip_bits, n_strip_bits_, to);
@@ -273,14 +327,20 @@ std::shared_ptr<const Basis> Basis::load(std::span<const std::byte> bytes,
         message("cache basis: expected ", saved_size(header), " bytes, found ", bytes.size()));
   }
   bytes = bytes.subspan(sizeof(header));
-  stored.lift = take<uint16_t>(&bytes, lift_size(stored.shape));
+  if (header.is_int8 == 0) {
+    stored.lift = take<uint16_t>(&bytes, lift_size(stored.shape));
+  } else {
+    stored.lift8 = take<int8_t>(&bytes, lift_size(stored.shape));
+    stored.lift8_scale = take<float>(&bytes, static_cast<size_t>(header.block));
+  }
   stored.row = take<float>(&bytes, header.has_row * static_cast<size_t>(header.block));
   stored.column = take<float>(&bytes, header.has_column * static_cast<size_t>(header.block_width));
   stored.strip_bits = take<uint8_t>(&bytes, header.n_strip_bits);
   const bool lift_is_finite = std::all_of(stored.lift.begin(), stored.lift.end(), [](uint16_t x) {
     return std::isfinite(half_to_float(x));
   });
-  if (!lift_is_finite || !all_finite(stored.row) || !all_finite(stored.column)) {
+  if (!lift_is_finite || !all_finite(stored.lift8_scale) || !all_finite(stored.row) ||
+      !all_finite(stored.column)) {
     throw FormatError("cache basis: expected finite values, found others");
   }
   for (const uint8_t bits : stored.strip_bits) {
@@ -289,21 +349,35 @@ std::shared_ptr<const Basis> Basis::load(std::span<const std::byte> bytes,
   return make(stored, counter);
 }
 
+// One block: coefficients += column * lift^T (row * values).
+static void add_projection(const BasisView& basis, const double* values, double* coefficients) {
+  for (int c = 0; c < basis.block_width; ++c) {
+    double sum = 0;
+    for (int j = 0; j < basis.block; ++j) {
+      sum += lift_at(basis, j, c) * (basis.row != nullptr ? basis.row[j] : 1.0f) * values[j];
+    }
+    coefficients[c] += sum * (basis.column != nullptr ? basis.column[c] : 1.0f);
+  }
+}
+
 void project_rows(const BasisView& basis, ConstMat values, Mat coefficients) {
   KVE_ASSERT(values.cols == basis.dim && coefficients.cols == basis.width);
   KVE_ASSERT(values.rows == coefficients.rows);
   for (int64_t r = 0; r < values.rows; ++r) {
     for (int b = 0; b < basis.dim / basis.block; ++b) {
       const float* from = values.row(r) + b * basis.block;
-      float* to = coefficients.row(r) + b * basis.block_width;
-      for (int c = 0; c < basis.block_width; ++c) {
-        double sum = 0;
+      std::vector<double> left(from, from + basis.block);
+      std::vector<double> found(static_cast<size_t>(basis.block_width));
+      add_projection(basis, left.data(), found.data());
+      if (basis.lift8 != nullptr) {
         for (int j = 0; j < basis.block; ++j) {
-          const double lift = half_to_float(basis.lift[j * basis.block_width + c]);
-          sum += lift * (basis.row != nullptr ? basis.row[j] : 1.0f) * from[j];
+          for (int c = 0; c < basis.block_width; ++c) {
+            left[static_cast<size_t>(j)] -= lift_at(basis, j, c) * found[static_cast<size_t>(c)];
+          }
         }
-        to[c] = static_cast<float>(sum * (basis.column != nullptr ? basis.column[c] : 1.0f));
+        add_projection(basis, left.data(), found.data());
       }
+      std::copy(found.begin(), found.end(), coefficients.row(r) + b * basis.block_width);
     }
   }
 }
@@ -317,10 +391,7 @@ void lift_rows(const BasisView& basis, ConstMat coefficients, Mat values) {
       float* to = values.row(r) + b * basis.block;
       for (int j = 0; j < basis.block; ++j) {
         double sum = 0;
-        for (int c = 0; c < basis.block_width; ++c) {
-          const double lift = half_to_float(basis.lift[j * basis.block_width + c]);
-          sum += lift * from[c];
-        }
+        for (int c = 0; c < basis.block_width; ++c) sum += lift_at(basis, j, c) * from[c];
         to[j] = static_cast<float>(sum);
       }
     }
@@ -332,8 +403,7 @@ void project_query(const BasisView& basis, const float* query, float* out) {
     for (int c = 0; c < basis.block_width; ++c) {
       double sum = 0;
       for (int j = 0; j < basis.block; ++j) {
-        const double lift = half_to_float(basis.lift[j * basis.block_width + c]);
-        sum += lift * query[b * basis.block + j];
+        sum += lift_at(basis, j, c) * query[b * basis.block + j];
       }
       out[b * basis.block_width + c] = static_cast<float>(sum);
     }

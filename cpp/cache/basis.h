@@ -19,16 +19,19 @@ struct BasisData {
   int dim = 0;
   int width = 0;
   int block = 0;
-  int block_width = 0;              // all as in BasisView
-  std::vector<float> lift;          // [block][block_width]
-  std::vector<float> row;           // [block], empty: ones
-  std::vector<float> column;        // [block_width], empty: ones
+  int block_width = 0;        // all as in BasisView
+  bool int8 = false;          // how the lift is stored: int8 and a factor per row, or binary16
+  std::vector<float> lift;    // [block][block_width]
+  std::vector<float> row;     // [block], empty: ones
+  std::vector<float> column;  // [block_width], empty: ones; empty with int8
   std::vector<uint8_t> strip_bits;  // per strip 0 to 8, empty: the codec's
 };
 
 // Immutable. The lift is rounded to binary16, after all of it was multiplied by a power of two
 // where binary16 asks for it; the other direction is scaled to fit what was rounded, so that a
-// component alone survives projecting and lifting up to float32 rounding.
+// component alone survives projecting and lifting up to float32 rounding. Or, at half the bytes, it
+// is rounded to int8: columns that were orthonormal (in the weights `row`) are then a hundredth
+// off, and projecting twice (BasisView) leaves 1e-4.
 class Basis {
  public:
   // Throws CapacityError.
@@ -41,8 +44,8 @@ class Basis {
   // Counted bytes, those of this object and of the count of its holders included.
   size_t bytes() const { return memory_.capacity() + own_bytes_; }
 
-  // Little-endian: u32 version | i32 dim, width, block, block_width | u32 has row, has column,
-  // number of strips | lift | row | column | strip_bits.
+  // Little-endian: u32 version | i32 dim, width, block, block_width | u32 is int8, has row, has
+  // column, number of strips | lift | factors of an int8 lift | row | column | strip_bits.
   std::vector<std::byte> save() const;
   // Throws FormatError unless `bytes` is what save() gives for some basis with finite numbers.
   static std::shared_ptr<const Basis> load(std::span<const std::byte> bytes,

@@ -62,6 +62,9 @@ std::vector<BasisData> fit_klt(std::span<const SideCache> sides, int first_pos,
   std::vector<std::vector<double>> eigenvalues;
   for (size_t head = 0; head < sides.size(); ++head) {
     Klt klt = fit_klt(sides[head], static_cast<int>(head), first_pos, queries, n_new);
+    const CodecSpec& codec = sides[head].setup().spec.codec;
+    // Finer codes would show the rounding of an int8 lift (Basis).
+    klt.basis.int8 = !codec.is_float() && codec.coding.bits <= 4;
     out.push_back(std::move(klt.basis));
     eigenvalues.push_back(std::move(klt.eigenvalues));
   }

@@ -9,15 +9,19 @@ namespace kve {
 // dim / block equal blocks of `block` values and block_width coefficients (one block: dense).
 //   value[b * block + j] = sum over c of lift[j][c] * coefficient[b * block_width + c]
 //   coefficient[b * block_width + c] = sum over j of column[c] * lift[j][c] * row[j] * value[...]
-// so that scores need no values: query . value = (lift^T query) . coefficient.
+// so that scores need no values: query . value = (lift^T query) . coefficient. With lift8, what the
+// coefficients miss of a value is projected once more and added to them.
 struct BasisView {
   int32_t dim = 0;
   int32_t width = 0;
   int32_t block = 0;
   int32_t block_width = 0;
-  const uint16_t* lift = nullptr;  // binary16 [block][block_width]
-  const float* row = nullptr;      // [block], null: ones
-  const float* column = nullptr;   // [block_width], null: ones
+  // One of the two: binary16, or int8 times a factor per row.
+  const uint16_t* lift = nullptr;      // [block][block_width]
+  const int8_t* lift8 = nullptr;       // [block][block_width]
+  const float* lift8_scale = nullptr;  // [block]
+  const float* row = nullptr;          // [block], null: ones
+  const float* column = nullptr;       // [block_width], null: ones, as always with lift8
 
   // Bits of every strip of a page (formats/cache/strips.h), null: as the codec says.
   const uint8_t* strip_bits = nullptr;

@@ -44,6 +44,13 @@ BasisData small_basis() {
   return data;
 }
 
+BasisData int8_basis() {
+  BasisData data = small_basis();
+  data.column.clear();
+  data.int8 = true;
+  return data;
+}
+
 TEST(Basis, FollowsTheDefinitionOfTheView) {
   const auto basis = make_basis(small_basis());
   const BasisView view = basis->view();
@@ -144,9 +151,35 @@ TEST(Basis, CountsItsBytes) {
   EXPECT_EQ(counter->live(), 0);
 }
 
+TEST(Basis, Int8HalvesTheLift) {
+  BasisData data = rotation_basis(64, 1);
+  const auto half = make_basis(data);
+  data.int8 = true;
+  const auto basis = make_basis(data);
+  // Half of 64 * 64 * 2 bytes; factors of rows take the place of factors of columns.
+  EXPECT_EQ(half->bytes() - basis->bytes(), size_t{64 * 64});
+  const Rows rows = normal_rows(64, 64, 9);
+  const Rows back = lift(basis->view(), project(basis->view(), rows));
+  // Entries are up to 0.4 and rounded to 1 / 254 of their row's largest at most, 0.0009 in the mean
+  // square: the product of the two maps is off by sqrt(2 * 64) times that, about 0.01, where rows
+  // are projected once, and by the square of it where twice.
+  EXPECT_LE(relative_error(back.values, rows.values), 3e-4);
+  EXPECT_GE(relative_error(back.values, rows.values), 1e-6);  // it is int8 indeed
+}
+
+TEST(Basis, Int8RowsOfZerosStayZeros) {
+  BasisData data = int8_basis();
+  std::fill(data.lift.begin(), data.lift.end(), 0.0f);
+  const auto basis = make_basis(data);
+  for (const float value : lift(basis->view(), normal_rows(2, data.width, 3)).values) {
+    EXPECT_EQ(value, 0);
+  }
+}
+
 TEST(BasisState, LoadsWhatWasSaved) {
   std::vector<BasisData> all = full_bases();
   all.push_back(small_basis());
+  all.push_back(int8_basis());
   for (const BasisData& data : all) {
     const auto basis = make_basis(data);
     const std::vector<std::byte> saved = basis->save();
@@ -171,12 +204,12 @@ std::vector<std::byte> with(std::vector<std::byte> bytes, size_t at, T value) {
 TEST(BasisState, RefusesWhatNoBasisSaves) {
   const auto counter = std::make_shared<MemoryCounter>();
   const std::vector<std::byte> good = make_basis(small_basis())->save();
-  const size_t header = 32;
+  const size_t header = 36;
   const size_t row = header + 12;
   const size_t column = row + 12;
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const std::vector<std::vector<std::byte>> bad = {
-      with<uint32_t>(good, 0, 2),            // version
+      with<uint32_t>(good, 0, 1),            // version
       with<int32_t>(good, 4, 0),             // dim
       with<int32_t>(good, 4, -6),            //
       with<int32_t>(good, 4, 1 << 30),       //
@@ -187,23 +220,30 @@ TEST(BasisState, RefusesWhatNoBasisSaves) {
       with<int32_t>(good, 16, 4),            // block width
       with<int32_t>(good, 16, 0),            //
       with<uint32_t>(good, 20, 2),           // marks
-      with<uint32_t>(good, 20, 0),           // rows that are there
-      with<uint32_t>(good, 24, 7),           //
-      with<uint32_t>(good, 28, 2),           // strips
-      with<uint32_t>(good, 28, ~0u),         //
+      with<uint32_t>(good, 20, 1),           // another size of lift
+      with<uint32_t>(good, 24, 2),           //
+      with<uint32_t>(good, 24, 0),           // rows that are there
+      with<uint32_t>(good, 28, 7),           //
+      with<uint32_t>(good, 32, 2),           // strips
+      with<uint32_t>(good, 32, ~0u),         //
       with<uint16_t>(good, header, 0x7c00),  // infinite lift
       with<float>(good, row, nan),           //
       with<float>(good, column, nan),        //
       with<uint8_t>(good, good.size() - 1, 9),
   };
   EXPECT_NO_THROW(Basis::load(good, counter));
+  const std::vector<std::byte> int8 = make_basis(int8_basis())->save();
+  EXPECT_NO_THROW(Basis::load(int8, counter));
+  EXPECT_THROW(Basis::load(with<uint32_t>(int8, 20, 0), counter), FormatError);
+  EXPECT_THROW(Basis::load(with<uint32_t>(int8, 28, 1), counter), FormatError);
+  EXPECT_THROW(Basis::load(with<float>(int8, header + 6, nan), counter), FormatError);
   for (size_t i = 0; i < bad.size(); ++i) {
     EXPECT_THROW(Basis::load(bad[i], counter), FormatError) << i;
   }
   // A large basis that is not there.
   auto large = with<int32_t>(with<int32_t>(good, 4, 1 << 20), 12, 1 << 20);
   large = with<int32_t>(with<int32_t>(large, 8, 1 << 20), 16, 1 << 20);
-  EXPECT_THROW(Basis::load(with<uint32_t>(large, 28, 0), counter), FormatError);
+  EXPECT_THROW(Basis::load(with<uint32_t>(large, 32, 0), counter), FormatError);
   for (size_t size = 0; size < good.size(); ++size) {
     EXPECT_THROW(Basis::load(std::span(good).first(size), counter), FormatError) << size;
   }

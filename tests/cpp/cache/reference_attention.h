@@ -59,7 +59,9 @@ class ReferenceRows {
     matrix_.clear();
     for (int c = 0; c < basis.block_width; ++c) {
       for (int j = 0; j < basis.block; ++j) {
-        matrix_.push_back(half_to_float(basis.lift[j * basis.block_width + c]));
+        const int at = j * basis.block_width + c;
+        matrix_.push_back(basis.lift8 == nullptr ? double{half_to_float(basis.lift[at])}
+                                                 : double{basis.lift8_scale[j]} * basis.lift8[at]);
       }
     }
     return matrix_;

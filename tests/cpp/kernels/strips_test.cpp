@@ -285,15 +285,25 @@ TEST_P(Strips, NotANumberStaysInItsVector) {
 // ---- bases ----
 
 struct TestBasis {
-  TestBasis(int dim, int block, int block_width, Random& random) {
-    for (int i = 0; i < block * block_width; ++i) {
-      lift.push_back(float_to_half(random.normal() / std::sqrt(static_cast<float>(block))));
+  TestBasis(int dim, int block, int block_width, bool int8, Random& random) {
+    for (int j = 0; j < block; ++j) {
+      lift8_scale.push_back(0.004f + 0.002f * random.normal());
+      for (int c = 0; c < block_width; ++c) {
+        const float value = random.normal() / std::sqrt(static_cast<float>(block));
+        lift.push_back(float_to_half(value));
+        lift8.push_back(static_cast<int8_t>(std::clamp(254 * value, -127.0f, 127.0f)));
+      }
     }
     view.dim = dim;
     view.block = block;
     view.block_width = block_width;
     view.width = dim / block * block_width;
-    view.lift = lift.data();
+    if (int8) {
+      view.lift8 = lift8.data();
+      view.lift8_scale = lift8_scale.data();
+    } else {
+      view.lift = lift.data();
+    }
   }
   void anchored(int n_pairs, bool interleaved) {
     for (int i = 0; i < n_pairs; ++i)
@@ -333,56 +343,69 @@ struct TestBasis {
     return out;
   }
   double at(int j, int c) const {
-    return double{half_to_float(lift[static_cast<size_t>(j * view.block_width + c)])};
+    const auto i = static_cast<size_t>(j * view.block_width + c);
+    return view.lift8 == nullptr ? double{half_to_float(lift[i])}
+                                 : double{lift8_scale[static_cast<size_t>(j)]} * lift8[i];
   }
   std::vector<uint16_t> lift;
+  std::vector<int8_t> lift8;
+  std::vector<float> lift8_scale;
   std::vector<double> frequencies;
   BasisView view;
 };
 
+struct BasisShape {
+  int dim, block, width;
+};
+
+void check_projection(const Kernels& kernels, const BasisShape& shape, int anchored, bool int8,
+                      Random& random) {
+  TestBasis basis(shape.dim, shape.block, shape.width, int8, random);
+  if (anchored > 0) basis.anchored(shape.dim / 2 - (anchored == 2 ? 2 : 0), anchored == 2);
+  std::vector<int32_t> positions = {0};
+  if (anchored > 0) positions = {0, 64, 7000, 131072 - 60, 1000000};
+  const int n_vectors = 3;
+  const int n_positions = static_cast<int>(positions.size());
+  const std::vector<float> q = random.normals(n_vectors * shape.dim);
+  const int64_t stride = (basis.view.width + 15) / 16 * 16;
+  std::vector<std::vector<float>> turns;
+  std::vector<const float*> angles;
+  for (const int32_t position : positions) turns.push_back(basis.angles(position));
+  for (const std::vector<float>& turn : turns) angles.push_back(turn.data());
+  for (const bool rounded : {false, true}) {
+    std::vector<float> found(static_cast<size_t>(n_positions * n_vectors * stride));
+    Scratch scratch;
+    kernels.project_queries(
+        {&basis.view, angles.data(), n_positions, q.data(), shape.dim, n_vectors, rounded,
+         found.data(), stride,
+         scratch.get<std::byte>(kernels.projection_scratch(basis.view, n_positions, n_vectors))});
+    std::vector<double> wanted;
+    std::vector<float> packed;
+    for (int p = 0; p < n_positions; ++p) {
+      for (int v = 0; v < n_vectors; ++v) {
+        const std::vector<double> row =
+            basis.project(q.data() + v * shape.dim, positions[static_cast<size_t>(p)]);
+        wanted.insert(wanted.end(), row.begin(), row.end());
+        const auto from = found.begin() + (p * n_vectors + v) * stride;
+        packed.insert(packed.end(), from, from + basis.view.width);
+      }
+    }
+    // bf16 rounds both factors by 2^-9 at most, with random signs over the terms of a sum.
+    EXPECT_LT(test::relative_error(packed, wanted), rounded ? 0.008 : 3e-6)
+        << shape.dim << " / " << shape.block << " to " << shape.width << ", anchored " << anchored
+        << ", int8 " << int8 << ", rounded " << rounded;
+  }
+}
+
 TEST_P(Strips, QueriesInABasis) {
   Random random(11);
-  struct Shape {
-    int dim, block, width;
-  };
-  for (const Shape& shape :
-       {Shape{64, 64, 64}, Shape{64, 64, 36}, Shape{80, 16, 16}, Shape{96, 32, 20},
-        Shape{128, 128, 128}, Shape{15, 15, 15}, Shape{21, 7, 4}}) {
+  for (const BasisShape& shape :
+       {BasisShape{64, 64, 64}, BasisShape{64, 64, 36}, BasisShape{80, 16, 16},
+        BasisShape{96, 32, 20}, BasisShape{128, 128, 128}, BasisShape{15, 15, 15},
+        BasisShape{21, 7, 4}}) {
     for (const int anchored : {0, 1, 2}) {
-      TestBasis basis(shape.dim, shape.block, shape.width, random);
-      if (anchored > 0) basis.anchored(shape.dim / 2 - (anchored == 2 ? 2 : 0), anchored == 2);
-      std::vector<int32_t> positions = {0};
-      if (anchored > 0) positions = {0, 64, 7000, 131072 - 60, 1000000};
-      const int n_vectors = 3;
-      const int n_positions = static_cast<int>(positions.size());
-      const std::vector<float> q = random.normals(n_vectors * shape.dim);
-      const int64_t stride = (basis.view.width + 15) / 16 * 16;
-      std::vector<std::vector<float>> turns;
-      std::vector<const float*> angles;
-      for (const int32_t position : positions) turns.push_back(basis.angles(position));
-      for (const std::vector<float>& turn : turns) angles.push_back(turn.data());
-      for (const bool rounded : {false, true}) {
-        std::vector<float> found(static_cast<size_t>(n_positions * n_vectors * stride));
-        Scratch scratch;
-        kernels_.project_queries({&basis.view, angles.data(), n_positions, q.data(), shape.dim,
-                                  n_vectors, rounded, found.data(), stride,
-                                  scratch.get<std::byte>(kernels_.projection_scratch(
-                                      basis.view, n_positions, n_vectors))});
-        std::vector<double> wanted;
-        std::vector<float> packed;
-        for (int p = 0; p < n_positions; ++p) {
-          for (int v = 0; v < n_vectors; ++v) {
-            const std::vector<double> row =
-                basis.project(q.data() + v * shape.dim, positions[static_cast<size_t>(p)]);
-            wanted.insert(wanted.end(), row.begin(), row.end());
-            const auto from = found.begin() + (p * n_vectors + v) * stride;
-            packed.insert(packed.end(), from, from + basis.view.width);
-          }
-        }
-        // bf16 rounds both factors by 2^-9 at most, with random signs over the terms of a sum.
-        EXPECT_LT(test::relative_error(packed, wanted), rounded ? 0.008 : 3e-6)
-            << shape.dim << " / " << shape.block << " to " << shape.width << ", anchored "
-            << anchored << ", rounded " << rounded;
+      for (const bool int8 : {false, true}) {
+        check_projection(kernels_, shape, anchored, int8, random);
       }
     }
   }
@@ -390,8 +413,8 @@ TEST_P(Strips, QueriesInABasis) {
 
 TEST_P(Strips, LiftsSums) {
   Random random(12);
-  for (const int width : {64, 36}) {
-    const TestBasis basis(128, 64, width, random);
+  for (const auto& [width, int8] : {std::pair(64, false), {36, false}, {64, true}, {36, true}}) {
+    const TestBasis basis(128, 64, width, int8, random);
     const int n_vectors = 6;
     const int64_t stride = 160;
     const std::vector<float> x = random.normals(n_vectors * stride);

@@ -26,39 +26,33 @@ size_t projection_bytes(int64_t dim, int64_t most_pages, int64_t n_vectors) {
 
 // ---- the lift, as the right side of the product ----
 
-static F32 load_lift(const uint16_t* row, int64_t n) {
-  return n >= kLanes ? load_f16(row) : load_f16_n(row, n);
-}
-
-// Row j of the product as a row of the lift.
-static const uint16_t* lift_row(const Projection& plan, int64_t j) {
+// The row of the lift that row j of the product is.
+static int64_t lift_row(const Projection& plan, int64_t j) {
   const BasisView& basis = plan.basis;
   const int64_t n = basis.n_pairs;
-  if (plan.ordered && basis.interleaved && j < 2 * n) j = j < n ? 2 * j : 2 * (j - n) + 1;
-  return basis.lift + j * basis.block_width;
+  if (!plan.ordered || !basis.interleaved || j >= 2 * n) return j;
+  return j < n ? 2 * j : 2 * (j - n) + 1;
 }
 
 static void expand_lift(const Projection& plan) {
-  const int64_t width = plan.basis.block_width;
   for (int64_t j = 0; j < plan.basis.block; ++j) {
-    const uint16_t* row = lift_row(plan, j);
-    for (int64_t c = 0; c < width; c += kLanes) {
-      store(plan.lift + j * plan.lift_stride + c, load_lift(row + c, width - c));
+    const int64_t row = lift_row(plan, j);
+    for (int64_t c = 0; c < plan.basis.block_width; c += kLanes) {
+      store(plan.lift + j * plan.lift_stride + c, lift_numbers(plan.basis, row, c));
     }
   }
 }
 
 #if defined(KVE_BF16_DOT)
 static void round_lift(const Projection& plan) {
-  const int64_t width = plan.basis.block_width;
   for (int64_t j = 0; j < plan.basis.block; j += 2) {
-    const uint16_t* row = lift_row(plan, j);
-    const uint16_t* next = j + 1 < plan.basis.block ? lift_row(plan, j + 1) : nullptr;
-    for (int64_t c = 0; c < width; c += kLanes) {
+    const int64_t row = lift_row(plan, j);
+    const int64_t next = lift_row(plan, j + 1);
+    for (int64_t c = 0; c < plan.basis.block_width; c += kLanes) {
       uint16_t low[kLanes];
       uint16_t high[kLanes];
-      store_bf16(low, load_lift(row + c, width - c));
-      store_bf16(high, next == nullptr ? zero() : load_lift(next + c, width - c));
+      store_bf16(low, lift_numbers(plan.basis, row, c));
+      store_bf16(high, lift_numbers(plan.basis, next, c));
       store(plan.lift + j / 2 * plan.lift_stride + c, interleave16(low, high));
     }
   }
@@ -198,19 +192,37 @@ void project_queries(const QueryProjection& job) {
 // Rows of a block at a time.
 constexpr int64_t kLiftRows = 64;
 
+// out[v][i] = row first + i of the lift . vector v, for i < n.
+static void dot_lift_rows(const BasisView& basis, int64_t first, int64_t n, const float* vectors,
+                          int64_t vector_stride, int64_t n_vectors, float* out, int64_t stride) {
+  const int64_t width = basis.block_width;
+  if (basis.lift8 == nullptr) {
+    return dot_f16_rows({basis.lift + first * width, n, width, vectors, vector_stride, n_vectors},
+                        out, stride);
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t v = 0; v < n_vectors; ++v) {
+      F32 total = zero();
+      for (int64_t c = 0; c < width; c += kLanes) {
+        const F32 values = load_n(vectors + v * vector_stride + c, least(width - c, kLanes));
+        total = fma(lift_numbers(basis, first + i, c), values, total);
+      }
+      out[v * stride + i] = sum(total);
+    }
+  }
+}
+
 void lift_values(const ValueLift& job) {
   const BasisView& basis = *job.basis;
-  const int64_t width = basis.block_width;
   float lifted[kRowVectors * (kLiftRows + kLanes)];
   constexpr int64_t kStride = kLiftRows + kLanes;
   for (int64_t at = 0; at < basis.dim; at += least(kLiftRows, basis.block - at % basis.block)) {
     const int64_t row = at % basis.block;
     const int64_t n = least(kLiftRows, basis.block - row);
-    const float* from = job.coefficients + at / basis.block * width;
+    const float* from = job.coefficients + at / basis.block * basis.block_width;
     for (int64_t v = 0; v < job.n_vectors; v += kRowVectors) {
       const int64_t vectors = least(kRowVectors, job.n_vectors - v);
-      dot_f16_rows({basis.lift + row * width, n, width, from + v * job.stride, job.stride, vectors},
-                   lifted, kStride);
+      dot_lift_rows(basis, row, n, from + v * job.stride, job.stride, vectors, lifted, kStride);
       for (int64_t i = 0; i < vectors; ++i) {
         add(job.out + (v + i) * job.out_stride + at, lifted + i * kStride, n);
       }

@@ -2,10 +2,28 @@
 // codes have to be lifted out of it.
 #pragma once
 
+#include <string.h>
+
 #include "kernels/cpu/isa/isa.h"
 #include "kernels/cpu/strip_args.h"
 
 namespace kve::KVE_ISA {
+
+// kLanes numbers of row j of the lift from number c on; zeros past the end of a row or of the lift.
+static inline F32 lift_numbers(const BasisView& basis, int64_t j, int64_t c) {
+  const int64_t n = basis.block_width - c;
+  if (j >= basis.block || n <= 0) return zero();
+  const int64_t at = j * basis.block_width + c;
+  if (basis.lift8 == nullptr) {
+    const uint16_t* from = basis.lift + at;
+    return n >= kLanes ? load_f16(from) : load_f16_n(from, n);
+  }
+  const F32 scale = set(basis.lift8_scale[j]);
+  if (n >= kLanes) return scale * load_i8(basis.lift8 + at);
+  int8_t some[kLanes] = {};
+  memcpy(some, basis.lift8 + at, static_cast<size_t>(n));
+  return scale * load_i8(some);
+}
 
 // The basis and the queries as the product wants them. Where a dense basis is anchored, the values
 // are put in the order first of each pair, second of each pair, rest, which rotation works on.

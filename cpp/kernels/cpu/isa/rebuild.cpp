@@ -2,6 +2,7 @@
 // it is rebuilt to.
 #include <string.h>
 
+#include "kernels/cpu/isa/basis.h"
 #include "kernels/cpu/isa/cache_rows.h"
 
 namespace kve::KVE_ISA {
@@ -52,13 +53,6 @@ static void turn_row(const BasisView& basis, const float* angles, float directio
 
 size_t lift_scratch(int width) { return BasisWork(nullptr, width).size; }
 
-static F32 lift_values_at(const BasisView& basis, int64_t row, int64_t column) {
-  const int64_t n = basis.block_width - column;
-  if (row >= basis.block || n <= 0) return zero();
-  const uint16_t* from = basis.lift + row * basis.block_width + column;
-  return n >= kLanes ? load_f16(from) : load_f16_n(from, n);
-}
-
 // Elements of the transposed lift, [block_width / kPerElement][padded]; element_at(j, e) gives
 // those from number e on of row j of the lift.
 template <int kPerElement, class ElementAt>
@@ -92,8 +86,8 @@ static bool lift_rounded(const BasisView& basis, int64_t n, const BasisWork& wor
   const int64_t padded = round_up(basis.block, kGemmCols);
   transpose_lift<2>(basis, padded, work.matrix, [&](int64_t row, int64_t pair) {
     uint16_t halves[2 * kLanes];
-    store_bf16(halves, lift_values_at(basis, row, 2 * pair));
-    store_bf16(halves + kLanes, lift_values_at(basis, row, 2 * pair + kLanes));
+    store_bf16(halves, lift_numbers(basis, row, 2 * pair));
+    store_bf16(halves + kLanes, lift_numbers(basis, row, 2 * pair + kLanes));
     return load(reinterpret_cast<const float*>(halves));
   });
   const auto* elements = reinterpret_cast<const float*>(work.rounded);
@@ -105,16 +99,16 @@ static bool lift_rounded(const BasisView& basis, int64_t n, const BasisWork& wor
 }
 #endif
 
-static void lift(const BasisView& basis, int64_t n, const BasisWork& work, int64_t n_channels,
-                 float* dst, int64_t dst_stride) {
+// matrix: as BasisWork's.
+static void lift(const BasisView& basis, int64_t n, const float* coefficients, int64_t n_channels,
+                 float* matrix, float* dst, int64_t dst_stride) {
   const int64_t padded = round_up(basis.block, kGemmCols);
-  transpose_lift<1>(basis, padded, work.matrix, [&](int64_t row, int64_t column) {
-    return lift_values_at(basis, row, column);
-  });
-  const int64_t n_blocks = basis.dim / basis.block;
+  transpose_lift<1>(basis, padded, matrix,
+                    [&](int64_t row, int64_t column) { return lift_numbers(basis, row, column); });
+  const int64_t n_blocks = n_channels / basis.block_width;
   for (int64_t b = 0; b < n_blocks; ++b) {
-    gemm(n, basis.block, basis.block_width, work.coefficients + b * basis.block_width, n_channels,
-         work.matrix, padded, dst + b * basis.block, dst_stride, false);
+    gemm(n, basis.block, basis.block_width, coefficients + b * basis.block_width, n_channels,
+         matrix, padded, dst + b * basis.block, dst_stride, false);
   }
 }
 
@@ -136,7 +130,9 @@ void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int
   done = rounded && lift_rounded(basis, n, work, side.n_channels, dst, side.width);
 #endif
   (void)rounded;
-  if (!done) lift(basis, n, work, side.n_channels, dst, side.width);
+  if (!done) {
+    lift(basis, n, work.coefficients, side.n_channels, work.matrix, dst, side.width);
+  }
   if (basis.anchor == 0) return;
   for (int32_t r = 0; r < n; ++r) {
     const int32_t anchor = basis.anchor == 1 ? position + first + r : position;
@@ -147,6 +143,28 @@ void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int
 
 size_t project_scratch(int width) { return BasisWork(nullptr, width).size; }
 
+// coefficients [n][n_blocks * block_width] = or += the products of rows, already times basis.row,
+// with the columns of the lift.
+static void project_scaled(const BasisView& basis, int64_t n, int64_t n_blocks, const float* rows,
+                           int64_t stride, float* matrix, float* coefficients, bool accumulate) {
+  const int64_t padded = round_up(basis.block_width, kGemmCols);
+  for (int64_t j = 0; j < basis.block; ++j) {
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      store(matrix + j * padded + c, lift_numbers(basis, j, c));
+    }
+  }
+  const int64_t out_stride = n_blocks * basis.block_width;
+  for (int64_t b = 0; b < n_blocks; ++b) {
+    float* out = coefficients + b * basis.block_width;
+    gemm(n, basis.block_width, basis.block, rows + b * basis.block, stride, matrix, padded, out,
+         out_stride, accumulate);
+    if (basis.column == nullptr) continue;
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t c = 0; c < basis.block_width; ++c) out[r * out_stride + c] *= basis.column[c];
+    }
+  }
+}
+
 void project(const BasisView& basis, int64_t n, int width, float* rows, int64_t stride,
              const float* angles, int64_t angle_stride, float* coefficients, std::byte* scratch) {
   const BasisWork work(scratch, width);
@@ -156,23 +174,18 @@ void project(const BasisView& basis, int64_t n, int width, float* rows, int64_t 
     if (basis.row == nullptr) continue;
     for (int64_t j = 0; j < width; ++j) row[j] *= basis.row[j % basis.block];
   }
-  const int64_t padded = round_up(basis.block_width, kGemmCols);
-  for (int64_t j = 0; j < basis.block; ++j) {
-    for (int64_t c = 0; c < padded; c += kLanes) {
-      store(work.matrix + j * padded + c, lift_values_at(basis, j, c));
-    }
-  }
   const int64_t n_blocks = width / basis.block;
-  const int64_t out_stride = n_blocks * basis.block_width;
-  for (int64_t b = 0; b < n_blocks; ++b) {
-    float* out = coefficients + b * basis.block_width;
-    gemm(n, basis.block_width, basis.block, rows + b * basis.block, stride, work.matrix, padded,
-         out, out_stride, false);
-    if (basis.column == nullptr) continue;
-    for (int64_t r = 0; r < n; ++r) {
-      for (int64_t c = 0; c < basis.block_width; ++c) out[r * out_stride + c] *= basis.column[c];
+  project_scaled(basis, n, n_blocks, rows, stride, work.matrix, coefficients, false);
+  if (basis.lift8 == nullptr) return;
+  // Columns of int8 are not quite orthonormal: what they missed is projected once more.
+  lift(basis, n, coefficients, n_blocks * basis.block_width, work.matrix, work.coefficients, width);
+  for (int64_t r = 0; r < n; ++r) {
+    for (int64_t j = 0; j < width; ++j) {
+      const float weight = basis.row == nullptr ? 1.0f : basis.row[j % basis.block];
+      rows[r * stride + j] -= weight * work.coefficients[r * width + j];
     }
   }
+  project_scaled(basis, n, n_blocks, rows, stride, work.matrix, coefficients, true);
 }
 
 }  // namespace kve::KVE_ISA
