@@ -10,7 +10,7 @@
 namespace kve {
 namespace {
 
-// Codes of more bits, or with levels that are finer near zero by orders of magnitude, bear a bias.
+// Floating levels are finer near zero by orders of magnitude: their steps do not grow with the range.
 bool has_even_steps(const GroupCoding& coding) {
   return coding.coding != Coding::e4m3 && coding.coding != Coding::e5m2;
 }

@@ -67,6 +67,10 @@ def test_command(cli, cli_json, m) -> None:
     result = cli(*arguments)
     assert "tg4@d24" in result.stdout
     assert "times as fast" not in result.stdout  # as nothing
+    # Caches are called what they were called, and by their specs in JSON.
+    table = cli("bench", *m, "-p", "4", "-n", "0", "-r", "1", "--cache", "f16", "--cache", "turbo4")
+    assert " turbo4 " in table.stdout
+    assert "rotation" not in table.stdout
     assert "limits measured beside the tests: 1.0 GB/s, 8.0 Gop/s int8" in result.stdout
 
 

@@ -66,7 +66,8 @@ def document(result: Result, model: Path) -> dict[str, Any]:
     }
 
 
-def print_results(results: list[Result], title: str) -> None:
+def print_results(results: list[Result], title: str, names: dict[str, str]) -> None:
+    """As a table; names: of caches, by their canonical specs, which may be long."""
     print(f"{title}\n")
     # A coded cache is compared with everything that the first is, and with the first before that.
     in_order = sorted(results, key=lambda each: len(each.ratios), reverse=True)
@@ -76,11 +77,11 @@ def print_results(results: list[Result], title: str) -> None:
     header = ["test", "engine", "cache", "tokens/s", "spread"]
     header += [f"[{chr(ord('a') + i)}]" for i in range(len(compared))]
     header += ["of the limit", "cache size", "bits"]
-    print_table(header, [_row(result, compared) for result in results])
+    print_table(header, [_row(result, compared, names) for result in results])
     if compared:
         print()
     for heading, (engine, cache) in zip(header[5:], compared, strict=False):
-        print(f"{heading} times as fast as {engine} with {cache}")
+        print(f"{heading} times as fast as {engine} with {names.get(cache, cache)}")
     machines = [machine for result in results for machine in result.measured.machines]
     rates = [
         _range([machine.read_bytes for machine in machines]) + " GB/s",
@@ -103,14 +104,14 @@ def _range(rates: list[float]) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def _row(result: Result, compared: list[tuple[str, str]]) -> list[str]:
+def _row(result: Result, compared: list[tuple[str, str]], names: dict[str, str]) -> list[str]:
     """One line of the table; `compared` are the engines and caches of the columns of ratios."""
     measured, limit = result.measured, result.limit()
     tps = measured.tps
     row = [
         measured.test.name,
         measured.engine.name,
-        measured.engine.cache,
+        names.get(measured.engine.cache, measured.engine.cache),
         f"{measured.median:.1f}",
         f"{min(tps):.1f} to {max(tps):.1f}",
     ]

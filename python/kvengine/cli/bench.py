@@ -73,7 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     tests = _tests(args)
-    specs = list(dict.fromkeys(canonical_cache(spec) for spec in getattr(args, "cache", ["f16"])))
+    # The name of a preset is shorter than what it stands for.
+    names = {canonical_cache(spec): spec for spec in getattr(args, "cache", ["f16"])}
+    specs = list(names)
     needed = max(test.depth + test.n_tokens for test in tests)
     if args.ctx_size and args.ctx_size < needed:
         raise InputError(f"-c/--ctx-size: expected at least {needed} tokens, found {args.ctx_size}")
@@ -113,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
     if args.json:
         print_json([document(result, path) for result in results])
     else:
-        print_results(results, f"{path.name}, {model.backend}, {model.threads} threads")
+        print_results(results, f"{path.name}, {model.backend}, {model.threads} threads", names)
 
 
 def _tests(args: argparse.Namespace) -> list[Case]:
