@@ -10,7 +10,8 @@
 namespace kve {
 namespace {
 
-// Floating levels are finer near zero by orders of magnitude: their steps do not grow with the range.
+// Floating levels are finer near zero by orders of magnitude: their steps do not grow with the
+// range.
 bool has_even_steps(const GroupCoding& coding) {
   return coding.coding != Coding::e4m3 && coding.coding != Coding::e5m2;
 }
