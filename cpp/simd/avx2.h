@@ -132,6 +132,16 @@ static inline void store_i8(int8_t* p, I32 a) {
       _mm_packs_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
   _mm_storel_epi64(reinterpret_cast<__m128i*>(p), _mm_packs_epi16(words, words));
 }
+// The low bytes of the lanes of a, then of b, c and d.
+static inline I32 pack_i8(I32 a, I32 b, I32 c, I32 d) {
+  const __m256i words =
+      _mm256_packs_epi16(_mm256_packs_epi32(a.v, b.v), _mm256_packs_epi32(c.v, d.v));
+  return {_mm256_permutevar8x32_epi32(words, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7))};
+}
+static inline I32 widen_u8(const uint8_t* p) {
+  return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
+}
+static inline F32 as_f32(I32 bits) { return {_mm256_castsi256_ps(bits.v)}; }
 static inline int32_t sum(I32 a) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));
   s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));

@@ -100,6 +100,17 @@ static inline I32 to_i32(F32 a) { return {_mm512_cvtps_epi32(a.v)}; }
 static inline void store_i8(int8_t* p, I32 a) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
 }
+// The low bytes of the lanes of a, then of b, c and d.
+static inline I32 pack_i8(I32 a, I32 b, I32 c, I32 d) {
+  const __m512i words =
+      _mm512_packs_epi16(_mm512_packs_epi32(a.v, b.v), _mm512_packs_epi32(c.v, d.v));
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  return {_mm512_permutexvar_epi32(order, words)};
+}
+static inline I32 widen_u8(const uint8_t* p) {
+  return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
+}
+static inline F32 as_f32(I32 bits) { return {_mm512_castsi512_ps(bits.v)}; }
 static inline int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 
 static inline I32 operator+(I32 a, I32 b) { return {_mm512_add_epi32(a.v, b.v)}; }
@@ -200,6 +211,13 @@ static inline void store_bf16(uint16_t* p, F32 a) {
 // 2 * kLanes values.
 static inline void store_bf16(uint16_t* p, F32 low, F32 high) {
   _mm512_storeu_si512(p, (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v));
+}
+static inline F32 pair_bf16(F32 low, F32 high) {
+  alignas(64) static constexpr uint16_t kOrder[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                      21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                      11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const auto halves = (__m512i)_mm512_cvtne2ps_pbh(high.v, low.v);
+  return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(kOrder), halves))};
 }
 static inline F32 interleave16(const uint16_t* low, const uint16_t* high) {
   const auto wide = [](const uint16_t* p) {

@@ -143,6 +143,16 @@ static inline void store_i8(int8_t* p, I32 a) {
   const uint32_t four = vget_lane_u32(vreinterpret_u32_s8(bytes), 0);
   __builtin_memcpy(p, &four, sizeof(four));
 }
+// The low bytes of the lanes of a, then of b, c and d.
+static inline I32 pack_i8(I32 a, I32 b, I32 c, I32 d) {
+  const int16x8_t low = vcombine_s16(vmovn_s32(a.v), vmovn_s32(b.v));
+  const int16x8_t high = vcombine_s16(vmovn_s32(c.v), vmovn_s32(d.v));
+  return from_bytes(vcombine_s8(vmovn_s16(low), vmovn_s16(high)));
+}
+static inline I32 widen_u8(const uint8_t* p) {
+  return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(load_four(p)))))};
+}
+static inline F32 as_f32(I32 bits) { return {vreinterpretq_f32_s32(bits.v)}; }
 static inline int32_t sum(I32 a) { return vaddvq_s32(a.v); }
 
 static inline I32 operator+(I32 a, I32 b) { return {vaddq_s32(a.v, b.v)}; }

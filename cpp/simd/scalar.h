@@ -162,6 +162,25 @@ static inline I32 to_i32(F32 a) {
   return r;
 }
 static inline void store_i8(int8_t* p, I32 a) { KVE_LANES p[i] = static_cast<int8_t>(a.v[i]); }
+// The low bytes of the lanes of a, then of b, c and d.
+static inline I32 pack_i8(I32 a, I32 b, I32 c, I32 d) {
+  int8_t bytes[16];
+  store_i8(bytes, a);
+  store_i8(bytes + 4, b);
+  store_i8(bytes + 8, c);
+  store_i8(bytes + 12, d);
+  return load_i32(bytes);
+}
+static inline I32 widen_u8(const uint8_t* p) {
+  I32 r;
+  KVE_LANES r.v[i] = p[i];
+  return r;
+}
+static inline F32 as_f32(I32 bits) {
+  F32 r;
+  memcpy(r.v, bits.v, sizeof(r.v));
+  return r;
+}
 static inline int32_t sum(I32 a) { return a.v[0] + a.v[1] + a.v[2] + a.v[3]; }
 
 static inline I32 operator+(I32 a, I32 b) {

@@ -20,6 +20,8 @@
 //   dot4_small       the same for unsigned weight codes below 128, without bias
 //   broadcast_i32(p) the same four bytes in every lane
 //   & | shift_left, shift_right   on the 32-bit lanes of I32
+//   widen_u8(p)      kLanes bytes as lanes; as_f32(bits): lanes as the bits of floats
+//   pack_i8(a, b, c, d)   the low bytes of the lanes of four vectors, in order
 //   set_bytes, add_bytes, lookup_bytes(table, i)   on the bytes of I32; table has 16, i is below 16
 //   code_sums        sums of 2 x 16 int8 codes
 //   group_dot        a group of 32 int8 codes times 32 activations, one scale per 16
@@ -30,6 +32,7 @@
 //   dot2(acc, a, b)  acc + the dot product of the two bf16 numbers of each lane
 //   store_bf16       kLanes or 2 * kLanes numbers, rounded to nearest, ties to even; denormals
 //                    become 0
+//   pair_bf16(a, b)  lanes of pairs, a in the low half
 //   interleave16     lanes of two rows of 16-bit numbers, the first in the low half
 //
 // kVecInputs, kMatTokens, kMatVectors, kGemmTokens, kGemmVectors and kRowVectors are the register

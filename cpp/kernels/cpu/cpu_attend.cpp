@@ -110,6 +110,7 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
   const int32_t group = params.n_heads / params.n_kv_heads;
   const AttendMethod how = method(params, task);
   const bool strips = how == AttendMethod::strips;
+  const bool codes = params.precision == Precision::fast;
   const int32_t most_vectors = strips ? kMaxStripVectors : kMaxAttendVectors;
   const int32_t few_rows = strips ? kStripPartRows : kPartRows;
   const int32_t group_step = std::min(group, most_vectors);
@@ -119,8 +120,8 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
   const int64_t chunks = int64_t{n_blocks} * params.n_kv_heads * divide_up(group, group_step);
   const auto first_side = static_cast<int64_t>(side_strips_.size());
   for (const HeadView& head : task.heads) {
-    side_strips_.push_back(strips ? add_strip_sides(head.k) : -1);
-    side_strips_.push_back(strips ? add_strip_sides(head.v) : -1);
+    side_strips_.push_back(codes ? add_strip_sides(head.k) : -1);
+    side_strips_.push_back(codes ? add_strip_sides(head.v) : -1);
   }
   // The last queries see most, so their blocks come first.
   for (int32_t block = n_blocks - 1; block >= 0; --block) {
@@ -159,6 +160,7 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
 }
 
 int32_t CpuBackend::kept_floats(const AttendJob& job) const {
+  if (job.method != AttendMethod::strips) return 0;
   const int64_t first = side_strips_[static_cast<size_t>(job.sides + 1)];
   const SideView& side = job.task->heads[static_cast<size_t>(job.kv_head)].v;
   if (first < 0 || side.bases == nullptr || side.pages.back().basis != 0) return 0;

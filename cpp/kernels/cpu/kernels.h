@@ -139,7 +139,6 @@ inline constexpr int kMaxAttendVectors = 384;  // attend: n_tokens * n_group of 
 inline constexpr int kMaxStripVectors = 48;    // the same where pages are read code by code
 inline constexpr int kMaxKeptFloats = 512;     // AttendChunk::kept_floats
 inline constexpr int kAttendTile = 64;         // attend: cache rows decoded at a time
-inline constexpr int kMaxStripWidth = 1024;    // decode_strips: coefficients of a row
 inline constexpr int kPeakValues = 512;        // peak_int8, peak_f32: operands
 inline constexpr int kPeakSums = 16 * 16;      // peak_*: results
 
@@ -209,7 +208,6 @@ struct Kernels {
   size_t (*strip_scratch)(const StripSide& side, int n_vectors);  // of the next two
   void (*score_strips)(const StripScores& job);
   void (*add_strips)(const StripSums& job);
-  void (*decode_strips)(const StripRows& job);
   size_t (*projection_scratch)(const BasisView& basis, int n_positions, int n_vectors);
   void (*project_queries)(const QueryProjection& job);
   void (*lift_values)(const ValueLift& job);

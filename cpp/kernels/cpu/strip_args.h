@@ -9,6 +9,9 @@
 
 namespace kve {
 
+// Coefficients of a row that is read code by code, at most.
+inline constexpr int kMaxStripWidth = 1024;
+
 // A value is scale * level + zero. How a code stands for its level:
 enum class StripLevels : uint8_t {
   code,     // the code itself
@@ -74,17 +77,6 @@ struct StripSums {
   int32_t n_vectors;
   float* sums;  // [n_vectors][side->width]
   std::byte* scratch;
-};
-
-// Rows [first_row, first_row + n_rows) of a page as f32.
-struct StripRows {
-  const StripSide* side;
-  bool keys;
-  const std::byte* page;
-  int32_t first_row;
-  int32_t n_rows;
-  float* rows;  // [n_rows][stride]
-  int64_t stride;
 };
 
 // Queries as the coefficients of a basis, once for each of several positions that keys are anchored

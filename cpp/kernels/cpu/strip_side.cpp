@@ -67,6 +67,7 @@ bool reads_strips(const SideView& side) {
   if (side.bases != nullptr && side.bases[0].anchor != 0 && side.bases[0].anchor != kPageTokens) {
     return false;
   }
+  if (side.n_channels > kMaxStripWidth) return false;
   const bool own_bits = side.bases != nullptr && side.bases[0].strip_bits != nullptr;
   if (own_bits && (page.values || page.per != Per::channel)) return false;
   if (own_bits && levels_of(coding) == StripLevels::table) return false;

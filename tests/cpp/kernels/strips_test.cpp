@@ -121,22 +121,6 @@ class Strips : public ::testing::TestWithParam<std::string> {
     }
   }
 
-  void check_rows(const StripCase& c, int first, int n) const {
-    const StripPages pages(c, 1, static_cast<uint64_t>(c.width * 9 + c.bits));
-    const int64_t stride = c.width + 3;
-    std::vector<float> rows(static_cast<size_t>(n * stride), 77.0f);
-    kernels_.decode_strips(
-        {&pages.side(), c.keys, pages.pages()[0], first, n, rows.data(), stride});
-    for (int t = 0; t < n; ++t) {
-      for (int d = 0; d < stride; ++d) {
-        const float found = rows[static_cast<size_t>(t * stride + d)];
-        // Scale times level is exact but for tables, so the sum is rounded once.
-        const auto wanted = d < c.width ? static_cast<float>(pages.value(0, first + t, d)) : 77.0f;
-        ASSERT_EQ(found, wanted) << c.name() << ", row " << first + t << ", channel " << d;
-      }
-    }
-  }
-
   // All bits and levels of one geometry.
   template <class Check>
   static void for_codes(StripCase c, const Check& check) {
@@ -190,19 +174,6 @@ TEST_P(Strips, Sums) {
   });
 }
 
-TEST_P(Strips, Rows) {
-  for (const bool keys : {true, false}) {
-    for_geometries(keys, [&](const StripCase& geometry) {
-      int n = 0;
-      for_codes(geometry, [&](const StripCase& c) {
-        ++n;
-        const int first = n % 2 == 0 ? 0 : n * 5 % 64;
-        check_rows(c, first, n % 2 == 0 ? 64 : std::min(n, 64 - first));
-      });
-    });
-  }
-}
-
 TEST_P(Strips, EitherPrecisionOfQueriesAndWeights) {
   for (const int planes : {1, 2}) {
     for (int n_vectors = 1; n_vectors <= 13; ++n_vectors) {
@@ -234,7 +205,6 @@ TEST_P(Strips, StripsOfDifferentBits) {
           c.strip_bits.push_back(static_cast<uint8_t>((s * 5 + 8) % 9));
         }
         check_scores(c, 3);
-        check_rows(c, 0, 64);
         for (uint8_t& bits : c.strip_bits) bits = std::min<uint8_t>(bits, 7);
         check_scores(c, 2);
       }

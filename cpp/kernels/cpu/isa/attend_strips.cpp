@@ -40,7 +40,8 @@ class StripReader {
         state_(state),
         work_(*work),
         key_rows_(chunk.k, chunk.first_pos, false, work->lifting),
-        value_rows_(chunk.v, chunk.first_pos, false, work->lifting) {}
+        value_rows_(chunk.v, chunk.first_pos, false, work->lifting),
+        is_fine_(chunk.v.strips == nullptr || chunk.v.strips->planes == 2) {}
 
   void attend(int32_t first, int32_t end) {
     Run run = run_at(first, end);
@@ -122,11 +123,13 @@ class StripReader {
       for (int64_t i = round_up(run.n, kLanes); i < kRunTokens; i += kLanes) {
         store(scores + i, set(-INFINITY));
       }
-      weigh_whole(v, scores);
+      // Weights that are rounded to one plane of int8 need no better exponentials.
+      is_fine_ ? weigh_whole<exp2>(v, scores) : weigh_whole<exp2_rough>(v, scores);
     }
   }
 
   // Scores of one vector to weights, in chains that do not wait for one another.
+  template <F32 (*kExp2)(F32)>
   void weigh_whole(int64_t v, float* scores) {
     F32 top[4] = {load(scores), load(scores + kLanes), load(scores + 2 * kLanes),
                   load(scores + 3 * kLanes)};
@@ -142,7 +145,7 @@ class StripReader {
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
         float* at = scores + i + c * kLanes;
-        const F32 p = exp2(load(at) - unit);
+        const F32 p = kExp2(load(at) - unit);
         store(at, p);
         total[c] = total[c] + p;
       }
@@ -171,6 +174,7 @@ class StripReader {
   StripWork& work_;
   SideReader key_rows_;
   SideReader value_rows_;
+  bool is_fine_;
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/attend.h"
+#include "kernels/cpu/isa/coded_tiles.h"
 #include "kernels/cpu/isa/side_reader.h"
 
 namespace kve::KVE_ISA {
@@ -36,13 +37,17 @@ struct TileWork {
   float* values;         // [kTile / 2][row_stride]: pairs of rows of the values, for bf16
   float* queries;        // [n_vectors][query_stride], for bf16
   float* scores;         // [kGemmTokens][kTile], then weights
+  float* coded_sums;     // [n_vectors][sum_stride]: of values, in their basis
+  int64_t sum_stride;
+  std::byte* coded_tiles;
   std::byte* lifting;
   size_t size;
 
   // lifted: numbers of the rows that are rebuilt.
   TileWork(std::byte* data, int key_dim, int value_dim, int lifted) {
-    const int64_t key_stride = round_up(key_dim, 2 * kLanes);
-    const int64_t value_stride = round_up(value_dim, 2 * kLanes);
+    // Of blocks of 16 channels, which coded values are, and of pairs of vectors.
+    const int64_t key_stride = round_up(key_dim, 32);
+    const int64_t value_stride = round_up(value_dim, 32);
     row_stride = key_stride > value_stride ? key_stride : value_stride;
     query_stride = key_stride / 2;
     Carver carver(data);
@@ -52,6 +57,10 @@ struct TileWork {
     values = carver.take<float>(kTile / 2 * row_stride);
     queries = carver.take<float>(kMaxAttendVectors * query_stride);
     scores = carver.take<float>(kGemmTokens * kTile);
+    sum_stride = value_stride;
+    coded_sums = carver.take<float>(kMaxAttendVectors * sum_stride);
+    coded_tiles =
+        carver.take<std::byte>(static_cast<int64_t>(coded_tiles_bytes(key_dim, value_dim)));
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
     size = carver.size();
   }
@@ -265,6 +274,9 @@ struct TileTask {
   int64_t query_stride;
   int32_t base;
   int32_t n;
+  float* sums;  // [n_vectors][sum_stride] of value_width, which the tile's values are added to
+  int64_t sum_stride;
+  int value_width;
 };
 
 }  // namespace
@@ -299,9 +311,9 @@ static void attend_vectors(const TileTask& task, int64_t first) {
       weigh<Tile>(state, first + i, scores, n);
     }
   }
-  Tile::kProduct(count, chunk.v.width, (n + Tile::kPerElement - 1) / Tile::kPerElement, work.scores,
-                 kTile, Tile::kRounded ? work.values : work.rows, work.row_stride,
-                 state.sums + first * state.value_stride, state.value_stride, true);
+  Tile::kProduct(count, task.value_width, (n + Tile::kPerElement - 1) / Tile::kPerElement,
+                 work.scores, kTile, Tile::kRounded ? work.values : work.rows, work.row_stride,
+                 task.sums + first * task.sum_stride, task.sum_stride, true);
 }
 
 #if defined(KVE_BF16_DOT)
@@ -315,34 +327,108 @@ static void round_queries(const AttendState& state, const TileWork& work) {
 }
 #endif
 
+namespace {
+
+// The tiles of a chunk, one after the other.
 template <class Tile>
-static void attend_all(const AttendChunk& chunk, const AttendState& state, const TileWork& work,
-                       int32_t first, int32_t end) {
-  SideReader keys(chunk.k, chunk.first_pos, Tile::kRounded, work.lifting);
-  SideReader values(chunk.v, chunk.first_pos, Tile::kRounded, work.lifting);
-  TileTask task = {chunk, state, work, state.queries, state.key_stride, 0, 0};
+class TileLoop {
+ public:
+  TileLoop(const AttendChunk& chunk, const AttendState& state, const TileWork& work)
+      : chunk_(chunk),
+        state_(state),
+        work_(work),
+        keys_(chunk.k, chunk.first_pos, Tile::kRounded, work.lifting),
+        values_(chunk.v, chunk.first_pos, Tile::kRounded, work.lifting),
+        tiles_(carve_coded_tiles(chunk.k.width, chunk.v.width, work.coded_tiles)) {
+    if (chunk.v.bases == nullptr) return;
+    state_.coded = work.coded_sums;
+    state_.coded_stride = work.sum_stride;
+    clear_coded();
+  }
+
+  void attend(int32_t first, int32_t end) {
+    TileTask task = {chunk_, state_, work_, state_.queries, state_.key_stride, 0, 0, nullptr, 0, 0};
 #if defined(KVE_BF16_DOT)
-  if constexpr (Tile::kRounded) {
-    round_queries(state, work);
-    task.queries = work.queries;
-    task.query_stride = work.query_stride;
-  }
-#endif
-  const int64_t shares = (state.n_vectors + kGemmTokens - 1) / kGemmTokens;
-  for (int32_t base = first; base < end; base += task.n) {
-    task.base = base;
-    task.n = tile_rows(chunk, base, end);
-    load_key_tile<Tile>(work, keys, chunk.k.width, base, task.n);
-    load_value_tile<Tile>(work, values, chunk.v.width, base, task.n);
-    const int32_t next = base + task.n;
-    NextTile ahead(next < end ? keys.peek(next) : nullptr, next < end ? values.peek(next) : nullptr,
-                   2 * kTile * int64_t{chunk.k.width}, 2 * kTile * int64_t{chunk.v.width}, shares);
-    for (int64_t v = 0; v < state.n_vectors; v += kGemmTokens) {
-      ahead.prefetch();
-      attend_vectors<Tile>(task, v);
+    if constexpr (Tile::kRounded) {
+      round_queries(state_, work_);
+      task.queries = work_.queries;
+      task.query_stride = work_.query_stride;
     }
+#endif
+    const int64_t shares = (state_.n_vectors + kGemmTokens - 1) / kGemmTokens;
+    for (int32_t base = first; base < end; base += task.n) {
+      task.base = base;
+      task.n = tile_rows(chunk_, base, end);
+      read_keys(task);
+      read_values(&task);
+      NextTile ahead = next_tile(base + task.n, end, shares);
+      for (int64_t v = 0; v < state_.n_vectors; v += kGemmTokens) {
+        ahead.prefetch();
+        attend_vectors<Tile>(task, v);
+      }
+    }
+    lift_coded();
   }
-}
+
+ private:
+  void read_keys(const TileTask& task) {
+    const PageView* page = keys_.coded_page(task.base, task.n);
+    if (page != nullptr && read_coded_keys(&tiles_, chunk_.k, *page, chunk_.first_pos + task.base,
+                                           Tile::kRounded, work_.keys)) {
+      return;
+    }
+    load_key_tile<Tile>(work_, keys_, chunk_.k.width, task.base, task.n);
+  }
+
+  void read_values(TileTask* task) {
+    const PageView* page = values_.coded_page(task->base, task->n);
+    const bool in_basis = page != nullptr && chunk_.v.bases != nullptr;
+    task->sums = in_basis ? work_.coded_sums : state_.sums;
+    task->sum_stride = in_basis ? work_.sum_stride : state_.value_stride;
+    task->value_width = in_basis ? chunk_.v.n_channels : chunk_.v.width;
+    if (page == nullptr) {
+      return load_value_tile<Tile>(work_, values_, chunk_.v.width, task->base, task->n);
+    }
+    if (in_basis && page->basis != basis_) {
+      lift_coded();
+      basis_ = page->basis;
+    }
+    value_elements(chunk_.v.strips[page->basis], *page, Tile::kRounded,
+                   Tile::kRounded ? work_.values : work_.rows, work_.row_stride, tiles_.params);
+  }
+
+  void clear_coded() {
+    memset(work_.coded_sums, 0,
+           sizeof(float) * static_cast<size_t>(state_.n_vectors * work_.sum_stride));
+  }
+  // Sums in a basis become sums of values.
+  void lift_coded() {
+    if (basis_ < 0) return;
+    lift_values({chunk_.v.bases + basis_, work_.coded_sums, work_.sum_stride,
+                 static_cast<int32_t>(state_.n_vectors), state_.sums, state_.value_stride});
+    clear_coded();
+    basis_ = -1;
+  }
+
+  NextTile next_tile(int32_t next, int32_t end, int64_t shares) const {
+    if (next >= end) return {nullptr, nullptr, 0, 0, shares};
+    const PageView* k = keys_.coded_page(next, 1);
+    const PageView* v = values_.coded_page(next, 1);
+    return {k != nullptr ? k->data : keys_.peek(next), v != nullptr ? v->data : values_.peek(next),
+            k != nullptr ? k->bytes : 2 * kTile * int64_t{chunk_.k.width},
+            v != nullptr ? v->bytes : 2 * kTile * int64_t{chunk_.v.width}, shares};
+  }
+
+  const AttendChunk& chunk_;
+  AttendState state_;
+  const TileWork& work_;
+  SideReader keys_;
+  SideReader values_;
+  CodedTiles tiles_;
+  int32_t basis_ = -1;  // of the coded sums; -1: there are none
+};
+
+}  // namespace
 
 size_t attend_tiles_scratch(int key_dim, int value_dim) {
   return TileWork(nullptr, key_dim, value_dim, key_dim > value_dim ? key_dim : value_dim).size;
@@ -353,10 +439,10 @@ void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t fi
   const TileWork work(scratch, chunk.k.width, chunk.v.width, row_numbers(chunk));
 #if defined(KVE_BF16_DOT)
   if (chunk.method == AttendMethod::bf16_tiles) {
-    return attend_all<Bf16Tile>(chunk, state, work, first, end);
+    return TileLoop<Bf16Tile>(chunk, state, work).attend(first, end);
   }
 #endif
-  attend_all<F32Tile>(chunk, state, work, first, end);
+  TileLoop<F32Tile>(chunk, state, work).attend(first, end);
 }
 
 }  // namespace kve::KVE_ISA

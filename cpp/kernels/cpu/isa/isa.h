@@ -99,8 +99,6 @@ void project(const BasisView& basis, int64_t n, int width, float* rows, int64_t 
 size_t strip_scratch(const StripSide& side, int n_vectors);
 void score_strips(const StripScores& job);
 void add_strips(const StripSums& job);
-// strip_rows.cpp
-void decode_strips(const StripRows& job);
 // basis.cpp
 size_t projection_scratch(const BasisView& basis, int n_positions, int n_vectors);
 void project_queries(const QueryProjection& job);

@@ -29,6 +29,14 @@ class SideReader {
                  rounded_, scratch, lifting_);
     return {CodecId::f32, reinterpret_cast<const std::byte*>(scratch), count, side_.width};
   }
+  // The coded page of whose rows [first, first + n) are the first, if it is to be read code by
+  // code; else null. `first` as in peek().
+  const PageView* coded_page(int32_t first, int32_t n) const {
+    if (side_.strips == nullptr) return nullptr;
+    const Place place = find(first);
+    if (!is_page(place.part) || place.row != 0 || n > rows_of(place.part)) return nullptr;
+    return side_.pages + place.part;
+  }
   // Where row `first` (not before the last one read) lies, or null when it is coded.
   const std::byte* peek(int32_t first) const {
     const Place place = find(first);

@@ -187,4 +187,27 @@ __attribute__((always_inline)) static inline void unpack_cell(const std::byte* s
   }
 }
 
+// Calls `use` with the constants of a number of bits, 1 to 8, and of having a table.
+template <class Use>
+static auto with_code_bits(int bits, bool table, const Use& use) {
+  switch (bits) {
+    case 1:
+      return table ? use.template operator()<1, true>() : use.template operator()<1, false>();
+    case 2:
+      return table ? use.template operator()<2, true>() : use.template operator()<2, false>();
+    case 3:
+      return table ? use.template operator()<3, true>() : use.template operator()<3, false>();
+    case 4:
+      return table ? use.template operator()<4, true>() : use.template operator()<4, false>();
+    case 5:
+      return use.template operator()<5, false>();
+    case 6:
+      return use.template operator()<6, false>();
+    case 7:
+      return use.template operator()<7, false>();
+    default:
+      return use.template operator()<8, false>();
+  }
+}
+
 }  // namespace kve::KVE_ISA

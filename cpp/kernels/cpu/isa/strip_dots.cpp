@@ -6,6 +6,13 @@ namespace kve::KVE_ISA {
 // their sums.
 constexpr int kStripStreams = kLanes == 16 ? 4 : (kLanes == 8 ? 2 : 1);
 
+namespace {
+
+template <int kStreams>
+struct Streams {};
+
+}  // namespace
+
 // What the products see: codes of 8 bits and entries of tables have a sign (see byte_cell).
 template <int kBits, bool kTable>
 constexpr bool kSignedCodes = kTable || kBits == 8;
@@ -40,18 +47,14 @@ __attribute__((always_inline)) static inline void dot_streams(
 }
 
 template <int kVectors, int kStreams>
-__attribute__((always_inline)) static inline void read_sums(
-    const int32_t* dots, int64_t vector_step, int64_t stream_step, bool resume,
+__attribute__((always_inline)) static inline void clear_sums(
     I32 (&acc)[kVectors][kStreams][kCellVectors]) {
 #pragma GCC unroll 6
   for (int v = 0; v < kVectors; ++v) {
 #pragma GCC unroll 4
     for (int i = 0; i < kStreams; ++i) {
 #pragma GCC unroll 4
-      for (int c = 0; c < kCellVectors; ++c) {
-        acc[v][i][c] =
-            resume ? load_i32(dots + v * vector_step + i * stream_step + kLanes * c) : set_i32(0);
-      }
+      for (int c = 0; c < kCellVectors; ++c) acc[v][i][c] = set_i32(0);
     }
   }
 }
@@ -78,30 +81,73 @@ __attribute__((always_inline)) static inline const std::byte* ask_ahead(const st
   return at + kBytes;
 }
 
-// Not inlined, and nothing but the loop: GCC 12 keeps the sums in memory otherwise. `resume`: adds
-// to the dots of the strips before.
+// One strip of keys.
+template <int kBits, bool kTable, int kVectors, int kStreams>
+__attribute__((always_inline)) static inline const std::byte* key_step(
+    const std::byte* strip, int first_cell, const int8_t* table, const int8_t* x, int64_t x_stride,
+    const std::byte* ahead, I32 (&acc)[kVectors][kStreams][kCellVectors]) {
+  I32 w[kStreams][kCellVectors];
+  const int cell = kStreams == 4 ? 0 : first_cell;  // all four: offsets are constants then
+#pragma GCC unroll 4
+  for (int i = 0; i < kStreams; ++i) {
+    unpack_levels<kBits, kTable>(strip, cell + i, table, w[i]);
+  }
+  dot_streams<kSignedCodes<kBits, kTable>, kVectors, kStreams>(w, x, x_stride, acc);
+  return ask_ahead<8 * kStreams * kBits>(ahead);
+}
+
+// Not inlined, and nothing but the loop: GCC 12 keeps the sums in memory otherwise.
 template <int kBits, bool kTable, int kVectors, int kStreams>
 __attribute__((noinline)) static void key_loop(const StripDots& job, const std::byte* strip,
-                                               int64_t n_strips, int first_cell, bool resume,
+                                               int64_t n_strips, int first_cell,
                                                const std::byte** ahead) {
   const int8_t* x = job.x;
   const int64_t x_stride = job.x_stride;
   const int8_t* table = job.table;
   const std::byte* at = *ahead == nullptr ? strip : *ahead;  // it does no harm there
   I32 acc[kVectors][kStreams][kCellVectors];
-  int32_t* dots = job.dots + 16 * first_cell;
-  read_sums<kVectors, kStreams>(dots, 64, 16, resume, acc);
+  clear_sums<kVectors, kStreams>(acc);
   for (int64_t s = 0; s < n_strips; ++s, x += 4, strip += 32 * kBits) {
-    I32 w[kStreams][kCellVectors];
-#pragma GCC unroll 4
-    for (int i = 0; i < kStreams; ++i) {
-      unpack_levels<kBits, kTable>(strip, first_cell + i, table, w[i]);
-    }
-    dot_streams<kSignedCodes<kBits, kTable>, kVectors, kStreams>(w, x, x_stride, acc);
-    at = ask_ahead<8 * kStreams * kBits>(at);
+    at =
+        key_step<kBits, kTable, kVectors, kStreams>(strip, first_cell, table, x, x_stride, at, acc);
   }
   if (*ahead != nullptr) *ahead = at;
-  write_sums<kVectors, kStreams>(acc, dots, 64, 16);
+  write_sums<kVectors, kStreams>(acc, job.dots + 16 * first_cell, 64, 16);
+}
+
+// The same for strips that have bits of their own.
+template <int kVectors, int kStreams>
+__attribute__((noinline)) static void mixed_key_loop(const StripDots& job, const std::byte* strip,
+                                                     int64_t n_strips, int first_cell,
+                                                     const std::byte** ahead) {
+  const int8_t* x = job.x;
+  const int64_t x_stride = job.x_stride;
+  const uint8_t* bits = job.strip_bits;
+  const std::byte* at = *ahead == nullptr ? strip : *ahead;
+  I32 acc[kVectors][kStreams][kCellVectors];
+  clear_sums<kVectors, kStreams>(acc);
+#define KVE_KEY_STEP(n)                                                                            \
+  case n:                                                                                          \
+    at = key_step<n, false, kVectors, kStreams>(strip, first_cell, nullptr, x, x_stride, at, acc); \
+    break;
+  for (int64_t s = 0; s < n_strips; ++s, x += 4) {
+    switch (bits[s]) {
+      KVE_KEY_STEP(1)
+      KVE_KEY_STEP(2)
+      KVE_KEY_STEP(3)
+      KVE_KEY_STEP(4)
+      KVE_KEY_STEP(5)
+      KVE_KEY_STEP(6)
+      KVE_KEY_STEP(7)
+      KVE_KEY_STEP(8)
+      default:
+        break;
+    }
+    strip += 32 * bits[s];
+  }
+#undef KVE_KEY_STEP
+  if (*ahead != nullptr) *ahead = at;
+  write_sums<kVectors, kStreams>(acc, job.dots + 16 * first_cell, 64, 16);
 }
 
 template <int kBits, bool kTable, int kVectors, int kStreams>
@@ -115,7 +161,7 @@ __attribute__((noinline)) static void value_loop(const StripDots& job, const std
   const std::byte* at = *ahead == nullptr ? strip : *ahead;  // it does no harm there
   strip += (4 * block + first) * kStripBytes;
   I32 acc[kVectors][kStreams][kCellVectors];
-  read_sums<kVectors, kStreams>(nullptr, 0, 0, false, acc);
+  clear_sums<kVectors, kStreams>(acc);
   for (int t = first; t < last; ++t, strip += kStripBytes) {
     for (int cell = 0; cell < 4; ++cell, x += 4) {
       I32 w[kStreams][kCellVectors];
@@ -132,24 +178,25 @@ __attribute__((noinline)) static void value_loop(const StripDots& job, const std
   write_sums<kVectors, kStreams>(acc, job.dots + block * kBlockDots, 16, kBlockDots);
 }
 
-// The cells of a run of strips with the same bits.
+// Some cells of strips that all have kBits, or, where that is 0, bits of their own.
 template <int kBits, bool kTable, int kVectors>
 static void keys_of(const StripDots& job, const std::byte* strips, int64_t n_strips, int cell,
-                    int n_cells, bool resume, const std::byte** ahead) {
-  if constexpr (kStripStreams == 4) {
-    if (n_cells == 4) {
-      return key_loop<kBits, kTable, kVectors, 4>(job, strips, n_strips, cell, resume, ahead);
+                    int n_cells, const std::byte** ahead) {
+  const auto loop = [&]<int kStreams>(Streams<kStreams>) {
+    if constexpr (kBits == 0) {
+      mixed_key_loop<kVectors, kStreams>(job, strips, n_strips, cell, ahead);
+    } else {
+      key_loop<kBits, kTable, kVectors, kStreams>(job, strips, n_strips, cell, ahead);
     }
+  };
+  if constexpr (kStripStreams == 4) {
+    if (n_cells == 4) return loop(Streams<4>());
   }
   const int end = cell + n_cells;
   if constexpr (kStripStreams >= 2) {
-    for (; cell + 2 <= end; cell += 2) {
-      key_loop<kBits, kTable, kVectors, 2>(job, strips, n_strips, cell, resume, ahead);
-    }
+    for (; cell + 2 <= end; cell += 2) loop(Streams<2>());
   }
-  for (; cell < end; ++cell) {
-    key_loop<kBits, kTable, kVectors, 1>(job, strips, n_strips, cell, resume, ahead);
-  }
+  for (; cell < end; ++cell) loop(Streams<1>());
 }
 
 template <int kBits, bool kTable, int kVectors>
@@ -173,90 +220,53 @@ static void values_of(const StripDots& job, const std::byte* strips, int64_t n_b
 
 namespace {
 
-struct DotLoops {
-  void (*keys)(const StripDots& job, const std::byte* strips, int64_t n_strips, int cell,
-               int n_cells, bool resume, const std::byte** ahead);
-  void (*values)(const StripDots& job, const std::byte* strips, int64_t n_blocks, int first,
-                 int end, const std::byte** ahead);
-};
+using KeyLoop = void (*)(const StripDots& job, const std::byte* strips, int64_t n_strips, int cell,
+                         int n_cells, const std::byte** ahead);
+using ValueLoop = void (*)(const StripDots& job, const std::byte* strips, int64_t n_blocks,
+                           int first, int end, const std::byte** ahead);
 
 }  // namespace
 
 template <int kBits, bool kTable>
-static DotLoops loops_for(int64_t n_vectors) {
+static KeyLoop key_loop_for(int64_t n_vectors) {
   if constexpr (kStripVectors >= 6) {
-    if (n_vectors == 6) return {keys_of<kBits, kTable, 6>, values_of<kBits, kTable, 6>};
+    if (n_vectors == 6) return keys_of<kBits, kTable, 6>;
   }
   if constexpr (kStripVectors >= 4) {
-    if (n_vectors == 4) return {keys_of<kBits, kTable, 4>, values_of<kBits, kTable, 4>};
-    if (n_vectors == 3) return {keys_of<kBits, kTable, 3>, values_of<kBits, kTable, 3>};
+    if (n_vectors == 4) return keys_of<kBits, kTable, 4>;
+    if (n_vectors == 3) return keys_of<kBits, kTable, 3>;
   }
-  if (n_vectors == 2) return {keys_of<kBits, kTable, 2>, values_of<kBits, kTable, 2>};
-  return {keys_of<kBits, kTable, 1>, values_of<kBits, kTable, 1>};
+  return n_vectors == 2 ? keys_of<kBits, kTable, 2> : keys_of<kBits, kTable, 1>;
 }
-
-static DotLoops loops_for(int bits, bool table, int64_t n_vectors) {
-  switch (table ? 10 + bits : bits) {
-    case 11:
-      return loops_for<1, true>(n_vectors);
-    case 12:
-      return loops_for<2, true>(n_vectors);
-    case 13:
-      return loops_for<3, true>(n_vectors);
-    case 14:
-      return loops_for<4, true>(n_vectors);
-    case 1:
-      return loops_for<1, false>(n_vectors);
-    case 2:
-      return loops_for<2, false>(n_vectors);
-    case 3:
-      return loops_for<3, false>(n_vectors);
-    case 4:
-      return loops_for<4, false>(n_vectors);
-    case 5:
-      return loops_for<5, false>(n_vectors);
-    case 6:
-      return loops_for<6, false>(n_vectors);
-    case 7:
-      return loops_for<7, false>(n_vectors);
-    default:
-      return loops_for<8, false>(n_vectors);
+template <int kBits, bool kTable>
+static ValueLoop value_loop_for(int64_t n_vectors) {
+  if constexpr (kStripVectors >= 6) {
+    if (n_vectors == 6) return values_of<kBits, kTable, 6>;
   }
+  if constexpr (kStripVectors >= 4) {
+    if (n_vectors == 4) return values_of<kBits, kTable, 4>;
+    if (n_vectors == 3) return values_of<kBits, kTable, 3>;
+  }
+  return n_vectors == 2 ? values_of<kBits, kTable, 2> : values_of<kBits, kTable, 1>;
 }
 
 void dot_keys(const StripDots& job, const std::byte* strips, int64_t n_strips, int first_cell,
               int n_cells, const std::byte** ahead) {
-  const bool table = job.table != nullptr;
-  if (job.strip_bits == nullptr) {
-    loops_for(job.bits, table, job.n_vectors)
-        .keys(job, strips, n_strips, first_cell, n_cells, false, ahead);
-    return;
-  }
-  StripDots run = job;
-  bool resume = false;
-  for (int64_t s = 0; s < n_strips;) {
-    const int bits = job.strip_bits[s];
-    int64_t end = s + 1;
-    while (end < n_strips && job.strip_bits[end] == bits) ++end;
-    if (bits > 0) {
-      run.x = job.x + 4 * s;
-      loops_for(bits, table, job.n_vectors)
-          .keys(run, strips, end - s, first_cell, n_cells, resume, ahead);
-      resume = true;
-    }
-    strips += (end - s) * 32 * bits;
-    s = end;
-  }
-  if (resume) return;
-  for (int64_t v = 0; v < job.n_vectors; ++v) {
-    for (int i = 0; i < 16 * n_cells; ++i) job.dots[64 * v + 16 * first_cell + i] = 0;
-  }
+  const KeyLoop loop =
+      job.strip_bits != nullptr
+          ? key_loop_for<0, false>(job.n_vectors)
+          : with_code_bits(job.bits, job.table != nullptr, [&]<int kBits, bool kTable>() {
+              return key_loop_for<kBits, kTable>(job.n_vectors);
+            });
+  loop(job, strips, n_strips, first_cell, n_cells, ahead);
 }
 
 void dot_values(const StripDots& job, const std::byte* strips, int64_t n_blocks, int first, int end,
                 const std::byte** ahead) {
-  loops_for(job.bits, job.table != nullptr, job.n_vectors)
-      .values(job, strips, n_blocks, first, end, ahead);
+  const ValueLoop loop = with_code_bits(
+      job.bits, job.table != nullptr,
+      [&]<int kBits, bool kTable>() { return value_loop_for<kBits, kTable>(job.n_vectors); });
+  loop(job, strips, n_blocks, first, end, ahead);
 }
 
 }  // namespace kve::KVE_ISA

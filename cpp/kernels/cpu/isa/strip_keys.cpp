@@ -10,7 +10,11 @@ static KeyStrips carve_keys(const StripSide& side, int64_t n_vectors, Carver& ca
   const int64_t padded = keys.plan.padded;
   const int64_t groups = n_vectors * keys.plan.n_groups;
   if (side.per_channel) {
-    keys.folds = carve_folds(padded, kRunPages * kStripVectors, side.planes, carver);
+    constexpr int64_t kVectors = kRunPages * kStripVectors;
+    keys.code_stride = round_up(padded, 4 * kLanes);
+    keys.codes = carver.take<int8_t>(kVectors * keys.code_stride);
+    keys.unit = carver.take<float>(kVectors);
+    keys.rest = carver.take<float>(kVectors);
   } else {
     keys.codes = carver.take<int8_t>(n_vectors * side.planes * padded);
     keys.unit = carver.take<float>(groups);
@@ -37,24 +41,29 @@ KeyStrips plan_keys(const StripSide& side, int64_t n_vectors, std::byte* memory)
   Carver carver(memory);
   KeyStrips keys = carve_keys(side, n_vectors, carver);
   fill_plan(keys.plan);
-  if (side.per_channel) clear_codes(keys.folds, kRunPages * kStripVectors * side.planes);
   return keys;
 }
 
 // ---- parameters per channel ----
 
-// Queries [first, first + n) with the scales of the pages of a run.
-template <int kWidth>
-__attribute__((noinline)) static void multiply_queries(const KeyStrips& keys,
-                                                       const StripQueries& queries, int32_t n_pages,
-                                                       int64_t first, int64_t n) {
-  const StripFolds folds = keys.folds;
+// Codes of the queries [first, first + n), times the scales of the pages of a run: those of page p
+// and query `first` + i are number p * kStripVectors + i * kPlanes.
+template <int kWidth, int kPlanes, bool kRest>
+__attribute__((noinline)) static void fold_queries(const KeyStrips& keys,
+                                                   const StripQueries& queries, int32_t n_pages,
+                                                   int64_t first, int64_t n) {
+  const StripPlan& plan = keys.plan;
   for (int32_t p = 0; p < n_pages; ++p) {
-    const float* scale = keys.plan.scale + p * keys.plan.n_params;
-    const float* zeros = keys.plan.zero + p * keys.plan.n_params;
+    const float* scale = plan.scale + p * plan.n_params;
+    const float* zeros = plan.zero + p * plan.n_params;
     const float* query = queries.vectors + p * queries.page_stride + first * queries.stride;
     for (int64_t i = 0; i < n; ++i, query += queries.stride) {
-      multiply<kWidth>(folds, p * n + i, query, scale, zeros);
+      const int64_t at = p * kStripVectors + i * kPlanes;
+      const Folded folded =
+          fold<kWidth, kPlanes, kRest>(plan.padded, query, scale, zeros, plan.strip_bias,
+                                       keys.codes + at * keys.code_stride, keys.code_stride);
+      keys.unit[at] = folded.unit;
+      keys.rest[at] = sum(folded.rest);
     }
   }
 }
@@ -73,23 +82,23 @@ template <int kPlanes>
 static void score_batch(const KeyStrips& keys, const StripQueries& queries, const StripRun& run,
                         int64_t first, int64_t n, int g, const std::byte** ahead, float* scores) {
   const StripPlan& plan = keys.plan;
-  const StripFolds& folds = keys.folds;
-  const auto multiply_all = plan.padded == 64 ? multiply_queries<64> : multiply_queries<0>;
-  multiply_all(keys, queries, run.n_pages, first, n);
-  round_products(plan, folds, run.n_pages * n);
-  sum_rests(folds, run.n_pages * n);
+  const auto fold_all =
+      plan.padded == 64
+          ? (plan.has_rest ? fold_queries<64, kPlanes, true> : fold_queries<64, kPlanes, false>)
+          : (plan.has_rest ? fold_queries<0, kPlanes, true> : fold_queries<0, kPlanes, false>);
+  fold_all(keys, queries, run.n_pages, first, n);
   const int group = plan.side.group;
   const std::byte* no_more = nullptr;
   for (int32_t p = 0; p < run.n_pages; ++p) {
     if (g * group >= run.rows[p]) continue;
-    const int64_t slot = p * n;
-    const StripDots job = dots_of(plan, folds.codes + slot * kPlanes * folds.code_stride,
-                                  folds.code_stride, n * kPlanes, keys.dots);
+    const int64_t slot = p * kStripVectors;
+    const StripDots job = dots_of(plan, keys.codes + slot * keys.code_stride, keys.code_stride,
+                                  n * kPlanes, keys.dots);
     dot_keys(job, run.pages[p] + plan.side.code_offset, key_strips(plan.side.width), g * group / 16,
              group / 16, first > 0 ? &no_more : &ahead[p]);
     for (int64_t i = 0; i < n; ++i) {
       write_scores<kPlanes>(keys.dots + i * kPlanes * kStripTokens, g * group, (g + 1) * group,
-                            folds.unit[slot + i], folds.sums[slot + i],
+                            keys.unit[slot + i * kPlanes], keys.rest[slot + i * kPlanes],
                             scores + (first + i) * kRunStride + p * kStripTokens);
     }
   }
@@ -164,8 +173,9 @@ static void add_group_scores(const KeyStrips& keys, const int32_t* dots, int64_t
   const F32 per_zero = set(keys.per_zero[at]);
   for (int64_t t = 0; t < kStripTokens; t += kLanes) {
     const F32 level = fma(joined<kPlanes>(dots + t, kStripTokens), unit, per_scale);
-    const F32 before = first ? zero() : load(to + t);
-    store(to + t, fma(level, load(scale + t), fma(per_zero, load(zeros + t), before)));
+    F32 before = first ? zero() : load(to + t);
+    if (keys.plan.has_rest) before = fma(per_zero, load(zeros + t), before);
+    store(to + t, fma(level, load(scale + t), before));
   }
 }
 

@@ -56,39 +56,30 @@ struct StripPlan {
   float* lift;        // [padded]
   float* scale;       // [kRunPages][n_params]: of the current pages
   float* zero;        // [kRunPages][n_params]
-};
-
-// Folding: vectors are multiplied by scales and rounded to int8, many at a time.
-struct StripFolds {
-  int64_t n;            // values of a vector, a multiple of 16
-  int64_t code_stride;  // n rounded up to 4 * kLanes
-  float* products;      // [count][n]
-  float* largest;       // [count][kLanes]: of the products' magnitudes
-  float* rest;          // [count][kLanes]: what the integer product leaves out
-  float* unit;          // [count]: of the codes
-  float* inverse;       // [count]
-  float* sums;          // [count]: of the rest
-  int8_t* codes;        // [count * planes][code_stride]
+  bool has_rest;      // whether zeros can be anything but 0
 };
 
 struct KeyStrips {
   StripPlan plan;
   int64_t n_vectors;
-  StripFolds folds;  // per channel: [kRunPages * kStripVectors]
-  // Parameters per token: codes of all vectors, for all pages.
-  int8_t* codes;     // [n_vectors * planes][padded]
-  float* unit;       // [n_vectors][n_groups], of the codes
+  // Parameters per channel: codes of some vectors and the pages of a run,
+  // [kRunPages][kStripVectors] of code_stride; per token: of all vectors for all pages, [n_vectors
+  // * planes][padded].
+  int8_t* codes;
+  int64_t code_stride;
+  float* unit;       // of the codes: [kRunPages][kStripVectors] or [n_vectors][n_groups]
+  float* rest;       // per channel: the same, what the integer product leaves out
   float* per_scale;  // [n_vectors][n_groups]: what a token's scale multiplies beside the codes
   float* per_zero;   // [n_vectors][n_groups]: what its zero multiplies
   int32_t* dots;     // [kStripVectors][64]
 };
 struct ValueStrips {
   StripPlan plan;
-  StripFolds folds;  // per token: [fold_pages * n_groups * kStripVectors]
-  int32_t fold_pages;
-  // Parameters per channel: codes of some vectors and the pages of a run.
-  int8_t* codes;  // [kRunPages][kStripVectors][64]
-  float* unit;    // [kRunPages][kStripVectors]
+  // Codes of some vectors and the pages of a run, [kRunPages][n_groups][kStripVectors]; without
+  // n_groups where parameters are per channel.
+  int8_t* codes;  // [64] each
+  float* unit;    // their units
+  // Parameters per channel:
   float* total;   // [kRunPages][kStripVectors][n_groups], of the weights
   float* beside;  // the same: what a channel's scale multiplies beside the codes
   int32_t* dots;  // [padded / 16][kStripVectors][16]

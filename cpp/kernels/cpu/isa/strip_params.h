@@ -7,19 +7,26 @@
 
 namespace kve::KVE_ISA {
 
-// The logarithmic scales: the bits of a float, a power of two and three bits of mantissa.
-static inline void load_log_scales(const uint8_t* from, int64_t n, float unit, float* to) {
-  constexpr uint32_t kBias = (127u - 18u) << 3;
-  for (int64_t i = 0; i < n; ++i) {
-    const uint32_t bits = from[i] == 0 ? 0u : (kBias + from[i]) << 20;
-    to[i] = __builtin_bit_cast(float, bits) * unit;
-  }
+// kLanes logarithmic scales: the bits of a float, a power of two and three bits of mantissa.
+static inline F32 load_log_scales(const uint8_t* from) {
+  const F32 scale = as_f32(shift_left(widen_u8(from) + set_i32((127 - 18) << 3), 20));
+  return select(less(set(0x1p-18f), scale), scale, zero());  // the least one stands for 0
 }
-
-static inline void load_halves(const uint16_t* from, int64_t n, float unit, float* to) {
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) store(to + i, load_f16(from + i) * set(unit));
-  if (i < n) store(to + i, load_f16_n(from + i, n - i) * set(unit));
+static inline F32 load_log_scales_n(const uint8_t* from, int64_t n) {
+  uint8_t some[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) some[i] = from[i];
+  return load_log_scales(some);
+}
+// Entries [i, i + kLanes) of n, zero past the last one.
+static inline F32 load_scales(const std::byte* from, int32_t scale_bytes, int64_t i, int64_t n) {
+  if (i >= n) return zero();
+  const bool whole = i + kLanes <= n;
+  if (scale_bytes == 1) {
+    const auto* logs = reinterpret_cast<const uint8_t*>(from) + i;
+    return whole ? load_log_scales(logs) : load_log_scales_n(logs, n - i);
+  }
+  const auto* halves = reinterpret_cast<const uint16_t*>(from) + i;
+  return whole ? load_f16(halves) : load_f16_n(halves, n - i);
 }
 
 namespace {
@@ -44,18 +51,19 @@ static inline ParamRow param_row(const StripSide& side, const std::byte* page, i
           side.has_zero ? n : 0};
 }
 
-// Fills `scale` and `zeros` up to `padded` (a multiple of kLanes) with what is stored, then 0.
+// Fills `scale` and `zeros` up to `padded` (a multiple of kLanes) with what is stored, then 0:
+// scales times `unit`, zeros plus what `lift` adds, kLiftStep entries for each kLanes. `zeros` may
+// be null.
+template <int kLiftStep>
 static inline void load_params(const ParamRow& row, int32_t scale_bytes, float unit, int64_t padded,
-                               float* scale, float* zeros) {
-  for (int64_t i = row.n_scales / kLanes * kLanes; i < padded; i += kLanes)
-    store(scale + i, zero());
-  if (scale_bytes == 1) {
-    load_log_scales(reinterpret_cast<const uint8_t*>(row.scales), row.n_scales, unit, scale);
-  } else {
-    load_halves(reinterpret_cast<const uint16_t*>(row.scales), row.n_scales, unit, scale);
+                               const float* lift, float* scale, float* zeros) {
+  for (int64_t i = 0; i < padded; i += kLanes, lift += kLiftStep) {
+    const F32 factor = load_scales(row.scales, scale_bytes, i, row.n_scales) * set(unit);
+    store(scale + i, factor);
+    if (zeros == nullptr) continue;
+    const F32 lifts = kLiftStep == 0 ? set(*lift) : load(lift);
+    store(zeros + i, fma(factor, lifts, load_scales(row.zeros, 2, i, row.n_zeros)));
   }
-  for (int64_t i = row.n_zeros / kLanes * kLanes; i < padded; i += kLanes) store(zeros + i, zero());
-  load_halves(reinterpret_cast<const uint16_t*>(row.zeros), row.n_zeros, 1.0f, zeros);
 }
 
 }  // namespace kve::KVE_ISA

@@ -57,29 +57,32 @@ void fill_plan(StripPlan& plan) {
   }
   for (int64_t s = 0; s < strip_biases(plan.padded); ++s)
     plan.strip_bias[s] = middle_at(4 * s).bias;
+  plan.has_rest = side.has_zero;
+  for (int64_t c = 0; c < plan.padded; ++c) plan.has_rest = plan.has_rest || plan.lift[c] != 0;
+  for (int64_t i = 0; !plan.has_rest && i < kRunPages * plan.n_params; ++i) plan.zero[i] = 0;
 }
 
 void load_run_params(const StripPlan& plan, const StripRun& run, int64_t token_group, bool lifted) {
   const StripSide& side = plan.side;
+  static constexpr float kNoLift = 0;
   for (int32_t p = 0; p < run.n_pages; ++p) {
     float* scale = plan.scale + p * plan.n_params;
-    float* zeros = plan.zero + p * plan.n_params;
+    float* zeros = plan.has_rest ? plan.zero + p * plan.n_params : nullptr;
     if (side.per_channel) {
-      load_params(param_row(side, run.pages[p], token_group, 0, side.width), side.scale_bytes,
-                  plan.level_unit, plan.padded, scale, zeros);
-      for (int64_t c = 0; lifted && c < plan.padded; c += kLanes) {
-        store(zeros + c, fma(load(scale + c), load(plan.lift + c), load(zeros + c)));
+      const ParamRow row = param_row(side, run.pages[p], token_group, 0, side.width);
+      if (lifted) {
+        load_params<kLanes>(row, side.scale_bytes, plan.level_unit, plan.padded, plan.lift, scale,
+                            zeros);
+      } else {
+        load_params<0>(row, side.scale_bytes, plan.level_unit, plan.padded, &kNoLift, scale, zeros);
       }
       continue;
     }
     for (int64_t g = 0; g < plan.n_groups; ++g) {
-      load_params(param_row(side, run.pages[p], g, 0, run.rows[p]), side.scale_bytes,
-                  plan.level_unit, kStripTokens, scale + g * kStripTokens,
-                  zeros + g * kStripTokens);
-    }
-    const F32 lift = set(plan.lift[0]);
-    for (int64_t t = 0; lifted && t < plan.n_params; t += kLanes) {
-      store(zeros + t, fma(load(scale + t), lift, load(zeros + t)));
+      load_params<0>(param_row(side, run.pages[p], g, 0, run.rows[p]), side.scale_bytes,
+                     plan.level_unit, kStripTokens, lifted ? plan.lift : &kNoLift,
+                     scale + g * kStripTokens,
+                     zeros == nullptr ? nullptr : zeros + g * kStripTokens);
     }
   }
 }

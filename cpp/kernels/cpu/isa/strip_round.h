@@ -78,28 +78,6 @@ static inline void ask_params(const StripRun& run) {
 // zeros get what the scales lift.
 void load_run_params(const StripPlan& plan, const StripRun& run, int64_t token_group, bool lifted);
 
-static inline StripFolds carve_folds(int64_t n, int64_t count, int32_t planes, Carver& carver) {
-  const int64_t rows = round_up(count, kLanes);
-  StripFolds folds = {};
-  folds.n = n;
-  folds.code_stride = round_up(n, 4 * kLanes);
-  folds.products = carver.take<float>(rows * n);
-  folds.largest = carver.take<float>(rows * kLanes);
-  folds.rest = carver.take<float>(rows * kLanes);
-  folds.unit = carver.take<float>(rows);
-  folds.inverse = carver.take<float>(rows);
-  folds.sums = carver.take<float>(rows);
-  folds.codes = carver.take<int8_t>(rows * planes * folds.code_stride);
-  return folds;
-}
-// Codes past the end of a vector are never written, but added up.
-static inline void clear_codes(const StripFolds& folds, int64_t rows) {
-  if (folds.code_stride == folds.n) return;
-  for (int64_t i = 0; i < rows * folds.code_stride; i += 4 * kLanes) {
-    store_i32(folds.codes + i, set_i32(0));
-  }
-}
-
 // Codes of n values (a multiple of kLanes) whose largest magnitudes are the lanes of `largest`:
 // x ~ unit * (code + remainder / kPlaneRatio). Subtracts bias * unit * (...) from *rest; bias
 // [n], or one number where kBiasStep is 0. Returns the unit.

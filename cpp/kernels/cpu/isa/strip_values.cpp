@@ -7,16 +7,12 @@ static ValueStrips carve_values(const StripSide& side, Carver& carver) {
   ValueStrips values = {};
   values.plan = carve_plan(side, carver);
   const int64_t groups = values.plan.n_groups;
+  const int64_t vectors = kRunPages * kStripVectors * (side.per_channel ? 1 : groups);
+  values.codes = carver.take<int8_t>(vectors * kStripTokens);
+  values.unit = carver.take<float>(vectors);
   if (side.per_channel) {
-    constexpr int64_t kVectors = kRunPages * kStripVectors;
-    values.codes = carver.take<int8_t>(kVectors * kStripTokens);
-    values.unit = carver.take<float>(kVectors);
-    values.total = carver.take<float>(kVectors * groups);
-    values.beside = carver.take<float>(kVectors * groups);
-  } else {
-    values.fold_pages = groups == 1 ? kRunPages : 1;
-    values.folds =
-        carve_folds(kStripTokens, values.fold_pages * groups * kStripVectors, side.planes, carver);
+    values.total = carver.take<float>(vectors * groups);
+    values.beside = carver.take<float>(vectors * groups);
   }
   values.dots = carver.take<int32_t>(kStripVectors * values.plan.padded);
   return values;
@@ -31,11 +27,7 @@ size_t value_strips_bytes(const StripSide& side) {
 size_t most_value_strips_bytes(int64_t width) {
   const size_t per_channel = value_strips_bytes(largest_side(width, true));
   const size_t per_token = value_strips_bytes(largest_side(width, false));
-  StripSide one_group = largest_side(width, false);
-  one_group.group = one_group.width;  // several pages are folded together
-  const size_t per_row = value_strips_bytes(one_group);
-  const size_t most = per_token > per_row ? per_token : per_row;
-  return per_channel > most ? per_channel : most;
+  return per_channel > per_token ? per_channel : per_token;
 }
 
 ValueStrips plan_values(const StripSide& side, std::byte* memory) {
@@ -65,19 +57,25 @@ void close_sums(const StripSide& side, float* sums) {
 
 // ---- parameters per token ----
 
-// Weights [first, first + n) with the scales of pages [page, page + n_pages).
-__attribute__((noinline)) static void multiply_weights(const ValueStrips& values, int32_t page,
-                                                       int32_t n_pages, const float* weights,
-                                                       int64_t n) {
-  const StripFolds folds = values.folds;
-  const int64_t groups = values.plan.n_groups;
-  int64_t slot = 0;
-  for (int32_t p = page; p < page + n_pages; ++p) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t params = p * values.plan.n_params + g * kStripTokens;
-      for (int64_t i = 0; i < n; ++i, ++slot) {
-        multiply<kStripTokens>(folds, slot, weights + i * kRunStride + p * kStripTokens,
-                               values.plan.scale + params, values.plan.zero + params);
+// Codes of n vectors of weights, times the scales of the pages of a run: those of page p, group g
+// and vector i are number (p * n_groups + g) * kStripVectors + i * kPlanes. What the integer
+// products leave out is added to the lanes of the groups.
+template <int kPlanes, bool kRest>
+__attribute__((noinline)) static void fold_weights(const ValueStrips& values, int32_t n_pages,
+                                                   const float* weights, int64_t n, float* sums,
+                                                   int64_t sum_stride) {
+  const StripPlan& plan = values.plan;
+  for (int32_t p = 0; p < n_pages; ++p) {
+    for (int64_t g = 0; g < plan.n_groups; ++g) {
+      const int64_t params = p * plan.n_params + g * kStripTokens;
+      for (int64_t i = 0; i < n; ++i) {
+        const int64_t at = (p * plan.n_groups + g) * kStripVectors + i * kPlanes;
+        const Folded folded = fold<kStripTokens, kPlanes, kRest>(
+            kStripTokens, weights + i * kRunStride + p * kStripTokens, plan.scale + params,
+            plan.zero + params, plan.strip_bias, values.codes + at * kStripTokens, kStripTokens);
+        values.unit[at] = folded.unit;
+        float* lanes = sums + i * sum_stride + plan.padded + g * kLanes;
+        store(lanes, load(lanes) + folded.rest);
       }
     }
   }
@@ -88,7 +86,7 @@ template <int kPlanes>
 static void add_blocks(const int32_t* dots, int64_t blocks, int64_t n, const float* unit,
                        float* sums, int64_t sum_stride) {
   for (int64_t i = 0; i < n; ++i) {
-    const F32 by = set(unit[i]);
+    const F32 by = set(unit[i * kPlanes]);
     float* to = sums + i * sum_stride;
     for (int64_t b = 0; b < blocks; ++b) {
       for (int64_t l = 0; l < 16; l += kLanes) {
@@ -99,26 +97,22 @@ static void add_blocks(const int32_t* dots, int64_t blocks, int64_t n, const flo
   }
 }
 
-// The n vectors whose weights are the folds from `slot` on.
+// Page p of a run.
 template <int kPlanes>
-static void add_page(const ValueStrips& values, const std::byte* page, int64_t slot, int64_t n,
+static void add_page(const ValueStrips& values, const std::byte* page, int64_t p, int64_t n,
                      float* sums, int64_t sum_stride, const std::byte* ahead) {
   const StripPlan& plan = values.plan;
-  const StripFolds& folds = values.folds;
   const int64_t n_blocks = plan.padded / 16;
   const int64_t group_blocks = plan.n_groups == 1 ? n_blocks : plan.side.group / 16;
-  for (int64_t g = 0; g < plan.n_groups; ++g, slot += n) {
+  for (int64_t g = 0; g < plan.n_groups; ++g) {
+    const int64_t slot = (p * plan.n_groups + g) * kStripVectors;
     const int64_t first = g * group_blocks;
     const int64_t blocks = least(group_blocks, n_blocks - first);
-    const StripDots job = dots_of(plan, folds.codes + slot * kPlanes * kStripTokens, kStripTokens,
-                                  n * kPlanes, values.dots);
+    const StripDots job =
+        dots_of(plan, values.codes + slot * kStripTokens, kStripTokens, n * kPlanes, values.dots);
     dot_values(job, page + plan.side.code_offset + first * 128 * plan.side.bits, blocks, 0, 4,
                &ahead);
-    add_blocks<kPlanes>(values.dots, blocks, n, folds.unit + slot, sums + 16 * first, sum_stride);
-    for (int64_t i = 0; i < n; ++i) {
-      float* lanes = sums + i * sum_stride + plan.padded + g * kLanes;
-      store(lanes, load(lanes) + load(folds.rest + (slot + i) * kLanes));
-    }
+    add_blocks<kPlanes>(values.dots, blocks, n, values.unit + slot, sums + 16 * first, sum_stride);
   }
 }
 
@@ -127,19 +121,14 @@ static void add_per_token(const ValueStrips& values, const StripRun& run, int64_
                           const float* weights, float* sums, int64_t sum_stride) {
   const StripPlan& plan = values.plan;
   const int64_t batch = strip_batch(kPlanes);
-  const std::byte* ahead[kRunPages];
-  for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = run.codes_ahead[p];
+  const auto fold_all = plan.has_rest ? fold_weights<kPlanes, true> : fold_weights<kPlanes, false>;
   load_run_params(plan, run, 0, true);
   for (int64_t v = 0; v < n_vectors; v += batch) {
     const int64_t n = least(batch, n_vectors - v);
-    for (int32_t first = 0; first < run.n_pages; first += values.fold_pages) {
-      const auto pages = static_cast<int32_t>(least(values.fold_pages, run.n_pages - first));
-      multiply_weights(values, first, pages, weights + v * kRunStride, n);
-      round_products(plan, values.folds, pages * plan.n_groups * n);
-      for (int32_t p = 0; p < pages; ++p) {
-        add_page<kPlanes>(values, run.pages[first + p], p * plan.n_groups * n, n,
-                          sums + v * sum_stride, sum_stride, v > 0 ? nullptr : ahead[first + p]);
-      }
+    fold_all(values, run.n_pages, weights + v * kRunStride, n, sums + v * sum_stride, sum_stride);
+    for (int32_t p = 0; p < run.n_pages; ++p) {
+      add_page<kPlanes>(values, run.pages[p], p, n, sums + v * sum_stride, sum_stride,
+                        v > 0 ? nullptr : run.codes_ahead[p]);
     }
   }
 }

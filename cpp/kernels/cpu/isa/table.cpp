@@ -46,7 +46,6 @@ const Kernels kKernels = {
     .strip_scratch = strip_scratch,
     .score_strips = score_strips,
     .add_strips = add_strips,
-    .decode_strips = decode_strips,
     .projection_scratch = projection_scratch,
     .project_queries = project_queries,
     .lift_values = lift_values,
