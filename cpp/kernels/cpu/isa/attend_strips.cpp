@@ -10,7 +10,7 @@
 namespace kve::KVE_ISA {
 
 // How far prefetching is ahead of reading.
-constexpr int64_t kAheadBytes = 6144;
+constexpr int64_t kAheadBytes = 16384;
 
 namespace {
 

@@ -77,7 +77,7 @@ __attribute__((always_inline)) static inline void write_sums(
 template <int kBytes>
 __attribute__((always_inline)) static inline const std::byte* ask_ahead(const std::byte* at) {
 #pragma GCC unroll 4
-  for (int b = 0; b < kBytes; b += 64) prefetch_once(at + b);
+  for (int b = 0; b < kBytes; b += 64) prefetch_shared(at + b);
   return at + kBytes;
 }
 

@@ -65,7 +65,7 @@ static inline void ask_params(const StripRun& run) {
     const StripSide& side = *run.params_side[p];
     const auto ask = [&](size_t first, int64_t bytes) {
       for (int64_t b = 0; b < bytes; b += 64) {
-        prefetch_once(run.params_ahead[p] + first + static_cast<size_t>(b));
+        prefetch_shared(run.params_ahead[p] + first + static_cast<size_t>(b));
       }
     };
     const int64_t n_groups = group_count(side);
