@@ -1,6 +1,6 @@
 #include "kernels/cpu/isa/coded_tiles.h"
 
-#include <string.h>
+#include "kernels/cpu/isa/basis.h"
 
 namespace kve::KVE_ISA {
 
@@ -26,12 +26,10 @@ size_t coded_tiles_bytes(int key_dim, int value_dim) {
 }
 
 static void expand_lift(const CodedTiles& tiles, const BasisView& basis, bool rounded) {
-  const int64_t width = basis.block_width;
   for (int64_t j = 0; j < basis.block; ++j) {
-    const uint16_t* row = basis.lift + j * width;
-    for (int64_t c = 0; c < width; c += kLanes) {
+    for (int64_t c = 0; c < basis.block_width; c += kLanes) {
       const int64_t at = j * tiles.stride + c;
-      const F32 values = c + kLanes <= width ? load_f16(row + c) : load_f16_n(row + c, width - c);
+      const F32 values = lift_numbers(basis, j, c);
 #if defined(KVE_BF16_DOT)
       if (rounded) {
         store_bf16(reinterpret_cast<uint16_t*>(tiles.lift) + at, values);
