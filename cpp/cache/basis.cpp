@@ -284,6 +284,7 @@ Basis::Basis(const Stored& stored, const std::shared_ptr<MemoryCounter>& counter
   view_.lift = write(stored.lift, lift_at);
   view_.lift8 = write(stored.lift8, lift8_at);
   view_.lift8_scale = write(stored.lift8_scale, scale_at);
+  view_.projected_twice = view_.lift8 != nullptr;
   view_.row = write(stored.row, row_at);
   view_.column = write(stored.column, column_at);
   view_.strip_bits = write(stored.strip_bits, strips_at);
@@ -369,7 +370,7 @@ void project_rows(const BasisView& basis, ConstMat values, Mat coefficients) {
       std::vector<double> left(from, from + basis.block);
       std::vector<double> found(static_cast<size_t>(basis.block_width));
       add_projection(basis, left.data(), found.data());
-      if (basis.lift8 != nullptr) {
+      if (basis.projected_twice) {
         for (int j = 0; j < basis.block; ++j) {
           for (int c = 0; c < basis.block_width; ++c) {
             left[static_cast<size_t>(j)] -= lift_at(basis, j, c) * found[static_cast<size_t>(c)];

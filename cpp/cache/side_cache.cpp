@@ -133,6 +133,7 @@ void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
     view.interleaved = setup_.rotation->interleaved;
   }
   if (setup_.is_joint()) {
+    view.projected_twice = true;
     add_joint_views(view);
     bases_.push_back(std::move(basis));
     return;
@@ -147,6 +148,7 @@ void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
 
 // A head's values are some rows of the lift, from the coefficients of all heads.
 void SideCache::add_joint_views(const BasisView& joint) {
+  KVE_ASSERT(joint.lift8 == nullptr);
   basis_views_.reserve(static_cast<size_t>(1 + setup_.n_heads));
   basis_views_.push_back(joint);
   for (int head = 0; head < setup_.n_heads; ++head) {

@@ -118,8 +118,7 @@ struct SealJob {
   std::byte* page = nullptr;
   int32_t first_row = 0;
   // Above 0: rows are those of so many joined heads, which are turned back one by one and have one
-  // dense basis. What rounding it has taken from being orthogonal is made up for, so that a row of
-  // which the basis can show everything is kept.
+  // dense basis.
   int32_t latent_heads = 0;
 };
 

@@ -9,8 +9,7 @@ namespace kve {
 // dim / block equal blocks of `block` values and block_width coefficients (one block: dense).
 //   value[b * block + j] = sum over c of lift[j][c] * coefficient[b * block_width + c]
 //   coefficient[b * block_width + c] = sum over j of column[c] * lift[j][c] * row[j] * value[...]
-// so that scores need no values: query . value = (lift^T query) . coefficient. With lift8, what the
-// coefficients miss of a value is projected once more and added to them.
+// so that scores need no values: query . value = (lift^T query) . coefficient.
 struct BasisView {
   int32_t dim = 0;
   int32_t width = 0;
@@ -21,7 +20,10 @@ struct BasisView {
   const int8_t* lift8 = nullptr;       // [block][block_width]
   const float* lift8_scale = nullptr;  // [block]
   const float* row = nullptr;          // [block], null: ones
-  const float* column = nullptr;       // [block_width], null: ones, as always with lift8
+  const float* column = nullptr;       // [block_width], null: ones
+  // What coefficients miss of a row is projected as well and added to them: a rounded lift's
+  // transpose is not quite its inverse, and this squares what it is off by.
+  bool projected_twice = false;
 
   // Bits of every strip of a page (formats/cache/strips.h), null: as the codec says.
   const uint8_t* strip_bits = nullptr;

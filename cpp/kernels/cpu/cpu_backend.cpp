@@ -74,17 +74,11 @@ void CpuBackend::softcap(float cap, Mat x) {
 
 namespace {
 
-// Kernels may read coefficients up to the end of a lane.
-size_t spare_stride(const SealJob& job) {
-  return (static_cast<size_t>(job.format.width) + 15) / 16 * 16;
-}
-
 // Scratch memory of one seal job.
 struct SealWork {
   float* rows;          // [n_rows, width]
   float* coefficients;  // [n_rows, format.width]
   float* sines;         // [n_pairs], of turning back joined heads
-  float* spare;         // [n_rows, coefficients in whole lanes], for refine()
   std::byte* project;
   std::byte* encode;
   size_t size;
@@ -104,8 +98,6 @@ struct SealWork {
         take(job.basis != nullptr ? n * static_cast<size_t>(job.format.width) * sizeof(float) : 0));
     sines = reinterpret_cast<float*>(
         take(job.latent_heads > 0 ? static_cast<size_t>(job.basis->n_pairs) * sizeof(float) : 0));
-    spare = reinterpret_cast<float*>(
-        take(job.latent_heads > 0 ? n * spare_stride(job) * sizeof(float) : 0));
     project = take(project_bytes);
     encode = take(encode_scratch(job.format));
   }
@@ -123,28 +115,6 @@ void CpuBackend::turn_back(const SealJob& job, const float* angles, int64_t angl
     kernels_.rope(rows + r * job.width, job.latent_heads, job.width / job.latent_heads,
                   basis.n_pairs, basis.interleaved, turn, sines);
   }
-}
-
-// Adds to coefficients those of what they leave of the rows: the rounded lift's transpose is not
-// quite its inverse, by 2^-12 or so, and this squares that. `rows` is used up.
-void CpuBackend::refine(const SealJob& job, float* rows, float* coefficients, float* spare,
-                        std::byte* project) const {
-  const auto width = static_cast<size_t>(job.format.width);
-  const size_t stride = spare_stride(job);
-  const auto n = static_cast<size_t>(job.n_rows);
-  for (size_t r = 0; r < n; ++r) {
-    const float* from = coefficients + r * width;
-    std::transform(from, from + width, spare + r * stride, std::negate<>{});
-    std::fill_n(spare + r * stride + width, stride - width, 0.0f);
-  }
-  kernels_.lift_values({.basis = job.basis,
-                        .coefficients = spare,
-                        .stride = static_cast<int64_t>(stride),
-                        .n_vectors = job.n_rows,
-                        .out = rows,
-                        .out_stride = job.width});
-  kernels_.project(*job.basis, job.n_rows, job.width, rows, job.width, nullptr, 0, spare, project);
-  for (size_t i = 0; i < n * width; ++i) coefficients[i] += spare[i];
 }
 
 bool CpuBackend::seal(const SealJob& job, std::byte* scratch) {
@@ -181,9 +151,6 @@ bool CpuBackend::seal(const SealJob& job, std::byte* scratch) {
     }
     kernels_.project(basis, job.n_rows, job.width, work.rows, job.width, angles, angle_stride,
                      work.coefficients, work.project);
-    if (job.latent_heads > 0) {
-      refine(job, work.rows, work.coefficients, work.spare, work.project);
-    }
     rows = work.coefficients;
     stride = job.format.width;
   }

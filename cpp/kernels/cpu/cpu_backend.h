@@ -93,8 +93,6 @@ class CpuBackend final : public Backend {
     return first < 0 ? nullptr : strip_sides_.data() + first;
   }
   bool seal(const SealJob& job, std::byte* scratch);
-  void refine(const SealJob& job, float* rows, float* coefficients, float* spare,
-              std::byte* project) const;
   void turn_back(const SealJob& job, const float* angles, int64_t angle_stride, float* rows,
                  float* sines) const;
 

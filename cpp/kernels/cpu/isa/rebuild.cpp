@@ -143,10 +143,10 @@ void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int
 
 size_t project_scratch(int width) { return BasisWork(nullptr, width).size; }
 
-// coefficients [n][n_blocks * block_width] = or += the products of rows, already times basis.row,
-// with the columns of the lift.
+// coefficients [n][n_blocks * block_width]: the products of rows, already times basis.row, with the
+// columns of the lift.
 static void project_scaled(const BasisView& basis, int64_t n, int64_t n_blocks, const float* rows,
-                           int64_t stride, float* matrix, float* coefficients, bool accumulate) {
+                           int64_t stride, float* matrix, float* coefficients) {
   const int64_t padded = round_up(basis.block_width, kGemmCols);
   for (int64_t j = 0; j < basis.block; ++j) {
     for (int64_t c = 0; c < padded; c += kLanes) {
@@ -157,7 +157,7 @@ static void project_scaled(const BasisView& basis, int64_t n, int64_t n_blocks, 
   for (int64_t b = 0; b < n_blocks; ++b) {
     float* out = coefficients + b * basis.block_width;
     gemm(n, basis.block_width, basis.block, rows + b * basis.block, stride, matrix, padded, out,
-         out_stride, accumulate);
+         out_stride, false);
     if (basis.column == nullptr) continue;
     for (int64_t r = 0; r < n; ++r) {
       for (int64_t c = 0; c < basis.block_width; ++c) out[r * out_stride + c] *= basis.column[c];
@@ -175,17 +175,20 @@ void project(const BasisView& basis, int64_t n, int width, float* rows, int64_t 
     for (int64_t j = 0; j < width; ++j) row[j] *= basis.row[j % basis.block];
   }
   const int64_t n_blocks = width / basis.block;
-  project_scaled(basis, n, n_blocks, rows, stride, work.matrix, coefficients, false);
-  if (basis.lift8 == nullptr) return;
-  // Columns of int8 are not quite orthonormal: what they missed is projected once more.
-  lift(basis, n, coefficients, n_blocks * basis.block_width, work.matrix, work.coefficients, width);
+  const int64_t n_coefficients = n_blocks * basis.block_width;
+  project_scaled(basis, n, n_blocks, rows, stride, work.matrix, coefficients);
+  if (!basis.projected_twice) return;
+  float* lifted = work.coefficients;
+  lift(basis, n, coefficients, n_coefficients, work.matrix, lifted, width);
   for (int64_t r = 0; r < n; ++r) {
     for (int64_t j = 0; j < width; ++j) {
       const float weight = basis.row == nullptr ? 1.0f : basis.row[j % basis.block];
-      rows[r * stride + j] -= weight * work.coefficients[r * width + j];
+      rows[r * stride + j] -= weight * lifted[r * width + j];
     }
   }
-  project_scaled(basis, n, n_blocks, rows, stride, work.matrix, coefficients, true);
+  float* missed = work.coefficients;
+  project_scaled(basis, n, n_blocks, rows, stride, work.matrix, missed);
+  add(coefficients, missed, n * n_coefficients);
 }
 
 }  // namespace kve::KVE_ISA
