@@ -61,7 +61,7 @@ const Named kCodecs[] = {
     {"kvarn4_keys",
      coded(Coding::asym, 4, 64, Per::channel, Fit::range, ScaleFormat::half, Channels::scaled)},
     {"kvarn4_values", coded(Coding::asym, 4, kve::kWholeHead, Per::token, Fit::range,
-                              ScaleFormat::half, Channels::scaled)},
+                            ScaleFormat::half, Channels::scaled)},
 };
 
 struct Page {
