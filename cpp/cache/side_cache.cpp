@@ -126,6 +126,8 @@ SideView SideCache::view(int head) const {
 void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
   const int anchor = setup_.latent ? 1 : setup_.spec.projector.anchor;
   BasisView view = basis->view();
+  // Rows of which a latent can show everything are to be kept as they are.
+  if (setup_.latent) view.projected_twice = true;
   if (anchor > 0 && setup_.rotation != nullptr) {
     view.anchor = anchor;
     view.frequencies = setup_.rotation->frequencies.data();
@@ -133,7 +135,6 @@ void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
     view.interleaved = setup_.rotation->interleaved;
   }
   if (setup_.is_joint()) {
-    view.projected_twice = true;
     add_joint_views(view);
     bases_.push_back(std::move(basis));
     return;
