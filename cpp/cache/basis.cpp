@@ -67,7 +67,7 @@ int scale_exponent(std::span<const float> lift) {
 }
 
 // The factors of the columns that fit the rounded lift as those of `data` fit the exact one.
-std::vector<float> fitted_column(const BasisData& data, const BasisView& rounded) {
+std::vector<float> fitted_column(const BasisData& data, std::span<const uint16_t> rounded) {
   const auto width = static_cast<size_t>(data.block_width);
   std::vector<double> exact(width);
   std::vector<double> found(width);
@@ -75,7 +75,7 @@ std::vector<float> fitted_column(const BasisData& data, const BasisView& rounded
     const double weight = data.row.empty() ? 1.0 : data.row[j];
     for (size_t c = 0; c < width; ++c) {
       const double x = data.lift[j * width + c];
-      const double y = lift_at(rounded, static_cast<int64_t>(j), static_cast<int64_t>(c));
+      const double y = half_to_float(rounded[j * width + c]);
       exact[c] += weight * x * x;
       found[c] += weight * y * y;
     }
@@ -209,9 +209,9 @@ struct Basis::Stored {
       for (const float value : data.lift) {
         out.lift.push_back(float_to_half(std::ldexp(value, exponent)));
       }
+      out.column = fitted_column(data, out.lift);
     }
     out.row = data.row;
-    if (!data.int8) out.column = fitted_column(data, out.view());
     out.strip_bits = data.strip_bits;
     return out;
   }
@@ -228,18 +228,6 @@ struct Basis::Stored {
       }
       lift8_scale.push_back(scale);
     }
-  }
-
-  // Valid while this lives and stays as it is.
-  BasisView view() const {
-    BasisView out = shape;
-    if (lift8.empty()) {
-      out.lift = lift.data();
-    } else {
-      out.lift8 = lift8.data();
-      out.lift8_scale = lift8_scale.data();
-    }
-    return out;
   }
 };
 

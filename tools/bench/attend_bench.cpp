@@ -2,16 +2,13 @@
 #include <cstring>
 #include <string>
 
+#include "attend_shape.h"
 #include "base/memory.h"
 #include "cache/registry.h"
 #include "kernels_bench.h"
 
 namespace kernels_bench {
 namespace {
-
-constexpr int kHeads = 9;
-constexpr int kKvHeads = 3;
-constexpr int kWidth = 64;
 
 // A cache of one layer with `rows` tokens; all pages of a side are equal.
 struct Cache {
@@ -61,14 +58,8 @@ void attend(benchmark::State& state) {
   const kve::AttendTask task = {kve::ConstMat(q.data(), queries, kHeads * kWidth), cache.heads,
                                 static_cast<int32_t>(rows - queries),
                                 kve::Mat(out.data(), queries, kHeads * kWidth)};
-  const kve::AttendParams params = {.n_heads = kHeads,
-                                    .n_kv_heads = kKvHeads,
-                                    .key_dim = kWidth,
-                                    .value_dim = kWidth,
-                                    .scale = 0.125f,
-                                    .precision = kve::Precision::fast};
   kve::Backend& device = backend(threads);
-  for (auto _ : state) device.attend(params, {&task, 1});
+  for (auto _ : state) device.attend(kAttendParams, {&task, 1});
   state.SetLabel(std::string(entry.name));
   count_bytes(state, static_cast<double>(cache.total_bytes), threads);
   // Causal: the average query sees half of the last `queries` rows.

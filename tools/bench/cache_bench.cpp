@@ -3,6 +3,7 @@
 #include <memory>
 #include <string>
 
+#include "attend_shape.h"
 #include "base/memory.h"
 #include "cache/kv_cache.h"
 #include "kernels_bench.h"
@@ -10,9 +11,6 @@
 namespace kernels_bench {
 namespace {
 
-constexpr int kHeads = 9;
-constexpr int kKvHeads = 3;
-constexpr int kWidth = 64;
 constexpr int kChunk = 512;  // rows of one append
 
 const std::vector<std::string>& presets() {
@@ -70,18 +68,12 @@ void cached(benchmark::State& state) {
   const kve::KvCache cache = make_cache(preset, rows, layers);
   const std::vector<float> q = pseudo_random_values(kHeads * kWidth);
   std::vector<float> out(q.size());
-  const kve::AttendParams params = {.n_heads = kHeads,
-                                    .n_kv_heads = kKvHeads,
-                                    .key_dim = kWidth,
-                                    .value_dim = kWidth,
-                                    .scale = 0.125f,
-                                    .precision = kve::Precision::fast};
   kve::Backend& device = backend(threads);
   for (auto _ : state) {
     for (int layer = 0; layer < layers; ++layer) {
       const kve::AttendTask task = {kve::ConstMat(q.data(), 1, kHeads * kWidth), cache.view(layer),
                                     rows - 1, kve::Mat(out.data(), 1, kHeads * kWidth)};
-      device.attend(params, {&task, 1});
+      device.attend(kAttendParams, {&task, 1});
     }
   }
   state.SetLabel(preset);

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvengine._core import ConfigError, GgufWriter, hash64
-from kvengine.compress.grams import Matrix, Report, add_rows, read_windows, turned_back
+from kvengine.compress.grams import Matrix, Report, add_text
 from kvengine.model import Model
 
 GROUP = 4
@@ -78,15 +78,7 @@ def calibrate_bases(
     heads = math.gcd(*(layer["n_kv_heads"] for layer in layers))
     group = max(size for size in range(1, min(group, heads) + 1) if heads % size == 0)
     keys, values = (_zeros(layers, group, dim) for dim in ("head_dim", "value_dim"))
-    tokens = 0
-    for session in read_windows(model, text, n_ctx, windows, report):
-        tokens += n_ctx
-        for i, layer in enumerate(layers):
-            each = range(layer["n_kv_heads"])
-            rotated = [session.cache.keys(i, head) for head in each]
-            first = n_ctx - len(rotated[0])  # a window may have dropped those before
-            add_rows(keys[i], [turned_back(rows, first, layer) for rows in rotated])
-            add_rows(values[i], [session.cache.values(i, head) for head in each])
+    tokens = add_text(model, text, keys, values, n_ctx, windows, report, rotated=False)
     found = [
         [[_components(gram, tokens) for gram in grams] for grams in side] for side in (keys, values)
     ]

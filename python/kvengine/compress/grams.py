@@ -50,17 +50,35 @@ def of_activations(
         _zeros(geometry, groups, geometry.head_dim),
         _zeros(geometry, groups, geometry.value_dim),
     )
+    tokens = add_text(model, text, *sides, window, most, report, rotated)
+    return Grams(*sides, tokens=tokens)
+
+
+def add_text(
+    model: Model,
+    text: str,
+    keys: list[list[Matrix]],
+    values: list[list[Matrix]],
+    window: int,
+    most: int,
+    report: Report,
+    rotated: bool,
+) -> int:
+    """Add what up to `most` windows of a text make to the matrices of every layer's groups.
+
+    Returns the number of tokens read. Raises ConfigError for a text that is shorter than a window.
+    """
     n_windows = 0
     for session in read_windows(model, text, window, most, report):
         n_windows += 1
         for i, layer in enumerate(model.layers):
-            heads = range(geometry.n_kv_heads)
-            keys = [session.cache.keys(i, head) for head in heads]
-            if not rotated:
-                keys = [turned_back(rows, window - len(rows), layer) for rows in keys]
-            add_rows(sides[0][i], keys)
-            add_rows(sides[1][i], [session.cache.values(i, head) for head in heads])
-    return Grams(*sides, tokens=n_windows * window)
+            heads = range(layer["n_kv_heads"])
+            found = [session.cache.keys(i, head) for head in heads]
+            if not rotated:  # windowed layers may have dropped the first rows
+                found = [turned_back(rows, window - len(rows), layer) for rows in found]
+            add_rows(keys[i], found)
+            add_rows(values[i], [session.cache.values(i, head) for head in heads])
+    return n_windows * window
 
 
 def read_windows(

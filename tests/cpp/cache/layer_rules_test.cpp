@@ -102,21 +102,30 @@ TEST(LayerRules, EveryLayerCostsWhatItsOwnSpecDoes) {
             one4 + one8 + 2 * (one4 + one8) / 2);
 }
 
-TEST(LayerRules, ReadAndSavedPerLayer) {
+// Two layers of `heads` heads of 32 values; keys and values of both are `rows`.
+KvCache two_layers(const char* spec, int heads, const std::vector<float>& rows) {
   SealOnlyBackend backend;
-  Random random(9);
-  const std::vector<LayerShape> shapes(2, LayerShape{1, 32, 32, 0});
-  const CacheSpec spec = CacheSpec::parse("int2:tail=0+f32:layers=1");
-  KvCache cache(spec, shapes);
-  const std::vector<float> rows = random_values(&random, 70 * 32);
-  const ConstMat mat(rows.data(), 70, 32);
+  KvCache cache(CacheSpec::parse(spec), std::vector(2, LayerShape{heads, 32, 32, 0}));
+  const int n = static_cast<int>(rows.size()) / (32 * heads);
+  const ConstMat mat(rows.data(), n, 32 * heads);
   for (int layer = 0; layer < 2; ++layer) cache.append(backend, layer, mat, mat);
-  cache.commit(backend, 70);
-  EXPECT_EQ(read_rows(cache, 1, 0, false), rows);
-  EXPECT_NE(read_rows(cache, 0, 0, false), rows);
-  KvCache again(spec, shapes);
+  cache.commit(backend, n);
+  return cache;
+}
+
+void expect_restored(const KvCache& cache, int heads) {
+  KvCache again(cache.spec(), std::vector(2, LayerShape{heads, 32, 32, 0}));
   again.load(cache.save());
   EXPECT_EQ(again.save(), cache.save());
+}
+
+TEST(LayerRules, ReadAndSavedPerLayer) {
+  Random random(9);
+  const std::vector<float> rows = random_values(&random, 70 * 32);
+  const KvCache cache = two_layers("int2:tail=0+f32:layers=1", 1, rows);
+  EXPECT_EQ(read_rows(cache, 1, 0, false), rows);
+  EXPECT_NE(read_rows(cache, 0, 0, false), rows);
+  expect_restored(cache, 1);
 }
 
 TEST(HeadRules, CanonicalForms) {
@@ -188,15 +197,9 @@ TEST(HeadRules, HeadsOfAKltHaveTheirOwnMeanOfBits) {
 }
 
 TEST(HeadRules, RowsAndSavedStatesOfEveryHead) {
-  SealOnlyBackend backend;
   Random random(9);
-  const std::vector<LayerShape> shapes(2, LayerShape{2, 32, 32, 0});
-  const CacheSpec spec = CacheSpec::parse("int2:tail=0+f32:heads=1");
-  KvCache cache(spec, shapes);
   const std::vector<float> rows = random_values(&random, 70 * 64);
-  const ConstMat mat(rows.data(), 70, 64);
-  for (int layer = 0; layer < 2; ++layer) cache.append(backend, layer, mat, mat);
-  cache.commit(backend, 70);
+  KvCache cache = two_layers("int2:tail=0+f32:heads=1", 2, rows);
   const std::vector<float> first = read_rows(cache, 1, 0, false);
   const std::vector<float> second = read_rows(cache, 1, 1, true);
   for (size_t i = 0; i < second.size(); ++i) {
@@ -204,9 +207,7 @@ TEST(HeadRules, RowsAndSavedStatesOfEveryHead) {
     ASSERT_NEAR(first[i], rows[i / 32 * 64 + i % 32], 0.34f);  // half of a step of a range of 2
   }
   EXPECT_NE(first[5], rows[5]);
-  KvCache again(spec, shapes);
-  again.load(cache.save());
-  EXPECT_EQ(again.save(), cache.save());
+  expect_restored(cache, 2);
   cache.truncate(33);
   EXPECT_EQ(cache.rows(1), 33);
 }

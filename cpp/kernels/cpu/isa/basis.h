@@ -25,6 +25,15 @@ static inline F32 lift_numbers(const BasisView& basis, int64_t j, int64_t c) {
   return scale * load_i8(some);
 }
 
+// The lift in f32, rows `stride` apart and filled with zeros up to whole lanes.
+static inline void expand_lift(const BasisView& basis, int64_t stride, float* to) {
+  for (int64_t j = 0; j < basis.block; ++j) {
+    for (int64_t c = 0; c < basis.block_width; c += kLanes) {
+      store(to + j * stride + c, lift_numbers(basis, j, c));
+    }
+  }
+}
+
 // The basis and the queries as the product wants them. Where a dense basis is anchored, the values
 // are put in the order first of each pair, second of each pair, rest, which rotation works on.
 struct Projection {

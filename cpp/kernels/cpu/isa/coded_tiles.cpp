@@ -25,22 +25,16 @@ size_t coded_tiles_bytes(int key_dim, int value_dim) {
   return carver.size();
 }
 
-static void expand_lift(const CodedTiles& tiles, const BasisView& basis, bool rounded) {
+#if defined(KVE_BF16_DOT)
+// As expand_lift(), in bf16.
+static void round_lift(const BasisView& basis, int64_t stride, uint16_t* to) {
   for (int64_t j = 0; j < basis.block; ++j) {
     for (int64_t c = 0; c < basis.block_width; c += kLanes) {
-      const int64_t at = j * tiles.stride + c;
-      const F32 values = lift_numbers(basis, j, c);
-#if defined(KVE_BF16_DOT)
-      if (rounded) {
-        store_bf16(reinterpret_cast<uint16_t*>(tiles.lift) + at, values);
-        continue;
-      }
-#endif
-      (void)rounded;
-      store(tiles.lift + at, values);
+      store_bf16(to + j * stride + c, lift_numbers(basis, j, c));
     }
   }
 }
+#endif
 
 // Rotates the rows of pairs, whose lanes are tokens, by the angles of an anchor.
 static void turn_rows(const BasisView& basis, const float* angles, float* rows) {
@@ -83,7 +77,10 @@ bool read_coded_keys(CodedTiles* tiles, const SideArgs& side, const PageView& pa
   const int64_t per_element = rounded ? 2 : 1;
   if (n_blocks > 1 && basis.block_width % per_element != 0) return false;
   if (page.basis != tiles->basis) {
-    expand_lift(*tiles, basis, rounded);
+#if defined(KVE_BF16_DOT)
+    if (rounded) round_lift(basis, tiles->stride, reinterpret_cast<uint16_t*>(tiles->lift));
+#endif
+    if (!rounded) expand_lift(basis, tiles->stride, tiles->lift);
     tiles->basis = page.basis;
   }
   key_elements(strips, page, rounded, tiles->coefficients, tiles->params);

@@ -148,11 +148,7 @@ size_t project_scratch(int width) { return BasisWork(nullptr, width).size; }
 static void project_scaled(const BasisView& basis, int64_t n, int64_t n_blocks, const float* rows,
                            int64_t stride, float* matrix, float* coefficients) {
   const int64_t padded = round_up(basis.block_width, kGemmCols);
-  for (int64_t j = 0; j < basis.block; ++j) {
-    for (int64_t c = 0; c < padded; c += kLanes) {
-      store(matrix + j * padded + c, lift_numbers(basis, j, c));
-    }
-  }
+  expand_lift(basis, padded, matrix);
   const int64_t out_stride = n_blocks * basis.block_width;
   for (int64_t b = 0; b < n_blocks; ++b) {
     float* out = coefficients + b * basis.block_width;

@@ -10,23 +10,11 @@
 #include <string>
 #include <vector>
 
-#include "formats/cache/group_testing.h"
-#include "formats/cache/page_decode.h"
-#include "formats/cache/page_encode.h"
+#include "formats/cache/page_testing.h"
 #include "formats/cache/two_axis.h"
 
 namespace kve::testing {
 namespace {
-
-using Bytes = std::vector<std::byte>;
-
-std::string page_name(const CodedPage& page) {
-  constexpr const char* kChannels[] = {"", " centred", " scaled"};
-  return name_of(page.coding) + (page.values ? " values" : " keys") +
-         (page.per == Per::token ? " per token" : " per channel") +
-         kChannels[static_cast<size_t>(page.channels)] + " group " + std::to_string(page.group) +
-         " width " + std::to_string(page.width) + (page.strip_bits != nullptr ? " strips" : "");
-}
 
 // Every way to lay out a page of `coding`.
 std::vector<CodedPage> all_pages(const GroupCoding& coding) {
@@ -115,21 +103,6 @@ std::vector<float> page_values(int width, uint64_t seed) {
     }
   }
   return rows;
-}
-
-Bytes encode(const CodedPage& page, const std::vector<float>& rows, std::byte fill = std::byte{0}) {
-  Bytes data(page_offsets(page).end, fill);
-  Bytes scratch(encode_scratch(page));
-  EXPECT_TRUE(
-      encode_page(page, rows.data(), page.width, data.data(), 0, kPageTokens, scratch.data()))
-      << page_name(page);
-  return data;
-}
-
-std::vector<float> decode(const CodedPage& page, const Bytes& data) {
-  std::vector<float> out(static_cast<size_t>(kPageTokens * page.width));
-  decode_page(page, data.data(), 0, kPageTokens, 0, page.width, out.data(), page.width);
-  return out;
 }
 
 // The bytes of a page by its description in coded_page.h.

@@ -11,21 +11,10 @@
 #include <string>
 #include <vector>
 
-#include "formats/cache/group_testing.h"
-#include "formats/cache/page_decode.h"
-#include "formats/cache/page_encode.h"
+#include "formats/cache/page_testing.h"
 
 namespace kve::testing {
 namespace {
-
-using Bytes = std::vector<std::byte>;
-
-std::string page_name(const CodedPage& page) {
-  return name_of(page.coding) + (page.values ? " values" : " keys") +
-         (page.per == Per::token ? " per token" : " per channel") + " group " +
-         std::to_string(page.group) + " width " + std::to_string(page.width) + " outliers " +
-         std::to_string(page.outliers);
-}
 
 // Codings of every kind, in every layout.
 std::vector<CodedPage> all_pages() {
@@ -75,20 +64,8 @@ std::vector<float> page_values(int width, uint64_t seed) {
   return rows;
 }
 
-Bytes encode(const CodedPage& page, const std::vector<float>& rows) {
-  Bytes data(page_offsets(page).end, std::byte{0xff});
-  Bytes scratch(encode_scratch(page));
-  EXPECT_TRUE(
-      encode_page(page, rows.data(), page.width, data.data(), 0, kPageTokens, scratch.data()))
-      << page_name(page);
-  return data;
-}
-
-std::vector<float> decode(const CodedPage& page, const Bytes& data) {
-  std::vector<float> out(static_cast<size_t>(kPageTokens * page.width));
-  decode_page(page, data.data(), 0, kPageTokens, 0, page.width, out.data(), page.width);
-  return out;
-}
+// What memory holds before a page is written: every byte of a page must be.
+constexpr std::byte kDirty{0xff};
 
 // A group of a page, as places in its rows.
 struct Line {
@@ -154,7 +131,7 @@ TEST(Outliers, AreTheFarthestValuesAndAllElseIsCodedWithoutThem) {
   for (const CodedPage& page : all_pages()) {
     SCOPED_TRACE(page_name(page));
     const std::vector<float> rows = page_values(page.width, 3);
-    const Bytes data = encode(page, rows);
+    const Bytes data = encode(page, rows, kDirty);
     const std::vector<float> decoded = decode(page, data);
     const PageOffsets at = page_offsets(page);
     std::vector<float> rest = rows;
@@ -176,7 +153,7 @@ TEST(Outliers, AreTheFarthestValuesAndAllElseIsCodedWithoutThem) {
     // The page of the rest, which has no outliers, has the same codes, scales and zeros.
     CodedPage plain = page;
     plain.outliers = 0;
-    const Bytes dense = encode(plain, rest);
+    const Bytes dense = encode(plain, rest, kDirty);
     ASSERT_TRUE(std::equal(dense.begin(), dense.begin() + static_cast<std::ptrdiff_t>(at.factors),
                            data.begin()));
     const std::vector<float> decoded_rest = decode(plain, dense);
@@ -195,7 +172,7 @@ TEST(Outliers, LowerTheErrorOfAllOthers) {
   without.outliers = 0;
   const std::vector<float> rows = page_values(64, 8);
   const auto error = [&](const CodedPage& page) {
-    const std::vector<float> decoded = decode(page, encode(page, rows));
+    const std::vector<float> decoded = decode(page, encode(page, rows, kDirty));
     double sum = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
       sum += std::pow(double{decoded[i]} - double{rows[i]}, 2);
@@ -227,7 +204,7 @@ TEST(Outliers, PagesOfEvenedOutRowsKeepThemAsTheyWere) {
                               .width = 64,
                               .outliers = 1};
       const std::vector<float> rows = page_values(64, 9);
-      const Bytes data = encode(page, rows);
+      const Bytes data = encode(page, rows, kDirty);
       const std::vector<float> decoded = decode(page, data);
       const PageOffsets at = page_offsets(page);
       for (const Line& line : lines_of(page)) {
@@ -243,7 +220,7 @@ TEST(Outliers, UnitsAndPartsGiveThePage) {
   for (const CodedPage& page : all_pages()) {
     SCOPED_TRACE(page_name(page));
     const std::vector<float> rows = page_values(page.width, 6);
-    const Bytes whole = encode(page, rows);
+    const Bytes whole = encode(page, rows, kDirty);
     const int unit = rows_per_unit(page);
     Bytes parts(page_offsets(page).end);
     Bytes scratch(encode_scratch(page));
@@ -276,8 +253,8 @@ TEST(Outliers, ClearedRowsAreEqualAndSound) {
     const std::vector<float> rows = page_values(page.width, 8);
     std::vector<float> other = page_values(page.width, 9);
     std::copy_n(rows.begin(), n_rows * page.width, other.begin());
-    Bytes first = encode(page, rows);
-    Bytes second = encode(page, other);
+    Bytes first = encode(page, rows, kDirty);
+    Bytes second = encode(page, other, kDirty);
     clear_rows(page, first.data(), n_rows);
     clear_rows(page, second.data(), n_rows);
     ASSERT_EQ(first, second);
@@ -289,7 +266,7 @@ TEST(Outliers, ClearedRowsAreEqualAndSound) {
 TEST(Outliers, PlacesBeyondTheirGroupsAreFoundAndNeverWrittenTo) {
   for (const CodedPage& page : all_pages()) {
     SCOPED_TRACE(page_name(page));
-    const Bytes good = encode(page, page_values(page.width, 11));
+    const Bytes good = encode(page, page_values(page.width, 11), kDirty);
     ASSERT_TRUE(are_outliers_sound(page, good.data()));
     const PageOffsets at = page_offsets(page);
     const size_t last = n_outliers(page) - 1;
@@ -316,7 +293,7 @@ TEST(Outliers, ExtremeGroupsStayFinite) {
          {std::pair{kMost, -kMost}, {0.0f, 0.0f}, {-0.0f, 0.0f}, {1e20f, 0.0f}}) {
       std::vector<float> rows(static_cast<size_t>(kPageTokens * page.width), b);
       for (size_t i = 0; i < rows.size(); i += 5) rows[i] = a;
-      const Bytes data = encode(page, rows);
+      const Bytes data = encode(page, rows, kDirty);
       ASSERT_TRUE(are_outliers_sound(page, data.data())) << page_name(page);
       for (const float value : decode(page, data)) {
         ASSERT_TRUE(std::isfinite(value)) << page_name(page) << " of " << a << " and " << b;
