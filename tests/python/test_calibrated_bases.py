@@ -9,7 +9,7 @@ import pytest
 
 import kvengine as kv
 from kvengine.compress import calibrate_bases
-from kvengine.compress.bases import turned_back
+from kvengine.compress.grams import turned_back
 
 TEXT = "".join(f"The lamp {i} is {i * i % 89} steps from house {i * 7 % 61}. " for i in range(90))
 

@@ -12,12 +12,13 @@ KVE_HD constexpr bool has_no_sums(const GroupCoding& c) {
 }
 
 // The first of x [n] that equals `value`, one of them: zeros differ in their signs.
-KVE_HD float first_equal(const float* x, float value) {
-  while (*x != value) ++x;
-  return *x;
+KVE_HD float first_equal(const float* x, int n, float value) {
+  int i = 0;
+  while (i < n - 1 && x[i] != value) ++i;
+  return x[i];
 }
 
-// `many` holds whole vectors of the group's values, `rest` what is left.
+// `many` holds whole vectors of the group's values, `rest` what is left, right behind them.
 KVE_HD LaneRange<float> range_along(const GroupBlock& many, const GroupBlock& rest) {
   const LaneRange<Floats> lanes = range_of<Floats>(many);
   float lows[kVectorLanes];
@@ -33,8 +34,9 @@ KVE_HD LaneRange<float> range_along(const GroupBlock& many, const GroupBlock& re
     range.low = smaller(rest.values[i], range.low);
     range.high = larger(rest.values[i], range.high);
   }
-  if (range.low == 0) range.low = first_equal(many.values, 0);
-  if (range.high == 0) range.high = first_equal(many.values, 0);
+  const int n = kVectorLanes * many.n + rest.n;
+  if (range.low == 0) range.low = first_equal(many.values, n, 0);
+  if (range.high == 0) range.high = first_equal(many.values, n, 0);
   return range;
 }
 
@@ -46,9 +48,9 @@ KVE_HD LaneExtreme<float> extreme_along(const GroupBlock& many, const GroupBlock
   float magnitude = 0;
   for (const float lane : lanes) magnitude = larger(lane, magnitude);
   for (int i = 0; i < rest.n; ++i) magnitude = larger(magnitudes(rest.values[i]), magnitude);
-  const float* x = many.values;
-  while (magnitudes(*x) != magnitude) ++x;
-  return {magnitude, *x};
+  int i = 0;
+  while (i < kVectorLanes * many.n + rest.n - 1 && magnitudes(many.values[i]) != magnitude) ++i;
+  return {magnitude, many.values[i]};
 }
 
 // Codes x [n] as encode_group does.
