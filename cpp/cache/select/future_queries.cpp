@@ -1,0 +1,94 @@
+#include "cache/select/future_queries.h"
+
+#include <cmath>
+#include <utility>
+
+#include "base/error.h"
+
+namespace kve {
+
+QueryMoments::QueryMoments(int n_heads, int dim, const std::shared_ptr<MemoryCounter>& counter)
+    : n_heads_(n_heads), dim_(dim), sums_(CountedAllocator<double>(counter)) {}
+
+void QueryMoments::clear() noexcept {
+  CountedVector<double>(sums_.get_allocator()).swap(sums_);
+  count_ = 0;
+}
+
+void QueryMoments::add(ConstMat q) {
+  KVE_ASSERT(q.cols == int64_t{n_heads_} * dim_);
+  if (q.rows == 0) return;
+  sums_.resize(per_head() * static_cast<size_t>(n_heads_));
+  const auto dim = static_cast<size_t>(dim_);
+  for (int head = 0; head < n_heads_; ++head) {
+    double* sums = sums_.data() + per_head() * static_cast<size_t>(head);
+    double* products = sums + dim;
+    for (int64_t r = 0; r < q.rows; ++r) {
+      const float* query = q.row(r) + int64_t{head} * dim_;
+      for (size_t i = 0; i < dim; ++i) {
+        const double left = query[i];
+        sums[i] += left;
+        double* row = products + i * dim;
+        for (size_t j = 0; j < dim; ++j) row[j] += left * double{query[j]};
+      }
+    }
+  }
+  count_ += q.rows;
+}
+
+void QueryMoments::mean(int head, std::span<double> out) const {
+  const double* sums = sums_.data() + per_head() * static_cast<size_t>(head);
+  for (size_t i = 0; i < out.size(); ++i) {
+    out[i] = count_ > 0 ? sums[i] / static_cast<double>(count_) : 0;
+  }
+}
+
+void QueryMoments::covariance(int head, std::span<double> out) const {
+  const auto dim = static_cast<size_t>(dim_);
+  std::vector<double> means(dim);
+  mean(head, means);
+  const double* products = sums_.data() + per_head() * static_cast<size_t>(head) + dim;
+  for (size_t i = 0; i < dim * dim; ++i) {
+    const double square = count_ > 0 ? products[i] / static_cast<double>(count_) : 0;
+    out[i] = square - means[i / dim] * means[i % dim];
+  }
+}
+
+void turn_to_future(std::span<const double> frequencies, bool interleaved, int64_t from, int n,
+                    std::span<const double> mean, std::span<const double> covariance, float* means,
+                    Mat spread) {
+  const size_t dim = mean.size();
+  const size_t n_pairs = frequencies.size();
+  // The average rotation of a pair is a rotation times a factor: cosine and sine averaged.
+  std::vector<double> cosines(n_pairs);
+  std::vector<double> sines(n_pairs);
+  for (size_t p = 0; p < n_pairs; ++p) {
+    for (int i = 0; i < n; ++i) {
+      const double angle = static_cast<double>(from + i) * frequencies[p];
+      cosines[p] += std::cos(angle) / n;
+      sines[p] += std::sin(angle) / n;
+    }
+  }
+  const auto turn = [&](double* values, size_t stride) {
+    for (size_t p = 0; p < n_pairs; ++p) {
+      double& a = values[(interleaved ? 2 * p : p) * stride];
+      double& b = values[(interleaved ? 2 * p + 1 : p + n_pairs) * stride];
+      const double turned = a * cosines[p] - b * sines[p];
+      b = a * sines[p] + b * cosines[p];
+      a = turned;
+    }
+  };
+  std::vector<double> turned(mean.begin(), mean.end());
+  turn(turned.data(), 1);
+  for (size_t i = 0; i < dim; ++i) means[i] = static_cast<float>(turned[i]);
+  turned.assign(covariance.begin(), covariance.end());
+  for (size_t i = 0; i < dim; ++i) turn(turned.data() + i * dim, 1);  // rows
+  for (size_t j = 0; j < dim; ++j) turn(turned.data() + j, dim);      // columns
+  for (size_t i = 0; i < dim; ++i) {
+    for (size_t j = 0; j < dim; ++j) {
+      spread.row(static_cast<int64_t>(i))[j] = static_cast<float>(turned[i * dim + j]);
+    }
+  }
+}
+
+}  // namespace kve

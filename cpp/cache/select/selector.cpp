@@ -1,0 +1,174 @@
+#include "cache/select/selector.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "cache/select/selectors.h"
+
+namespace kve {
+namespace {
+
+// Everything stays.
+class Full : public Selector {
+ public:
+  using Selector::Selector;
+  int budget(const LayerPlace& /*place*/, int /*head*/) const override { return INT32_MAX; }
+  void score(const LayerPlace& /*place*/, std::span<const HeadRows> /*heads*/,
+             std::span<const std::span<float>> out) const override {
+    for (const std::span<float> scores : out) std::ranges::fill(scores, kAlwaysKept);
+  }
+};
+
+// The highest score first, of equal ones the older row.
+auto by_score(std::span<const float> scores) {
+  return [scores](int32_t a, int32_t b) {
+    const float left = scores[static_cast<size_t>(a)];
+    const float right = scores[static_cast<size_t>(b)];
+    return left > right || (left == right && a < b);
+  };
+}
+
+std::vector<int32_t> all_rows(size_t n) {
+  std::vector<int32_t> rows(n);
+  std::iota(rows.begin(), rows.end(), 0);
+  return rows;
+}
+
+// A score that orders: NaN, of rows that hold no finite numbers, is the lowest.
+float orderly(float score) { return score == score ? score : -kAlwaysKept; }
+
+// Ada-KV (arXiv 2407.11550): rows of all groups compete for the sum of their budgets, but for
+// alpha percent of its own budget that every group has for its best rows.
+std::vector<std::vector<int32_t>> choose_jointly(std::span<const std::vector<float>> scores,
+                                                 std::span<const int> budgets, int alpha) {
+  std::vector<std::vector<float>> ranked(scores.begin(), scores.end());
+  int64_t left = 0;
+  std::vector<float> all;
+  for (size_t g = 0; g < ranked.size(); ++g) {
+    const int n = static_cast<int>(ranked[g].size());
+    const int own = std::min(budgets[g], n);
+    left += own;
+    for (const int32_t row : top_rows(ranked[g], static_cast<int>(int64_t{own} * alpha / 100))) {
+      ranked[g][static_cast<size_t>(row)] = kAlwaysKept;
+    }
+    all.insert(all.end(), ranked[g].begin(), ranked[g].end());
+  }
+  const auto always = std::ranges::count(all, kAlwaysKept);
+  const std::vector<int32_t> chosen =
+      top_rows(all, static_cast<int>(std::max<int64_t>(left, always)));
+  std::vector<std::vector<int32_t>> out(ranked.size());
+  size_t g = 0;
+  int32_t first = 0;
+  for (const int32_t row : chosen) {
+    while (row - first >= static_cast<int32_t>(ranked[g].size())) {
+      first += static_cast<int32_t>(ranked[g++].size());
+    }
+    out[g].push_back(row - first);
+  }
+  return out;
+}
+
+}  // namespace
+
+int Selector::budget(const LayerPlace& place, int /*head*/) const {
+  if (spec_.tokens > 0) return spec_.tokens;
+  return std::max(1, static_cast<int>(place.n_budget_tokens * spec_.share));
+}
+
+int Selector::recent(const LayerPlace& /*place*/, int /*head*/) const { return spec_.recent; }
+
+std::vector<int32_t> top_rows(std::span<const float> scores, int n) {
+  std::vector<int32_t> rows = all_rows(scores.size());
+  if (n >= static_cast<int>(rows.size())) return rows;
+  const auto end = rows.begin() + std::max(n, 0);
+  std::nth_element(rows.begin(), end, rows.end(), by_score(scores));
+  rows.erase(end, rows.end());
+  std::ranges::sort(rows);
+  return rows;
+}
+
+std::vector<std::vector<int32_t>> choose_rows(const Selector& selector, const LayerPlace& place,
+                                              std::span<const HeadRows> heads,
+                                              int heads_per_group) {
+  KVE_ASSERT(heads_per_group > 0 && heads.size() % static_cast<size_t>(heads_per_group) == 0);
+  const size_t group = static_cast<size_t>(heads_per_group);
+  const size_t n_groups = heads.size() / group;
+  std::vector<std::vector<int32_t>> out(n_groups);
+  if (selector.is_too_short(place.n_tokens)) {
+    for (size_t g = 0; g < n_groups; ++g) out[g] = all_rows(heads[g * group].positions.size());
+    return out;
+  }
+  std::vector<std::vector<float>> scores;
+  for (const HeadRows& head : heads) scores.emplace_back(head.positions.size());
+  const std::vector<std::span<float>> views(scores.begin(), scores.end());
+  selector.score(place, heads, views);
+
+  std::vector<std::vector<float>> shared(n_groups);
+  std::vector<int> budgets(n_groups);
+  for (size_t g = 0; g < n_groups; ++g) {
+    const HeadRows& rows = heads[g * group];
+    const int first = static_cast<int>(g * group);
+    std::vector<float>& sums = shared[g];
+    sums.resize(rows.positions.size());
+    int kept = 0;
+    int recent = 0;
+    for (int h = first; h < first + heads_per_group; ++h) {
+      kept = std::max(kept, selector.budget(place, h));
+      recent = std::max(recent, selector.recent(place, h));
+      const std::vector<float>& own = scores[static_cast<size_t>(h)];
+      KVE_ASSERT(own.size() == sums.size());
+      for (size_t r = 0; r < sums.size(); ++r) sums[r] += own[r];
+    }
+    int always = 0;
+    for (size_t r = 0; r < sums.size(); ++r) {
+      const int32_t position = rows.positions[r];
+      if (position < selector.spec().sinks || position >= place.n_tokens - recent) {
+        sums[r] = kAlwaysKept;
+      }
+      sums[r] = orderly(sums[r]);
+      always += sums[r] == kAlwaysKept;
+    }
+    // A share of a short prompt never cuts into sinks and recent tokens.
+    budgets[g] = std::max(kept, always);
+  }
+  if (selector.spec().joint) return choose_jointly(shared, budgets, selector.spec().alpha);
+  for (size_t g = 0; g < n_groups; ++g) out[g] = top_rows(shared[g], budgets[g]);
+  return out;
+}
+
+std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, int n_kv_heads) {
+  using Kind = SelectorSpec::Kind;
+  switch (spec.kind) {
+    case Kind::full:
+    case Kind::h2o_bench:  // scores a step at a time, and drops nothing: h2o_bench.h
+      return std::make_unique<Full>(spec);
+    case Kind::window:
+    case Kind::streaming:
+      return make_window(spec);
+    case Kind::h2o:
+    case Kind::h2o_realdrop:
+      return make_h2o(spec);
+    case Kind::snapkv:
+      return make_snapkv(spec);
+    case Kind::pyramidkv:
+      return make_pyramidkv(spec);
+    case Kind::tova:
+      return make_tova(spec);
+    case Kind::observed:
+      return make_observed(spec);
+    case Kind::knorm:
+      return make_knorm(spec);
+    case Kind::keydiff:
+      return make_keydiff(spec);
+    case Kind::expected:
+      return make_expected(spec);
+    case Kind::random:
+      return make_random(spec);
+    case Kind::duo:
+      return make_duo(spec, n_layers, n_kv_heads);
+  }
+  return nullptr;
+}
+
+}  // namespace kve
