@@ -70,15 +70,21 @@ struct SideView {
   int32_t tail_rows = 0;
   int32_t row_stride = 0;
 };
-// Row r holds the token at position first_pos + r. Both sides hold the same tokens, but may be
-// split between pages and tail at different rows. Pages begin at positions that exceed a multiple
-// of kPageTokens by page_offset.
+// Row r holds the token at position first_pos + r, or at positions[r] where tokens were dropped.
+// Both sides hold the same tokens, but may be split between pages and tail at different rows. Pages
+// begin at positions that exceed a multiple of kPageTokens by page_offset; with `positions`, at
+// such rows.
 struct HeadView {
   SideView k;
   SideView v;
   int32_t n_rows = 0;
   int32_t first_pos = 0;
   int32_t page_offset = 0;
+  // [n_rows], rising, from the row of the oldest query on by one; first_pos is then 0, and there is
+  // no window. Null: consecutive.
+  const int32_t* positions = nullptr;
+  // Bit r % 64 of word r / 64: no query sees row r. [ceil(n_rows / 64)], or null.
+  const uint64_t* dead = nullptr;
 };
 
 struct AttendParams {
@@ -100,6 +106,20 @@ struct AttendTask {
   std::span<const HeadView> heads;  // [n_kv_heads]
   int32_t first_pos = 0;
   Mat out;  // [n, n_heads * value_dim]
+  // [n, n_heads]: receives the base 2 logarithms of the sums of e^score over what a query sees, or
+  // null.
+  float* log_sums = nullptr;
+};
+
+// How the weights that several queries give a row become one number.
+enum class MassOf : uint8_t { sum, most };
+// Attention as in AttendTask, of which only the weights are wanted.
+struct MassTask {
+  ConstMat q;
+  std::span<const HeadView> heads;
+  int32_t first_pos = 0;
+  const float* log_sums = nullptr;  // [n, n_heads], as attend() gave them
+  std::span<float* const> mass;     // [n_kv_heads] arrays of the head's n_rows
 };
 
 // Rows to be coded into a page, from f32 or (when f32 is null) from f16 memory: turned back to
@@ -115,6 +135,10 @@ struct SealJob {
   int32_t n_rows = 0;
   int32_t width = 0;     // values per row
   int32_t position = 0;  // of the first row
+  // Of all rows of the page, from its row 0 on, where they are not consecutive; and HeadView's
+  // page_offset, which is for these only.
+  const int32_t* positions = nullptr;
+  int32_t page_offset = 0;
   std::byte* page = nullptr;
   int32_t first_row = 0;
   // Above 0: rows are those of so many joined heads, which are turned back one by one and have one
@@ -148,6 +172,10 @@ class Backend {
   // x = cap * tanh(x / cap).
   virtual void softcap(float cap, Mat x) = 0;
   virtual void attend(const AttendParams& params, std::span<const AttendTask> tasks) = 0;
+  // mass[kv head][row] becomes its sum with, or the larger of it and, the weights that the queries
+  // of all query heads that read the kv head give the row: e^score over their sum.
+  virtual void attention_mass(const AttendParams& params, MassOf what,
+                              std::span<const MassTask> tasks) = 0;
   // Whether few queries attend to the side's pages as they lie in memory, in this precision; else
   // their rows are rebuilt first.
   virtual bool reads_pages(const SideView& side, Precision precision) const = 0;

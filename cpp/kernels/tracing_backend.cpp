@@ -37,15 +37,20 @@ struct Visible {
   int64_t rows = 0;   // read
   int64_t pairs = 0;  // (query, row)
 };
-Visible visible_rows(const AttendParams& params, const AttendTask& task, const HeadView& head) {
+Visible visible_rows(const AttendParams& params, int64_t first_pos, int64_t n_queries,
+                     const HeadView& head) {
   Visible seen;
-  int64_t oldest = head.first_pos + head.n_rows;
-  int64_t newest = head.first_pos;
-  for (int64_t q = 0; q < task.q.rows; ++q) {
-    const int64_t position = task.first_pos + q;
-    const int64_t end = std::min<int64_t>(position + 1, head.first_pos + head.n_rows);
-    int64_t begin = head.first_pos;
-    if (params.window > 0) begin = std::max<int64_t>(begin, position - params.window + 1);
+  int64_t first_query = first_pos - head.first_pos;
+  if (head.positions != nullptr) {
+    const int32_t* past = head.positions + head.n_rows;
+    first_query = std::lower_bound(head.positions, past, first_pos) - head.positions;
+  }
+  int64_t oldest = head.n_rows;
+  int64_t newest = 0;
+  for (int64_t row = first_query; row < first_query + n_queries; ++row) {
+    const int64_t end = std::min<int64_t>(row + 1, head.n_rows);
+    int64_t begin = 0;
+    if (params.window > 0) begin = std::max<int64_t>(begin, row - params.window + 1);
     if (begin >= end) continue;
     oldest = std::min(oldest, begin);
     newest = std::max(newest, end);
@@ -189,7 +194,7 @@ void TracingBackend::attend(const AttendParams& params, std::span<const AttendTa
   const double group = params.n_heads / std::max(1, params.n_kv_heads);
   for (const AttendTask& task : tasks) {
     for (const HeadView& head : task.heads) {
-      const Visible seen = visible_rows(params, task, head);
+      const Visible seen = visible_rows(params, task.first_pos, task.q.rows, head);
       work.bytes += static_cast<double>(seen.rows) * (row_bytes(head.k) + row_bytes(head.v));
       work.operations +=
           2 * static_cast<double>(seen.pairs) * group * (params.key_dim + params.value_dim);
@@ -206,6 +211,22 @@ void TracingBackend::attend(const AttendParams& params, std::span<const AttendTa
   }
   if (params.window > 0) name_ += " window " + std::to_string(params.window);
   timed(work, [&] { backend_->attend(params, tasks); });
+}
+
+void TracingBackend::attention_mass(const AttendParams& params, MassOf what,
+                                    std::span<const MassTask> tasks) {
+  Work work;
+  const double group = params.n_heads / std::max(1, params.n_kv_heads);
+  for (const MassTask& task : tasks) {
+    for (const HeadView& head : task.heads) {
+      const Visible seen = visible_rows(params, task.first_pos, task.q.rows, head);
+      work.bytes += static_cast<double>(seen.rows) * row_bytes(head.k);
+      work.operations += 2 * static_cast<double>(seen.pairs) * group * params.key_dim;
+    }
+  }
+  name_ = "attention mass " + std::to_string(params.n_heads) + '/' +
+          std::to_string(params.n_kv_heads) + " heads of " + std::to_string(params.key_dim);
+  timed(work, [&] { backend_->attention_mass(params, what, tasks); });
 }
 
 int64_t TracingBackend::seal(std::span<const SealJob> jobs) {

@@ -58,6 +58,8 @@ class TracingBackend final : public Backend {
   void add(Mat x, ConstMat y) override;
   void softcap(float cap, Mat x) override;
   void attend(const AttendParams& params, std::span<const AttendTask> tasks) override;
+  void attention_mass(const AttendParams& params, MassOf what,
+                      std::span<const MassTask> tasks) override;
   bool reads_pages(const SideView& side, Precision precision) const override {
     return backend_->reads_pages(side, precision);
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/error.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/strip_side.h"
 #include "kernels/few_rows.h"
@@ -26,7 +27,8 @@ static_assert(kPartRows % kAttendTile == 0);
 
 int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
-SideArgs side_args(const SideView& side, const RotationTable* angles, const StripSide* strips) {
+SideArgs side_args(const SideView& side, const RotationTable* angles, const int32_t* positions,
+                   const StripSide* strips) {
   return {
       .format = side.format,
       .width = side.width,
@@ -42,6 +44,7 @@ SideArgs side_args(const SideView& side, const RotationTable* angles, const Stri
       .angles = angles == nullptr ? nullptr : angles->rows(),
       .angle_step = angles == nullptr ? 1 : angles->step(),
       .angle_offset = angles == nullptr ? 0 : angles->offset(),
+      .positions = positions,
       .strips = strips,
   };
 }
@@ -49,6 +52,13 @@ SideArgs side_args(const SideView& side, const RotationTable* angles, const Stri
 // Whether a side has pages whose rows were turned back.
 bool is_anchored(const SideView& side) {
   return side.bases != nullptr && !side.pages.empty() && side.bases[0].anchor > 0;
+}
+
+// The row of the token at `position`, or where it would be: it is not before the oldest query.
+int32_t row_of(const HeadView& head, int32_t position) {
+  if (head.positions == nullptr) return position - head.first_pos;
+  const int32_t* end = head.positions + head.n_rows;
+  return static_cast<int32_t>(std::lower_bound(head.positions, end, position) - head.positions);
 }
 
 // Rows of one part when `blocks` blocks of many queries share the work.
@@ -67,7 +77,7 @@ int32_t block_queries(const AttendParams& params, const AttendTask& task, int32_
     return static_cast<int32_t>(std::clamp<int64_t>(most_vectors / group_step, 1, n));
   }
   const int64_t parts =
-      std::max<int64_t>(1, (task.first_pos - task.heads[0].first_pos + n) / kPartRows);
+      std::max<int64_t>(1, (row_of(task.heads[0], task.first_pos) + n) / kPartRows);
   const int64_t wanted = std::clamp<int64_t>(n * params.n_heads * parts / kChunks,
                                              kLeastBlockVectors, kMaxAttendVectors);
   const int64_t most = std::max<int64_t>(1, wanted / group_step);
@@ -129,10 +139,11 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
     const int32_t queries = std::min(n_queries - query, query_step);
     for (int32_t head = 0; head < params.n_kv_heads; ++head) {
       const HeadView& view = task.heads[static_cast<size_t>(head)];
-      const int32_t last_row = task.first_pos + query + queries - 1 - view.first_pos;
+      const int32_t last_row = row_of(view, task.first_pos) + query + queries - 1;
       const int32_t end = std::clamp(last_row + 1, 0, view.n_rows);
       int32_t first = 0;
       if (params.window > 0) {
+        KVE_ASSERT(view.positions == nullptr);
         const int32_t oldest = task.first_pos + query - params.window + 1 - view.page_offset;
         const int32_t row = oldest / kAttendTile * kAttendTile + view.page_offset - view.first_pos;
         if (oldest >= 0) first = std::clamp(row, 0, end);
@@ -142,11 +153,11 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
         const int32_t rows = n_queries <= kFewRows ? few_rows : part_rows(end - first, chunks);
         const AttendJob job = {.task = &task,
                                .method = how,
-                               .kv_head = head,
-                               .first_query = query,
-                               .n_queries = queries,
-                               .first_group = g,
-                               .n_group = groups,
+                               .block = {.kv_head = head,
+                                         .first_query = query,
+                                         .n_queries = queries,
+                                         .first_group = g,
+                                         .n_group = groups},
                                .first_row = first,
                                .end_row = end,
                                .sides = first_side + 2 * head,
@@ -162,7 +173,7 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
 int32_t CpuBackend::kept_floats(const AttendJob& job) const {
   if (job.method != AttendMethod::strips) return 0;
   const int64_t first = side_strips_[static_cast<size_t>(job.sides + 1)];
-  const SideView& side = job.task->heads[static_cast<size_t>(job.kv_head)].v;
+  const SideView& side = job.task->heads[static_cast<size_t>(job.block.kv_head)].v;
   if (first < 0 || side.bases == nullptr || side.pages.back().basis != 0) return 0;
   const auto floats = static_cast<int32_t>(divide_up(side.n_channels, 16) * 16);
   return floats <= kMaxKeptFloats ? floats : 0;
@@ -170,7 +181,7 @@ int32_t CpuBackend::kept_floats(const AttendJob& job) const {
 
 int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials) {
   const int32_t end = job.end_row;
-  const HeadView& head = job.task->heads[static_cast<size_t>(job.kv_head)];
+  const HeadView& head = job.task->heads[static_cast<size_t>(job.block.kv_head)];
   const int64_t first_pos = int64_t{head.first_pos} - head.page_offset;
   // A part begins at a position that exceeds a multiple of `rows` by as much as pages do, whatever
   // the first row is.
@@ -193,7 +204,7 @@ int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64
     job.first_row = row;
     job.end_row = static_cast<int32_t>(part_end(row));
     job.partial = partials;
-    partials += job.n_queries * job.n_group * floats;
+    partials += job.block.n_queries * job.block.n_group * floats;
     attend_jobs_.push_back(job);
   }
   merge_jobs_.push_back({first_job, static_cast<int64_t>(attend_jobs_.size()) - first_job});
@@ -201,67 +212,89 @@ int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64
 }
 
 bool CpuBackend::differ_in_rows_only(const AttendJob& a, const AttendJob& b) {
-  return a.task == b.task && a.kv_head == b.kv_head && a.first_query == b.first_query &&
-         a.first_group == b.first_group;
+  return a.task == b.task && a.block == b.block;
+}
+
+AttendChunk CpuBackend::chunk_of(const AttendParams& params, const AttendTask& task,
+                                 const QueryBlock& block, int64_t sides) {
+  const HeadView& view = task.heads[static_cast<size_t>(block.kv_head)];
+  const int64_t first_head = first_head_of(params, block);
+  const int32_t row = row_of(view, task.first_pos);
+  AttendChunk chunk = {};
+  chunk.k = side_args(view.k, angles(view), view.positions, strips_at(sides));
+  chunk.v = side_args(view.v, nullptr, view.positions, strips_at(sides + 1));
+  chunk.first_pos = view.first_pos;
+  chunk.page_offset = view.page_offset;
+  chunk.dead = view.dead;
+  chunk.q = task.q.row(block.first_query) + first_head * params.key_dim;
+  chunk.q_stride = task.q.stride;
+  chunk.n_tokens = block.n_queries;
+  chunk.n_group = block.n_group;
+  chunk.query_pos = view.first_pos + row + block.first_query;
+  chunk.dropped = task.first_pos - view.first_pos - row;
+  chunk.scale = params.scale;
+  chunk.softcap = params.softcap;
+  chunk.window = params.window;
+  chunk.alibi = params.alibi == nullptr ? nullptr : params.alibi + first_head;
+  return chunk;
 }
 
 void CpuBackend::run(const AttendJob& job, const AttendParams& params, int thread) {
   const AttendJob* latest = std::exchange(latest_jobs_[static_cast<size_t>(thread)], &job);
-  const HeadView& view = job.task->heads[static_cast<size_t>(job.kv_head)];
-  const int64_t first_head =
-      int64_t{job.kv_head} * (params.n_heads / params.n_kv_heads) + job.first_group;
-  const bool whole = job.partial < 0;
-  kernels_.attend({
-      .method = job.method,
-      .k = side_args(view.k, angles(view), strips_at(job.sides)),
-      .v = side_args(view.v, nullptr, strips_at(job.sides + 1)),
-      .first_row = job.first_row,
-      .end_row = job.end_row,
-      .first_pos = view.first_pos,
-      .page_offset = view.page_offset,
-      .q = job.task->q.row(job.first_query) + first_head * params.key_dim,
-      .q_stride = job.task->q.stride,
-      .n_tokens = job.n_queries,
-      .n_group = job.n_group,
-      .query_pos = job.task->first_pos + job.first_query,
-      .scale = params.scale,
-      .softcap = params.softcap,
-      .window = params.window,
-      .alibi = params.alibi == nullptr ? nullptr : params.alibi + first_head,
-      .out = whole ? job.task->out.row(job.first_query) + first_head * params.value_dim : nullptr,
-      .out_stride = job.task->out.stride,
-      .partial = whole ? nullptr : partials_.get<float>(0) + job.partial,
-      .kept_floats = job.kept_floats,
-      .prepared = latest != nullptr && differ_in_rows_only(*latest, job),
-      .scratch = thread_scratch(thread),
-  });
+  const AttendTask& task = *job.task;
+  AttendChunk chunk = chunk_of(params, task, job.block, job.sides);
+  chunk.method = job.method;
+  chunk.first_row = job.first_row;
+  chunk.end_row = job.end_row;
+  if (job.partial < 0) {
+    const int64_t first_head = first_head_of(params, job.block);
+    chunk.out = task.out.row(job.block.first_query) + first_head * params.value_dim;
+    chunk.out_stride = task.out.stride;
+    chunk.log_sums = log_sums_of(params, job);
+    chunk.log_sum_stride = params.n_heads;
+  } else {
+    chunk.partial = partials_.get<float>(0) + job.partial;
+    chunk.kept_floats = job.kept_floats;
+  }
+  chunk.prepared = latest != nullptr && differ_in_rows_only(*latest, job);
+  chunk.scratch = thread_scratch(thread);
+  kernels_.attend(chunk);
+}
+
+float* CpuBackend::log_sums_of(const AttendParams& params, const AttendJob& job) {
+  if (job.task->log_sums == nullptr) return nullptr;
+  return job.task->log_sums + int64_t{job.block.first_query} * params.n_heads +
+         first_head_of(params, job.block);
 }
 
 void CpuBackend::merge(const MergeJob& merged, const AttendParams& params) {
   const AttendJob& job = attend_jobs_[static_cast<size_t>(merged.first_job)];
-  const int64_t first_head =
-      int64_t{job.kv_head} * (params.n_heads / params.n_kv_heads) + job.first_group;
-  const int n_vectors = job.n_queries * job.n_group;
+  const int n_vectors = job.block.n_queries * job.block.n_group;
   const int64_t part_stride =
       int64_t{n_vectors} * (kernels_.attend_value_stride(params.value_dim) + job.kept_floats + 2);
   kernels_.attend_merge({
       .partial = partials_.get<float>(0) + job.partial,
       .part_stride = part_stride,
       .n_parts = static_cast<int32_t>(merged.n_jobs),
-      .n_tokens = job.n_queries,
-      .n_group = job.n_group,
+      .n_tokens = job.block.n_queries,
+      .n_group = job.block.n_group,
       .value_dim = params.value_dim,
       .kept_floats = job.kept_floats,
-      .basis = job.task->heads[static_cast<size_t>(job.kv_head)].v.bases,
-      .out = job.task->out.row(job.first_query) + first_head * params.value_dim,
+      .basis = job.task->heads[static_cast<size_t>(job.block.kv_head)].v.bases,
+      .out = job.task->out.row(job.block.first_query) +
+             first_head_of(params, job.block) * params.value_dim,
       .out_stride = job.task->out.stride,
+      .log_sums = log_sums_of(params, job),
+      .log_sum_stride = params.n_heads,
   });
 }
 
 // The angles of a head's anchors; null where it has none.
 const RotationTable* CpuBackend::angles(const HeadView& head) {
   if (!is_anchored(head.k)) return nullptr;
-  return &rotations_.get(head.k.bases[0], head.page_offset, int64_t{head.first_pos} + head.n_rows);
+  const int64_t last = head.positions != nullptr ? head.positions[head.n_rows - 1]
+                                                 : int64_t{head.first_pos} + head.n_rows;
+  return &rotations_.get(head.k.bases[0], head.page_offset, last);
 }
 
 void CpuBackend::attend(const AttendParams& params, std::span<const AttendTask> tasks) {

@@ -74,11 +74,22 @@ void CpuBackend::softcap(float cap, Mat x) {
 
 namespace {
 
+// The position of the first row of a job's page.
+int64_t first_of_page(const SealJob& job) {
+  return job.positions != nullptr ? job.positions[0] : int64_t{job.position} - job.first_row;
+}
+
+// Whether rows are turned back by angles that are not at equal distances in the table.
+bool turns_row_by_row(const SealJob& job) {
+  return job.positions != nullptr && job.basis != nullptr && job.basis->anchor == 1;
+}
+
 // Scratch memory of one seal job.
 struct SealWork {
   float* rows;          // [n_rows, width]
   float* coefficients;  // [n_rows, format.width]
   float* sines;         // [n_pairs], of turning back joined heads
+  float* angles;        // [n_rows] rows of the rotation table, where positions have gaps
   std::byte* project;
   std::byte* encode;
   size_t size;
@@ -98,6 +109,9 @@ struct SealWork {
         take(job.basis != nullptr ? n * static_cast<size_t>(job.format.width) * sizeof(float) : 0));
     sines = reinterpret_cast<float*>(
         take(job.latent_heads > 0 ? static_cast<size_t>(job.basis->n_pairs) * sizeof(float) : 0));
+    angles = reinterpret_cast<float*>(
+        take(turns_row_by_row(job) ? n * 2 * static_cast<size_t>(job.basis->n_pairs) * sizeof(float)
+                                   : 0));
     project = take(project_bytes);
     encode = take(encode_scratch(job.format));
   }
@@ -115,6 +129,16 @@ void CpuBackend::turn_back(const SealJob& job, const float* angles, int64_t angl
     kernels_.rope(rows + r * job.width, job.latent_heads, job.width / job.latent_heads,
                   basis.n_pairs, basis.interleaved, turn, sines);
   }
+}
+
+// The angles that a job turns rows back by. Pages with gaps are anchored where a page without them
+// would begin.
+const RotationTable& CpuBackend::angles_for(const SealJob& job) {
+  if (job.positions != nullptr) {
+    return rotations_.get(*job.basis, job.page_offset,
+                          job.positions[job.first_row + job.n_rows - 1]);
+  }
+  return rotations_.get(*job.basis, first_of_page(job), int64_t{job.position} + job.n_rows);
 }
 
 bool CpuBackend::seal(const SealJob& job, std::byte* scratch) {
@@ -136,14 +160,19 @@ bool CpuBackend::seal(const SealJob& job, std::byte* scratch) {
   }
   if (job.basis != nullptr) {
     const BasisView& basis = *job.basis;
-    const int64_t page_start = int64_t{job.position} - job.first_row;
     const float* angles = nullptr;
     int64_t angle_stride = 0;
     if (basis.anchor > 0) {
-      const int64_t last = int64_t{job.position} + job.n_rows;
-      const RotationTable& table = rotations_.get(basis, page_start, last);
-      angles = table.row_of(basis.anchor == 1 ? job.position : page_start);
+      const RotationTable& table = angles_for(job);
       angle_stride = basis.anchor == 1 ? table.row_floats() : 0;
+      angles = table.row_of(basis.anchor == 1 ? job.position : first_of_page(job));
+      if (turns_row_by_row(job)) {
+        for (int64_t r = 0; r < job.n_rows; ++r) {
+          std::copy_n(table.row_of(job.positions[job.first_row + r]), angle_stride,
+                      work.angles + r * angle_stride);
+        }
+        angles = work.angles;
+      }
     }
     if (angles != nullptr && job.latent_heads > 0) {
       turn_back(job, angles, angle_stride, work.rows, work.sines);
@@ -164,10 +193,7 @@ int64_t CpuBackend::seal(std::span<const SealJob> jobs) {
     const size_t project = job.basis != nullptr ? kernels_.project_scratch(job.width) : 0;
     scratch = std::max(scratch, SealWork(job, project, nullptr).size);
     // Angles are made before the threads run, which only read them.
-    if (job.basis != nullptr && job.basis->anchor > 0) {
-      rotations_.get(*job.basis, int64_t{job.position} - job.first_row,
-                     int64_t{job.position} + job.n_rows);
-    }
+    if (job.basis != nullptr && job.basis->anchor > 0) angles_for(job);
   }
   reserve_thread_scratch(scratch);
   std::atomic<int64_t> failed{INT64_MAX};

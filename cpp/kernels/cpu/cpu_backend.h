@@ -29,6 +29,8 @@ class CpuBackend final : public Backend {
   void add(Mat x, ConstMat y) override;
   void softcap(float cap, Mat x) override;
   void attend(const AttendParams& params, std::span<const AttendTask> tasks) override;
+  void attention_mass(const AttendParams& params, MassOf what,
+                      std::span<const MassTask> tasks) override;
   bool reads_pages(const SideView& side, Precision precision) const override;
   int64_t seal(std::span<const SealJob> jobs) override;
 
@@ -42,20 +44,37 @@ class CpuBackend final : public Backend {
     int64_t first_row;
     int64_t n_rows;
   };
-  // Query vectors of one task that share a kv head, against all or some of the cache's rows.
-  struct AttendJob {
-    const AttendTask* task;
-    AttendMethod method;
+  // Query vectors of one task that share a kv head.
+  struct QueryBlock {
     int32_t kv_head;
     int32_t first_query;
     int32_t n_queries;
     int32_t first_group;  // of the query heads of kv_head
     int32_t n_group;
+
+    bool operator==(const QueryBlock&) const = default;
+  };
+  static int64_t first_head_of(const AttendParams& params, const QueryBlock& block) {
+    return int64_t{block.kv_head} * (params.n_heads / params.n_kv_heads) + block.first_group;
+  }
+  // They, against all or some of the cache's rows.
+  struct AttendJob {
+    const AttendTask* task;
+    AttendMethod method;
+    QueryBlock block;
     int32_t first_row;
     int32_t end_row;
     int64_t sides;        // of side_strips_: keys, then values
     int32_t kept_floats;  // as in AttendChunk
     int64_t partial;      // offset in partials_; -1: writes the output itself
+  };
+  // Rows of one kv head of one task, which all queries of the task weigh.
+  struct MassJob {
+    int64_t task;
+    int32_t kv_head;
+    int32_t first_row;
+    int32_t end_row;
+    int64_t sides;  // as in AttendJob
   };
   static bool differ_in_rows_only(const AttendJob& a, const AttendJob& b);
   // Jobs [first_job, first_job + n_jobs) differ in their cache rows only.
@@ -81,9 +100,15 @@ class CpuBackend final : public Backend {
   // The same for one block of queries, in parts of at most `rows` cache rows.
   int64_t plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials);
   AttendMethod method(const AttendParams& params, const AttendTask& task) const;
+  // Without rows, method and output. `sides` as in AttendJob.
+  AttendChunk chunk_of(const AttendParams& params, const AttendTask& task, const QueryBlock& block,
+                       int64_t sides);
+  static float* log_sums_of(const AttendParams& params, const AttendJob& job);
   void run(const AttendJob& job, const AttendParams& params, int thread);
   void merge(const MergeJob& job, const AttendParams& params);
   const RotationTable* angles(const HeadView& head);
+  void weigh_rows(const AttendParams& params, MassOf what, const MassTask& task, const MassJob& job,
+                  std::byte* scratch);
   // Describes a side for every basis of its pages; returns the first of them in strip_sides_, or -1
   // where its pages are not read code by code.
   int64_t add_strip_sides(const SideView& side);
@@ -92,6 +117,7 @@ class CpuBackend final : public Backend {
     const int64_t first = side_strips_[static_cast<size_t>(side)];
     return first < 0 ? nullptr : strip_sides_.data() + first;
   }
+  const RotationTable& angles_for(const SealJob& job);
   bool seal(const SealJob& job, std::byte* scratch);
   void turn_back(const SealJob& job, const float* angles, int64_t angle_stride, float* rows,
                  float* sines) const;
@@ -112,6 +138,7 @@ class CpuBackend final : public Backend {
   std::vector<StripSide> strip_sides_;
   std::vector<int64_t> side_strips_;  // of every task, head and side: as add_strip_sides() returns
   std::vector<MergeJob> merge_jobs_;
+  std::vector<MassJob> mass_jobs_;
 };
 
 }  // namespace kve

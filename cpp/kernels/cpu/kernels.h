@@ -71,6 +71,7 @@ struct SideArgs {
   const float* angles;
   int32_t angle_step;
   int32_t angle_offset;
+  const int32_t* positions;  // of all rows, where they are not consecutive; or null
   // How pages are read code by code, by basis; null: their rows are rebuilt.
   const StripSide* strips;
 };
@@ -91,13 +92,16 @@ struct AttendChunk {
   SideArgs v;
   int32_t first_row;
   int32_t end_row;
-  int32_t first_pos;    // position of cache row 0
-  int32_t page_offset;  // pages begin where positions exceed a multiple of kPageTokens by this
-  const float* q;       // [n_tokens] rows of n_group * key_dim values
+  // Where rows are not at consecutive positions, all "positions" but those of SideArgs are rows.
+  int32_t first_pos;     // position of cache row 0
+  int32_t page_offset;   // pages begin where positions exceed a multiple of kPageTokens by this
+  const uint64_t* dead;  // bit r: nobody sees row r; or null
+  const float* q;        // [n_tokens] rows of n_group * key_dim values
   int64_t q_stride;
   int32_t n_tokens;
   int32_t n_group;
   int32_t query_pos;  // of the first token
+  int32_t dropped;    // what the true positions of the queries exceed query_pos by
   float scale;
   float softcap;
   int32_t window;
@@ -108,6 +112,8 @@ struct AttendChunk {
   // weights.
   float* out;
   int64_t out_stride;
+  float* log_sums;  // with out: [n_tokens] rows of n_group, log_sum_stride apart; or null
+  int64_t log_sum_stride;
   float* partial;
   int32_t kept_floats;  // multiple of kLanes, for a side of one basis; 0: such sums are lifted
   // The latest chunk that used this scratch differs in its rows and its output only: what it left
@@ -129,6 +135,18 @@ struct AttendMerge {
   const BasisView* basis;  // of what was kept
   float* out;
   int64_t out_stride;
+  float* log_sums;
+  int64_t log_sum_stride;
+};
+
+// The weights that the queries of a chunk, whose sums are known, give its rows: added to `mass`, or
+// the larger of both. Of the chunk, `v`, the output and `partial` are not used.
+struct MassChunk {
+  AttendChunk chunk;
+  const float* log_sums;  // [n_tokens] rows of n_group, as attend() gave them
+  int64_t log_sum_stride;
+  bool most;
+  float* mass;  // [end_row]: of all rows from row 0 on
 };
 
 // Bounds of the functions below.
@@ -191,6 +209,8 @@ struct Kernels {
   int (*attend_value_stride)(int value_dim);  // of partial results
   void (*attend)(const AttendChunk& chunk);
   void (*attend_merge)(const AttendMerge& merge);
+  size_t (*mass_scratch)(int key_dim);
+  void (*attention_mass)(const MassChunk& job);
   // As formats/cache_codecs.h has it, with the same bits.
   bool (*encode_rows)(const PageFormat& format, const float* src, int64_t src_stride,
                       std::byte* page, int first_row, int n_rows, std::byte* scratch);

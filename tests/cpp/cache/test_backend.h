@@ -41,6 +41,7 @@ class SealOnlyBackend final : public Backend {
   void add(Mat, ConstMat) override { unused(); }
   void softcap(float, Mat) override { unused(); }
   void attend(const AttendParams&, std::span<const AttendTask>) override { unused(); }
+  void attention_mass(const AttendParams&, MassOf, std::span<const MassTask>) override { unused(); }
   bool reads_pages(const SideView&, Precision) const override { return false; }
 
   int calls = 0;

@@ -32,7 +32,7 @@ size_t attend_scratch(int key_dim, int value_dim) {
 
 int attend_value_stride(int value_dim) { return static_cast<int>(round_up(value_dim, kLanes)); }
 
-static void start(const AttendChunk& chunk, const AttendState& state) {
+void scale_queries(const AttendChunk& chunk, const AttendState& state) {
   const int key_dim = chunk.k.width;
   const F32 factor = set(chunk.scale * kLog2E);
   for (int64_t i = 0; i < state.n_vectors; ++i) {
@@ -46,11 +46,20 @@ static void start(const AttendChunk& chunk, const AttendState& state) {
       d += kLanes;
     }
     for (; d < state.key_stride; d += kLanes) store(to + d, zero());
-    state.unit[i] = -INFINITY;
   }
+}
+
+static void start(const AttendChunk& chunk, const AttendState& state) {
+  scale_queries(chunk, state);
   const int64_t n = state.n_vectors;
+  for (int64_t i = 0; i < n; ++i) state.unit[i] = -INFINITY;
   memset(state.sums, 0, sizeof(float) * static_cast<size_t>(n * state.value_stride));
   memset(state.weight, 0, sizeof(float) * static_cast<size_t>(n * kLanes));
+}
+
+// The base 2 logarithm of the sum of 2^scores; of no scores, that of nothing.
+static float log_sum(float unit, float weight) {
+  return weight == 0 ? -INFINITY : unit + log2f(weight);
 }
 
 static void finish(const AttendChunk& chunk, const AttendState& state) {
@@ -74,6 +83,10 @@ static void finish(const AttendChunk& chunk, const AttendState& state) {
            sizeof(float) * static_cast<size_t>(value_dim));
     const float weight = sum(load(state.weight + i * kLanes));
     scale(out, weight == 0 ? 0.0f : 1.0f / weight, value_dim);
+    if (chunk.log_sums != nullptr) {
+      chunk.log_sums[i / chunk.n_group * chunk.log_sum_stride + i % chunk.n_group] =
+          log_sum(state.unit[i], weight);
+    }
   }
 }
 
@@ -151,6 +164,10 @@ static void merge_vector(const AttendMerge& merge, int64_t vector, float* out) {
     lift_values({merge.basis, kept, kMaxKeptFloats, 1, out, merge.out_stride});
   }
   scale(out, total == 0 ? 0.0f : 1.0f / total, merge.value_dim);
+  if (merge.log_sums != nullptr) {
+    merge.log_sums[vector / merge.n_group * merge.log_sum_stride + vector % merge.n_group] =
+        log_sum(peak, total);
+  }
 }
 
 void attend_merge(const AttendMerge& merge) {

@@ -68,14 +68,46 @@ static inline int32_t tile_rows(const AttendChunk& chunk, int32_t base, int32_t 
 constexpr float kUnitSlack = 8;
 constexpr float kMostWeight = 256;
 
-// Softcap and alibi of n scores; `distance` is key position minus query position of the first.
-static inline void adjust(const AttendChunk& chunk, float* scores, int32_t n, int group_index,
-                          int32_t distance) {
+// Softcap and alibi of the scores of n rows from `row` on, for the query at `pos`.
+static inline void adjust(const AttendChunk& chunk, float* scores, int32_t row, int32_t n,
+                          int group_index, int32_t pos) {
   if (chunk.softcap > 0) softcap(chunk.softcap * kLog2E, scores, n);
-  if (chunk.alibi != nullptr) {
-    const float slope = chunk.alibi[group_index] * kLog2E;
-    for (int32_t i = 0; i < n; ++i) scores[i] += slope * static_cast<float>(distance + i);
+  if (chunk.alibi == nullptr) return;
+  const float slope = chunk.alibi[group_index] * kLog2E;
+  const int32_t* positions = chunk.k.positions;
+  if (positions != nullptr) {
+    for (int32_t i = 0; i < n; ++i) {
+      scores[i] += slope * static_cast<float>(positions[row + i] - pos - chunk.dropped);
+    }
+    return;
   }
+  const int32_t distance = chunk.first_pos + row - pos;
+  for (int32_t i = 0; i < n; ++i) scores[i] += slope * static_cast<float>(distance + i);
+}
+
+// Bits of the rows [base, base + n), n <= 64, that nobody sees.
+static inline uint64_t dead_rows(const AttendChunk& chunk, int32_t base, int32_t n) {
+  if (chunk.dead == nullptr) return 0;
+  const uint64_t* word = chunk.dead + base / 64;
+  const int shift = base % 64;
+  uint64_t bits = *word >> shift;
+  if (shift != 0 && shift + n > 64) bits |= word[1] << (64 - shift);
+  return n < 64 ? bits & ((uint64_t{1} << n) - 1) : bits;
+}
+
+// Scores of dead rows among those that are seen of the rows from `base` on become minus infinity.
+// False when no other is left.
+static inline bool hide_dead(const AttendChunk& chunk, int32_t base, Visible seen, float* scores) {
+  bool any_left = false;
+  for (int32_t i = seen.first; i < seen.end; i += 64) {
+    const auto n = static_cast<int32_t>(least(seen.end - i, 64));
+    const uint64_t bits = dead_rows(chunk, base + i, n);
+    for (int32_t r = 0; bits != 0 && r < n; ++r) {
+      if ((bits >> r & 1) != 0) scores[i + r] = -INFINITY;
+    }
+    any_left = any_left || bits != (n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0});
+  }
+  return any_left;
 }
 
 // A score above the unit by more than the slack: what was summed so far is scaled down.
@@ -95,8 +127,9 @@ static void raise_unit(const AttendState& state, int64_t vector, F32 top) {
   state.unit[vector] = peak;
 }
 
-// Prepares the scores of one vector against the n rows from `base`: rows that it does not see, and
-// those up to the next multiple of kLanes, become minus infinity. False when it sees none.
+// Prepares the scores of one vector against the n rows from `base`: rows that it does not see or
+// that are dead, and those up to the next multiple of kLanes, become minus infinity. False when it
+// sees none.
 static inline bool limit_scores(const AttendChunk& chunk, int64_t vector, int32_t base, int32_t n,
                                 float* scores) {
   const auto token = static_cast<int32_t>(vector / chunk.n_group);
@@ -104,9 +137,10 @@ static inline bool limit_scores(const AttendChunk& chunk, int64_t vector, int32_
   const Visible seen = visible_rows(chunk, pos, base, n);
   if (seen.first >= seen.end) return false;
   if (chunk.softcap > 0 || chunk.alibi != nullptr) {
-    adjust(chunk, scores + seen.first, seen.end - seen.first,
-           static_cast<int>(vector % chunk.n_group), chunk.first_pos + base + seen.first - pos);
+    adjust(chunk, scores + seen.first, base + seen.first, seen.end - seen.first,
+           static_cast<int>(vector % chunk.n_group), pos);
   }
+  if (chunk.dead != nullptr && !hide_dead(chunk, base, seen, scores)) return false;
   for (int32_t i = 0; i < seen.first; ++i) scores[i] = -INFINITY;
   for (int32_t i = seen.end; i < round_up(n, kLanes); ++i) scores[i] = -INFINITY;
   return true;
@@ -120,6 +154,9 @@ static inline F32 update_unit(const AttendState& state, int64_t vector, const fl
   if (any(less(set(state.unit[vector] + kUnitSlack), top))) raise_unit(state, vector, top);
   return set(state.unit[vector]);
 }
+
+// attend.cpp: the queries of a chunk, scaled, to state.queries.
+void scale_queries(const AttendChunk& chunk, const AttendState& state);
 
 // attend_rows.cpp, attend_tiles.cpp, attend_strips.cpp: add the rows [first, end) of the cache to
 // the state. `scratch` has the size that the function next to it states. Scores of a run's rows, up

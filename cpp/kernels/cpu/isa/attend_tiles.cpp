@@ -3,38 +3,18 @@
 // scores, weights and sums of a tile follow each other while the scores are in the nearest cache.
 #include <string.h>
 
-#include "kernels/cpu/isa/attend.h"
-#include "kernels/cpu/isa/coded_tiles.h"
-#include "kernels/cpu/isa/side_reader.h"
+#include "kernels/cpu/isa/tile_rows.h"
 
 namespace kve::KVE_ISA {
 
 namespace {
 
-// A tile in f32.
-struct F32Tile {
-  static constexpr bool kRounded = false;
-  static constexpr int kPerElement = 1;  // values per 32-bit element
-  static constexpr auto kProduct = gemm;
-};
-
-#if defined(KVE_BF16_DOT)
-// A tile in bf16; an element holds two neighbouring columns of the keys, or two rows of the values.
-struct Bf16Tile {
-  static constexpr bool kRounded = true;
-  static constexpr int kPerElement = 2;
-  static constexpr auto kProduct = gemm_bf16;
-};
-#endif
-
 // Elements have 32 bits, whatever they hold.
 struct TileWork {
-  int64_t row_stride;    // values
+  TileRows rows;
   int64_t query_stride;  // elements
-  float* rows;           // [kTile][row_stride]: rows of one side, f32 or bf16, in order
-  float* coded;          // [kTile][width]
   float* keys;           // [query_stride][kTile]: columns of the keys
-  float* values;         // [kTile / 2][row_stride]: pairs of rows of the values, for bf16
+  float* values;         // [kTile / 2][rows.stride]: pairs of rows of the values, for bf16
   float* queries;        // [n_vectors][query_stride], for bf16
   float* scores;         // [kGemmTokens][kTile], then weights
   float* coded_sums;     // [n_vectors][sum_stride]: of values, in their basis
@@ -48,13 +28,11 @@ struct TileWork {
     // Of blocks of 16 channels, which coded values are, and of pairs of vectors.
     const int64_t key_stride = round_up(key_dim, 32);
     const int64_t value_stride = round_up(value_dim, 32);
-    row_stride = key_stride > value_stride ? key_stride : value_stride;
     query_stride = key_stride / 2;
     Carver carver(data);
-    rows = carver.take<float>(kTile * row_stride);
-    coded = carver.take<float>(kTile * row_stride);
+    rows = carve_rows(carver, key_stride > value_stride ? key_stride : value_stride);
     keys = carver.take<float>(key_stride * kTile);
-    values = carver.take<float>(kTile / 2 * row_stride);
+    values = carver.take<float>(kTile / 2 * rows.stride);
     queries = carver.take<float>(kMaxAttendVectors * query_stride);
     scores = carver.take<float>(kGemmTokens * kTile);
     sum_stride = value_stride;
@@ -105,100 +83,22 @@ class NextTile {
 
 }  // namespace
 
-// One row to f32, zero up to `stride`.
-template <CodecId kType>
-static void widen_row(const std::byte* data, int64_t width, float* dst, int64_t stride) {
-  const auto* from = row_values<kType>(data);
-  int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes) store(dst + d, load_values<kType>(from + d));
-  if (d < width) {
-    store(dst + d, load_values_n<kType>(from + d, width - d));
-    d += kLanes;
-  }
-  for (; d < stride; d += kLanes) store(dst + d, zero());
-}
-
-#if defined(KVE_BF16_DOT)
-// The same to bf16.
-template <CodecId kType>
-static void round_row(const std::byte* data, int64_t width, uint16_t* dst, int64_t stride) {
-  const auto* from = row_values<kType>(data);
-  int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes) store_bf16(dst + d, load_values<kType>(from + d));
-  if (d < width) {
-    store_bf16(dst + d, load_values_n<kType>(from + d, width - d));
-    d += kLanes;
-  }
-  for (; d < stride; d += kLanes) store_bf16(dst + d, zero());
-}
-#endif
-
-template <class Tile, CodecId kType>
-static void convert_row(const std::byte* data, int64_t width, float* rows, int64_t index,
-                        int64_t stride) {
-#if defined(KVE_BF16_DOT)
-  if constexpr (Tile::kRounded) {
-    uint16_t* to = reinterpret_cast<uint16_t*>(rows) + index * stride;
-    return round_row<kType>(data, width, to, stride);
-  }
-#endif
-  widen_row<kType>(data, width, rows + index * stride, stride);
-}
-
-// Rows [base, base + n) of a side to work.rows.
-template <class Tile>
-static void read_rows(const TileWork& work, SideReader& reader, int width, int32_t base,
-                      int32_t n) {
-  for (int32_t done = 0; done < n;) {
-    const RowRun run = reader.read(base + done, n - done, work.coded, kTile);
-    const int64_t bytes = run.stride * (run.type == CodecId::f32 ? 4 : 2);
-    for (int32_t r = 0; r < run.rows; ++r, ++done) {
-      const std::byte* row = run.data + r * bytes;
-      if (run.type == CodecId::f16) {
-        convert_row<Tile, CodecId::f16>(row, width, work.rows, done, work.row_stride);
-      } else if (run.type == CodecId::bf16) {
-        convert_row<Tile, CodecId::bf16>(row, width, work.rows, done, work.row_stride);
-      } else {
-        convert_row<Tile, CodecId::f32>(row, width, work.rows, done, work.row_stride);
-      }
-    }
-  }
-}
-
-// The keys' elements, transposed. Rows past the n-th are left over from before: their scores are
-// not used.
-template <class Tile>
-static void load_key_tile(const TileWork& work, SideReader& reader, int width, int32_t base,
-                          int32_t n) {
-  read_rows<Tile>(work, reader, width, base, n);
-  const int64_t stride = work.row_stride / Tile::kPerElement;
-  const int64_t elements = round_up(width, kLanes * Tile::kPerElement) / Tile::kPerElement;
-  for (int32_t r = 0; r < n; r += kLanes) {
-    for (int64_t d = 0; d < elements; d += kLanes) {
-      F32 square[kLanes];
-      KVE_UNROLL(16)
-      for (int i = 0; i < kLanes; ++i) square[i] = load(work.rows + (r + i) * stride + d);
-      transpose(square);
-      KVE_UNROLL(16)
-      for (int i = 0; i < kLanes; ++i) store(work.keys + (d + i) * kTile + r, square[i]);
-    }
-  }
-}
-
 // The values' rows, in bf16 two to an element. A row past the n-th is zero if it is in an element
 // with the n-th.
 template <class Tile>
 static void load_value_tile(const TileWork& work, SideReader& reader, int width, int32_t base,
                             int32_t n) {
-  read_rows<Tile>(work, reader, width, base, n);
+  read_rows<Tile>(work.rows, reader, width, base, n);
 #if defined(KVE_BF16_DOT)
   if constexpr (Tile::kRounded) {
-    auto* rows = reinterpret_cast<uint16_t*>(work.rows);
-    if (n % 2 != 0) memset(rows + n * work.row_stride, 0, static_cast<size_t>(work.row_stride) * 2);
+    auto* rows = reinterpret_cast<uint16_t*>(work.rows.rows);
+    if (n % 2 != 0)
+      memset(rows + n * work.rows.stride, 0, static_cast<size_t>(work.rows.stride) * 2);
     for (int32_t r = 0; r < n; r += 2) {
       for (int64_t d = 0; d < width; d += kLanes) {
-        const uint16_t* row = rows + r * work.row_stride + d;
-        store(work.values + r / 2 * work.row_stride + d, interleave16(row, row + work.row_stride));
+        const uint16_t* row = rows + r * work.rows.stride + d;
+        store(work.values + r / 2 * work.rows.stride + d,
+              interleave16(row, row + work.rows.stride));
       }
     }
   }
@@ -247,20 +147,6 @@ static void weigh(const AttendState& state, int64_t vector, float* scores, int32
     total = total + p;
   }
   store(state.weight + vector * kLanes, total);
-}
-
-// Whether all n rows from `base` are seen by both tokens, so that no score needs a limit; or none
-// by any token between them.
-static bool all_visible(const AttendChunk& chunk, int32_t first_pos, int32_t last_pos, int32_t base,
-                        int32_t n) {
-  const Visible a = visible_rows(chunk, first_pos, base, n);
-  const Visible b = visible_rows(chunk, last_pos, base, n);
-  return n % kLanes == 0 && a.first == 0 && a.end == n && b.first == 0 && b.end == n;
-}
-static bool none_visible(const AttendChunk& chunk, int32_t first_pos, int32_t last_pos,
-                         int32_t base, int32_t n) {
-  return visible_rows(chunk, first_pos, base, n).first >= n ||
-         visible_rows(chunk, last_pos, base, n).end <= 0;
 }
 
 namespace {
@@ -312,20 +198,9 @@ static void attend_vectors(const TileTask& task, int64_t first) {
     }
   }
   Tile::kProduct(count, task.value_width, (n + Tile::kPerElement - 1) / Tile::kPerElement,
-                 work.scores, kTile, Tile::kRounded ? work.values : work.rows, work.row_stride,
-                 task.sums + first * task.sum_stride, task.sum_stride, true);
+                 work.scores, kTile, Tile::kRounded ? work.values : work.rows.rows,
+                 work.rows.stride, task.sums + first * task.sum_stride, task.sum_stride, true);
 }
-
-#if defined(KVE_BF16_DOT)
-static void round_queries(const AttendState& state, const TileWork& work) {
-  auto* to = reinterpret_cast<uint16_t*>(work.queries);
-  for (int64_t v = 0; v < state.n_vectors; ++v, to += 2 * work.query_stride) {
-    const float* from = state.queries + v * state.key_stride;
-    round_row<CodecId::f32>(reinterpret_cast<const std::byte*>(from), state.key_stride, to,
-                            2 * work.query_stride);
-  }
-}
-#endif
 
 namespace {
 
@@ -350,7 +225,7 @@ class TileLoop {
     TileTask task = {chunk_, state_, work_, state_.queries, state_.key_stride, 0, 0, nullptr, 0, 0};
 #if defined(KVE_BF16_DOT)
     if constexpr (Tile::kRounded) {
-      round_queries(state_, work_);
+      round_queries(state_, work_.query_stride, work_.queries);
       task.queries = work_.queries;
       task.query_stride = work_.query_stride;
     }
@@ -359,7 +234,7 @@ class TileLoop {
     for (int32_t base = first; base < end; base += task.n) {
       task.base = base;
       task.n = tile_rows(chunk_, base, end);
-      read_keys(task);
+      read_key_tile<Tile>(chunk_, &tiles_, work_.rows, work_.keys, keys_, base, task.n);
       read_values(&task);
       NextTile ahead = next_tile(base + task.n, end, shares);
       for (int64_t v = 0; v < state_.n_vectors; v += kGemmTokens) {
@@ -371,15 +246,6 @@ class TileLoop {
   }
 
  private:
-  void read_keys(const TileTask& task) {
-    const PageView* page = keys_.coded_page(task.base, task.n);
-    if (page != nullptr && read_coded_keys(&tiles_, chunk_.k, *page, chunk_.first_pos + task.base,
-                                           Tile::kRounded, work_.keys)) {
-      return;
-    }
-    load_key_tile<Tile>(work_, keys_, chunk_.k.width, task.base, task.n);
-  }
-
   void read_values(TileTask* task) {
     const PageView* page = values_.coded_page(task->base, task->n);
     const bool in_basis = page != nullptr && chunk_.v.bases != nullptr;
@@ -394,7 +260,8 @@ class TileLoop {
       basis_ = page->basis;
     }
     value_elements(chunk_.v.strips[page->basis], *page, Tile::kRounded,
-                   Tile::kRounded ? work_.values : work_.rows, work_.row_stride, tiles_.params);
+                   Tile::kRounded ? work_.values : work_.rows.rows, work_.rows.stride,
+                   tiles_.params);
   }
 
   void clear_coded() {

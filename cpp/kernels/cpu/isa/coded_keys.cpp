@@ -1,5 +1,6 @@
 #include <string.h>
 
+#include "kernels/cpu/isa/cache_rows.h"
 #include "kernels/cpu/isa/coded_pages.h"
 #include "kernels/cpu/isa/strip_params.h"
 
@@ -69,12 +70,10 @@ static void set_basis(CodedKeys* keys, int32_t basis) {
 // Queries rotated back to the anchor of each page, and projected.
 static void project_run(CodedKeys* keys, CodedRun pages) {
   const SideArgs& side = *keys->side;
-  const int64_t row_floats = 2 * int64_t{side.bases[keys->basis].n_pairs};
   const float* angles[kRunPages];
   for (int32_t p = 0; p < pages.n; ++p) {
-    const int32_t position = keys->first_pos + side.sink_rows + (pages.first + p) * kTile;
-    const int64_t index = (position - side.angle_offset) / side.angle_step;
-    angles[p] = side.angles + index * row_floats;
+    const int32_t row = side.sink_rows + (pages.first + p) * kTile;
+    angles[p] = angles_at(side, side.bases[keys->basis], {row, keys->first_pos});
   }
   project_pages(keys->projection, angles, pages.n, keys->projected, keys->stride);
 }

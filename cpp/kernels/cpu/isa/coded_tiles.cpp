@@ -65,8 +65,8 @@ static void pair_rows(const float* rows, int64_t n, float* elements) {
 }
 #endif
 
-bool read_coded_keys(CodedTiles* tiles, const SideArgs& side, const PageView& page,
-                     int32_t position, bool rounded, float* keys) {
+bool read_coded_keys(CodedTiles* tiles, const SideArgs& side, const PageView& page, PagePlace place,
+                     bool rounded, float* keys) {
   const StripSide& strips = side.strips[page.basis];
   if (side.bases == nullptr) {
     key_elements(strips, page, rounded, keys, tiles->params);
@@ -96,8 +96,7 @@ bool read_coded_keys(CodedTiles* tiles, const SideArgs& side, const PageView& pa
             rows + b * basis.block * kAttendTile, kAttendTile, false);
   }
   if (basis.anchor != 0) {
-    const int64_t index = (position - side.angle_offset) / side.angle_step;
-    turn_rows(basis, side.angles + index * 2 * basis.n_pairs, rows);
+    turn_rows(basis, angles_at(side, basis, place), rows);
   }
 #if defined(KVE_BF16_DOT)
   if (rounded) pair_rows(rows, basis.dim, keys);

@@ -2,6 +2,7 @@
 // are lifted out of their basis and turned to their position. Sums of values stay in theirs.
 #pragma once
 
+#include "kernels/cpu/isa/cache_rows.h"
 #include "kernels/cpu/isa/strip_tiles.h"
 
 namespace kve::KVE_ISA {
@@ -18,9 +19,9 @@ struct CodedTiles {
 CodedTiles carve_coded_tiles(int key_dim, int value_dim, std::byte* memory);
 size_t coded_tiles_bytes(int key_dim, int value_dim);
 
-// The keys of a page whose first row is at `position`, as elements keys[d / per_element][
-// kAttendTile]. False where this way does not serve; nothing is written then.
-bool read_coded_keys(CodedTiles* tiles, const SideArgs& side, const PageView& page,
-                     int32_t position, bool rounded, float* keys);
+// The keys of a page, as elements keys[d / per_element][kAttendTile]. False where this way does not
+// serve; nothing is written then.
+bool read_coded_keys(CodedTiles* tiles, const SideArgs& side, const PageView& page, PagePlace place,
+                     bool rounded, float* keys);
 
 }  // namespace kve::KVE_ISA

@@ -73,6 +73,10 @@ int attend_value_stride(int value_dim);
 void attend(const AttendChunk& chunk);
 void attend_merge(const AttendMerge& merge);
 
+// attend_mass.cpp
+size_t mass_scratch(int key_dim);
+void attention_mass(const MassChunk& job);
+
 // attend_rows.cpp: dot products of f16 rows with a few vectors, out[v * stride + r], written for r
 // up to the next multiple of kLanes.
 struct RowDots {

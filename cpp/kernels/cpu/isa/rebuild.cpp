@@ -113,7 +113,7 @@ static void lift(const BasisView& basis, int64_t n, const float* coefficients, i
 }
 
 void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int32_t n,
-                  int32_t position, bool rounded, float* dst, std::byte* scratch) {
+                  PagePlace place, bool rounded, float* dst, std::byte* scratch) {
   PageFormat format = side.format;
   if (side.bases == nullptr) {
     KVE_ISA::decode_rows(format, page.data, first, n, side.first_channel, side.n_channels, dst,
@@ -135,9 +135,9 @@ void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int
   }
   if (basis.anchor == 0) return;
   for (int32_t r = 0; r < n; ++r) {
-    const int32_t anchor = basis.anchor == 1 ? position + first + r : position;
-    const int64_t index = (anchor - side.angle_offset) / side.angle_step;
-    turn_row(basis, side.angles + index * 2 * basis.n_pairs, 1, dst + r * int64_t{side.width});
+    const int32_t row = basis.anchor == 1 ? place.row + first + r : place.row;
+    const float* angles = angles_at(side, basis, {row, place.first_pos});
+    turn_row(basis, angles, 1, dst + r * int64_t{side.width});
   }
 }
 

@@ -25,7 +25,7 @@ class SideReader {
       return {type_at(place.part), address(place), rows, stride_at(place.part)};
     }
     const auto count = static_cast<int32_t>(least(rows, coded_rows));
-    rebuild_rows(side_, side_.pages[place.part], place.row, count, first_pos_ + place.start,
+    rebuild_rows(side_, side_.pages[place.part], place.row, count, {place.start, first_pos_},
                  rounded_, scratch, lifting_);
     return {CodecId::f32, reinterpret_cast<const std::byte*>(scratch), count, side_.width};
   }
