@@ -43,11 +43,25 @@ py::array_t<float> read_side(const CacheHandle& self, int layer, int head, ReadS
   checked_index("layer", layer, cache.layers().size());
   const LayerShape& shape = cache.layers()[static_cast<size_t>(layer)];
   checked_index("head", head, static_cast<size_t>(shape.n_kv_heads));
-  py::array_t<float> rows({cache.rows(layer), shape.*dim});
-  const Mat out(rows.mutable_data(), cache.rows(layer), shape.*dim);
+  const int n = cache.rows(layer, head);
+  py::array_t<float> rows({n, shape.*dim});
+  const Mat out(rows.mutable_data(), n, shape.*dim);
   const py::gil_scoped_release release;
   (cache.*read)(layer, head, out);
   return rows;
+}
+
+py::array_t<int32_t> read_positions(const CacheHandle& self, int layer, int head) {
+  const SessionUse session(*self.session);
+  session->drop_ahead();
+  const KvCache& cache = session->cache();
+  checked_index("layer", layer, cache.layers().size());
+  checked_index("head", head,
+                static_cast<size_t>(cache.layers()[static_cast<size_t>(layer)].n_kv_heads));
+  py::array_t<int32_t> positions(cache.rows(layer, head));
+  cache.read_positions(layer, head,
+                       {positions.mutable_data(), static_cast<size_t>(positions.size())});
+  return positions;
 }
 
 void bind_stats(py::module_& module) {
@@ -80,9 +94,9 @@ void bind_stats(py::module_& module) {
 }
 
 void bind_listing(py::module_& module) {
-  py::class_<CacheListing>(module, "CacheListing", "A codec or preset that a cache spec may name.")
+  py::class_<CacheListing>(module, "CacheListing", "A name that a cache spec may use.")
       .def_readonly("name", &CacheListing::name)
-      .def_readonly("kind", &CacheListing::kind, "'codec' or 'preset'.")
+      .def_readonly("kind", &CacheListing::kind, "'codec', 'projector', 'selector' or 'preset'.")
       .def_readonly("spec", &CacheListing::spec, "Canonical spec the name stands for.")
       .def_readonly("parameters", &CacheListing::parameters, "'group=32 (8..128), tail=64'")
       .def_readonly("paper", &CacheListing::paper, "arXiv id, or where the format comes from.")
@@ -90,7 +104,7 @@ void bind_listing(py::module_& module) {
                     "Of coded rows, scales included.")
       .def("__repr__",
            [](const CacheListing& self) { return message("<CacheListing ", self.spec, ">"); });
-  module.def("caches", &list_caches, "Every codec and preset: list of CacheListing.");
+  module.def("caches", &list_caches, "Every name of a cache spec: list of CacheListing.");
   module.def(
       "canonical_cache", [](std::string_view spec) { return CacheSpec::parse(spec).str(); },
       py::arg("spec"), "The canonical form of a cache spec. Raises ConfigError.");
@@ -112,7 +126,7 @@ void bind_cache(py::module_& module) {
             return read_side(self, layer, head, &KvCache::read_keys, &LayerShape::key_dim);
           },
           py::arg("layer"), py::arg("head"),
-          "Keys as attention sees them: new float32 ndarray [tokens, head_dim]. Raises "
+          "Keys as attention sees them: new float32 ndarray [tokens kept, head_dim]. Raises "
           "ConfigError.")
       .def(
           "values",
@@ -120,8 +134,11 @@ void bind_cache(py::module_& module) {
             return read_side(self, layer, head, &KvCache::read_values, &LayerShape::value_dim);
           },
           py::arg("layer"), py::arg("head"),
-          "Values as attention sees them: new float32 ndarray [tokens, head_dim]. Raises "
+          "Values as attention sees them: new float32 ndarray [tokens kept, head_dim]. Raises "
           "ConfigError.")
+      .def("positions", &read_positions, py::arg("layer"), py::arg("head"),
+           "Positions of the rows of keys() and values(): new int32 ndarray [tokens kept], rising. "
+           "Raises ConfigError.")
       .def_property_readonly(
           "spec",
           [](const CacheHandle& self) { return self.session->session.cache().spec().str(); },

@@ -24,27 +24,28 @@ struct TailRows {
 };
 
 // Turns the rows of a page back, as they will be stored.
-void turn_back(const SideSetup& setup, int64_t position, Mat page) {
+void turn_back(const SideSetup& setup, RowPositions positions, int row, Mat page) {
   const int anchor = setup.spec.projector.anchor;
   if (anchor == 0 || setup.rotation == nullptr) return;
   BasisView view;
   view.frequencies = setup.rotation->frequencies.data();
   view.n_pairs = static_cast<int32_t>(setup.rotation->frequencies.size());
   view.interleaved = setup.rotation->interleaved;
-  if (anchor > 1) return rotate(page, view, position, -1);
-  for (int64_t r = 0; r < page.rows; ++r) rotate(page.block(r, 1), view, position + r, -1);
+  if (anchor > 1) return rotate(page, view, positions.anchor(row, anchor, setup.sinks), -1);
+  for (int64_t r = 0; r < page.rows; ++r) {
+    rotate(page.block(r, 1), view, positions.of(row + r), -1);
+  }
 }
 
-Klt fit_klt(const SideCache& side, int head, int first_pos, const QuerySquares& queries,
+Klt fit_klt(const SideCache& side, int head, RowPositions positions, const QuerySquares& queries,
             int n_new) {
   const SideSetup& setup = side.setup();
   const int n = side.fit_rows();
   const TailRows tail(side, 0, n);
-  const int64_t position = int64_t{first_pos} + side.sizes().sinks;
   KeyStatistics statistics(setup.head_dim);
   for (int row = 0; row < n; row += kPageTokens) {
     const Mat page = tail.rows.block(row, kPageTokens);
-    turn_back(setup, position + row, page);
+    turn_back(setup, positions, side.sizes().sinks + row, page);
     statistics.add_page(page);
   }
   std::vector<double> metric(static_cast<size_t>(setup.head_dim), 1.0);
@@ -56,12 +57,13 @@ Klt fit_klt(const SideCache& side, int head, int first_pos, const QuerySquares& 
   return klt_basis(statistics, metric);
 }
 
-std::vector<BasisData> fit_klt(std::span<const SideCache> sides, int first_pos,
-                               const QuerySquares& queries, int n_new) {
+std::vector<BasisData> fit_klt(const SidesToFit& fitted, const QuerySquares& queries, int n_new) {
+  const std::span<const SideCache> sides = fitted.sides;
   std::vector<BasisData> out;
   std::vector<std::vector<double>> eigenvalues;
   for (size_t head = 0; head < sides.size(); ++head) {
-    Klt klt = fit_klt(sides[head], static_cast<int>(head), first_pos, queries, n_new);
+    Klt klt = fit_klt(sides[head], fitted.first_head + static_cast<int>(head),
+                      fitted.positions[head], queries, n_new);
     const CodecSpec& codec = sides[head].setup().spec.codec;
     // Finer codes would show the rounding of an int8 lift (Basis).
     klt.basis.int8 = !codec.is_float() && codec.coding.bits <= 4;
@@ -95,11 +97,12 @@ BasisData fixed_basis(const ProjectorSpec& projector, int dim) {
                                                          : rotation_basis(dim, projector.seed);
 }
 
-std::vector<BasisData> fit_bases(std::span<const SideCache> sides, int n, int first_pos,
-                                 const QuerySquares& queries, int n_new) {
+std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySquares& queries,
+                                 int n_new) {
   using Kind = ProjectorSpec::Kind;
+  const std::span<const SideCache> sides = fitted.sides;
   const ProjectorSpec& projector = sides[0].setup().spec.projector;
-  if (projector.kind == Kind::klt) return fit_klt(sides, first_pos, queries, n_new);
+  if (projector.kind == Kind::klt) return fit_klt(fitted, queries, n_new);
   std::vector<BasisData> out;
   for (const SideCache& side : sides) {
     const int rows = side.fit_rows();

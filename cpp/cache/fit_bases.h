@@ -13,11 +13,16 @@ namespace kve {
 // The basis of a projector that needs no rows (hadamard, rotation).
 BasisData fixed_basis(const ProjectorSpec& projector, int dim);
 
-// The bases of all `sides` of one layer (of its kv heads, or one of all heads), which seal their n
-// oldest rows of the tail: side.bases_to_fit(n) for each side, one side after the other. first_pos:
-// position of row 0 of the sides; n_new: tokens that are being committed. Thread-safe: changes
-// nothing.
-std::vector<BasisData> fit_bases(std::span<const SideCache> sides, int n, int first_pos,
-                                 const QuerySquares& queries, int n_new);
+// Sides of one layer: of all its kv heads from first_head on, or one of all heads.
+struct SidesToFit {
+  std::span<const SideCache> sides;
+  int first_head;
+  std::vector<RowPositions> positions;  // of the rows of each side
+};
+
+// The bases of sides that seal their n oldest rows of the tail: side.bases_to_fit(n) for each side,
+// one side after the other. n_new: tokens that are being committed. Thread-safe: changes nothing.
+std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySquares& queries,
+                                 int n_new);
 
 }  // namespace kve

@@ -64,9 +64,9 @@ std::string side_name(size_t layer, int head, bool values) {
 
 LayerCache::LayerCache(std::span<const SideSetup> keys_setups,
                        std::span<const SideSetup> values_setups, const LayerShape& shape,
-                       const std::shared_ptr<MemoryCounter>& counter)
-    : keys(make_sides(keys_setups, counter)),
-      values(make_sides(values_setups, counter)),
+                       const Selector* selector, const std::shared_ptr<MemoryCounter>& counter)
+    : LayerRows(make_sides(keys_setups, counter), make_sides(values_setups, counter),
+                CountedVector<KeptHead>(CountedAllocator<KeptHead>(counter))),
       views(CountedAllocator<HeadView>(counter)),
       queries(uses_queries(keys_setups[0]) ? shape.n_kv_heads : 0, shape.key_dim,
               // Those of the tokens that are there when the basis is fitted, at least.
@@ -75,16 +75,26 @@ LayerCache::LayerCache(std::span<const SideSetup> keys_setups,
               counter),
       sinks(keys_setups[0].sinks) {
   views.resize(static_cast<size_t>(shape.n_kv_heads));
+  // A window drops rows on its own.
+  if (selector != nullptr && shape.window == 0) {
+    kept.assign(static_cast<size_t>(shape.n_kv_heads), KeptHead(counter));
+    const unsigned needs = selector->needs();
+    if ((needs & (Selector::mass | Selector::future)) != 0) {
+      voters.emplace(selector->voters(), counter);
+      if ((needs & Selector::future) != 0) {
+        voters->want_moments(selector->spec().sinks, shape.rotation.get());
+      }
+    }
+  }
   refresh_views();
 }
 
 LayerCache::LayerCache(const LayerCache& other)
-    : keys(other.keys),
-      values(other.values),
+    : LayerRows(other),
       views(other.views),
       queries(other.queries),
+      voters(other.voters),
       sinks(other.sinks),
-      first_pos(other.first_pos),
       appended(other.appended) {
   refresh_views();
 }
@@ -95,27 +105,28 @@ void LayerCache::refresh_views() {
     return sides[static_cast<size_t>(head / shared)].view(head % shared);
   };
   for (int head = 0; head < n_heads(); ++head) {
-    views[static_cast<size_t>(head)] = {.k = view(keys, head),
-                                        .v = view(values, head),
-                                        .n_rows = rows(),
-                                        .first_pos = first_pos,
-                                        .page_offset = sinks};
+    HeadView& out = views[static_cast<size_t>(head)];
+    out = {.k = view(keys, head),
+           .v = view(values, head),
+           .n_rows = rows(head),
+           .first_pos = first_pos,
+           .page_offset = sinks};
+    if (kept.empty()) continue;
+    const KeptHead& own = kept[static_cast<size_t>(head)];
+    out.positions = own.row_positions().rows;
+    if (own.n_dead > 0) out.dead = own.dead.data();
   }
-}
-
-void LayerCache::truncate_appended(int n_rows) noexcept {
-  each_side([&](SideCache& side) { side.truncate_appended(n_rows); });
 }
 
 void LayerCache::drop_before(int64_t keep_from) noexcept {
   // Both sides must start at the same row, and may have sealed different numbers of pages.
   const int first_page = first_pos == 0 ? sinks : first_pos;
   int64_t n_pages = (keep_from - first_page) / kPageTokens;
-  each_side([&](const SideCache& side) {
+  each_side([&](const SideCache& side, int) {
     n_pages = std::min<int64_t>(n_pages, side.pages().full_pages());
   });
   if (n_pages <= 0) return;
-  each_side([&](SideCache& side) { side.drop_front(static_cast<int>(n_pages)); });
+  each_side([&](SideCache& side, int) { side.drop_front(static_cast<int>(n_pages)); });
   first_pos = first_page + static_cast<int>(n_pages) * kPageTokens;
 }
 
@@ -129,6 +140,7 @@ KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_,
       jobs(CountedAllocator<SealJob>(counter)) {
   check_rules();
   layers.reserve(shapes.size());
+  make_selector();
   if (!spec.bases.empty()) file = CalibratedBases::open(spec.bases);
   if (file && file->layers() != static_cast<int>(shapes.size())) {
     throw ConfigError(message("cache: basis: expected bases of ", shapes.size(),
@@ -137,7 +149,7 @@ KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_,
   for (size_t i = 0; i < shapes.size(); ++i) {
     const std::vector<SideSetup> keys = setups(i, false);
     const std::vector<SideSetup> values = setups(i, true);
-    layers.emplace_back(keys, values, shapes[i], counter);
+    layers.emplace_back(keys, values, shapes[i], selector.get(), counter);
   }
   reserve_jobs();
 }
@@ -152,7 +164,11 @@ KvCache::State::State(const State& other)
       latent(other.latent),
       n_tokens(other.n_tokens),
       seals(CountedAllocator<LayerSeal>(counter)),
-      jobs(CountedAllocator<SealJob>(counter)) {
+      jobs(CountedAllocator<SealJob>(counter)),
+      selector(other.selector),
+      prompt_tokens(other.prompt_tokens),
+      selected_at(other.selected_at),
+      dropped_at(other.dropped_at) {
   reserve_jobs();
 }
 
@@ -190,7 +206,7 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
     throw CapacityError(
         message("cache: expected at most ", kMaxTokens, " tokens, found ", first_new + k.rows));
   }
-  const int before = cache.rows();
+  const int before = cache.rows(0);
   SealJobs& jobs = state_->jobs;
   jobs.clear();
   try {
@@ -203,11 +219,18 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
     };
     add(cache.keys, k);
     add(cache.values, v);
+    for (KeptHead& head : cache.kept) {
+      head.append(static_cast<int>(k.rows), first_new,
+                  cache.weighs() && state_->is_observing(cache));
+    }
     if (backend.seal(jobs) >= 0) {
       throw Error(locate_not_finite(layer, shape.n_kv_heads, first_new, k, v));
     }
   } catch (...) {
-    cache.truncate_appended(before);
+    for (KeptHead& head : cache.kept) head.truncate(head.rows_before(first_new));
+    cache.each_side([&](SideCache& side, int head) {
+      side.truncate_appended(cache.kept.empty() ? before : cache.rows(head));
+    });
     cache.refresh_views();
     throw;
   }
@@ -235,10 +258,22 @@ void KvCache::commit(Backend& backend, int n, bool prompt_goes_on) {
 
 // Lists what is to be sealed when all but the newest `appended` rows are committed.
 void KvCache::State::plan_seals(int appended) {
-  for (LayerCache& layer : layers) {
-    for (const bool values : {false, true}) {
-      const int n = (values ? layer.values : layer.keys)[0].rows_to_seal(appended);
-      if (n > 0) seals.push_back({&layer, values, n, {}});
+  for (size_t i = 0; i < layers.size(); ++i) plan_seals(rows_of(i), &layers[i], appended);
+}
+
+void KvCache::State::plan_seals(LayerRows* rows, const LayerCache* layer, int appended) {
+  for (const bool values : {false, true}) {
+    const Sides& sides = rows->sides(values);
+    const auto to_seal = [&](const SideCache& side) { return side.rows_to_seal(appended); };
+    const int n = to_seal(sides[0]);
+    if (std::ranges::all_of(sides, [&](const SideCache& side) { return to_seal(side) == n; })) {
+      if (n > 0) seals.push_back({rows, layer, values, 0, sides.size(), n, {}});
+      continue;
+    }
+    // Heads that keep different numbers of rows.
+    for (size_t side = 0; side < sides.size(); ++side) {
+      const int own = to_seal(sides[side]);
+      if (own > 0) seals.push_back({rows, layer, values, side, 1, own, {}});
     }
   }
 }
@@ -247,8 +282,13 @@ void KvCache::State::fit_seals(ThreadPool& pool, int n_new) {
   pool.parallel(static_cast<int64_t>(seals.size()), [&](int64_t i) {
     LayerSeal& seal = seals[static_cast<size_t>(i)];
     if (seal.sides()[0].bases_to_fit(seal.n) == 0) return;
-    seal.fitted =
-        fit_bases(seal.sides(), seal.n, seal.layer->first_pos, seal.layer->queries, n_new);
+    SidesToFit to_fit{seal.sides(), seal.first_head(), {}};
+    for (const SideCache& side : to_fit.sides) {
+      const int head =
+          to_fit.first_head + static_cast<int>(to_fit.positions.size()) * side.setup().n_heads;
+      to_fit.positions.push_back(seal.rows->positions(head));
+    }
+    seal.fitted = fit_bases(to_fit, seal.n, seal.layer->queries, n_new);
   });
 }
 
@@ -283,8 +323,10 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
   for (const LayerCache& layer : s.layers) KVE_ASSERT(layer.appended == n + left);
   s.seals.clear();
   s.jobs.clear();
-  if (prompt_goes_on && s.spec.exact_prefill) return;
   try {
+    s.count_votes(backend, n);
+    s.select(backend, n, left, prompt_goes_on);
+    if (prompt_goes_on && s.waits_for_prompt()) return;
     s.plan_seals(left);
     s.fit_seals(backend.pool(), n);
     size_t sides = 0;
@@ -293,9 +335,11 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
     for (const LayerSeal& seal : s.seals) {
       const size_t per_side = seal.fitted.size() / seal.sides().size();
       std::span<const BasisData> fitted = seal.fitted;
+      int head = seal.first_head();
       for (SideCache& side : seal.sides()) {
-        side.begin_seal(seal.n, fitted.first(per_side), seal.layer->first_pos, &s.jobs);
+        side.begin_seal(seal.n, fitted.first(per_side), seal.rows->positions(head), &s.jobs);
         fitted = fitted.subspan(per_side);
+        head += side.setup().n_heads;
       }
     }
     // append() let only finite rows into the tails.
@@ -311,12 +355,13 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
 
 void KvCache::finish_commit(int n) noexcept {
   State& s = *state_;
+  s.finish_selection(n);
   s.n_tokens += n;
   for (size_t i = 0; i < s.layers.size(); ++i) {
     LayerCache& layer = s.layers[i];
     layer.appended -= n;
     layer.queries.commit(n);
-    layer.each_side([](SideCache& side) { side.finish_seal(); });
+    layer.each_side([](SideCache& side, int) { side.finish_seal(); });
     if (!layer.keys[0].bases().empty()) layer.queries.clear();
     if (s.shapes[i].window > 0) layer.drop_before(oldest_kept(s.shapes[i].window, s.n_tokens));
     layer.refresh_views();
@@ -325,21 +370,26 @@ void KvCache::finish_commit(int n) noexcept {
 
 void KvCache::rollback() {
   state_->release_jobs();
+  state_->cancel_selection();
   for (LayerCache& layer : state_->layers) {
-    layer.each_side([](SideCache& side) { side.cancel_seal(); });
+    layer.each_side([](SideCache& side, int) { side.cancel_seal(); });
     layer.queries.rollback();
     if (layer.appended == 0) continue;
-    layer.truncate_appended(layer.rows() - layer.appended);
-    layer.each_side([](SideCache& side) { side.release_spare(); });
+    const int committed = layer.rows(0) - layer.appended;
+    for (KeptHead& head : layer.kept) head.truncate(head.rows() - layer.appended);
+    layer.each_side([&](SideCache& side, int head) {
+      side.truncate_appended(layer.kept.empty() ? committed : layer.rows(head));
+      side.release_spare();
+    });
     layer.appended = 0;
     layer.refresh_views();
   }
 }
 
 int KvCache::tokens_until_seal() const {
-  int least = kMaxTokens;
+  int least = state_->tokens_until_selection();
   for (const LayerCache& layer : state_->layers) {
-    layer.each_side([&](const SideCache& side) {
+    layer.each_side([&](const SideCache& side, int) {
       least = std::min(least, side.rows_until_seal(layer.appended));
     });
   }
@@ -350,6 +400,7 @@ bool KvCache::can_truncate(int n) const {
   const State& s = *state_;
   if (n < 0 || n > s.n_tokens) return false;
   if (n == 0 || n == s.n_tokens) return true;
+  if (n < s.dropped_at) return false;
   for (size_t i = 0; i < s.layers.size(); ++i) {
     if (s.layers[i].first_pos > 0 &&
         s.layers[i].first_pos > oldest_visible(s.shapes[i].window, n)) {
@@ -364,6 +415,11 @@ void KvCache::truncate(int n) {
   if (n < 0 || n > s.n_tokens) {
     throw ConfigError(message("cache: cannot truncate to ", n, " tokens, it holds ", s.n_tokens));
   }
+  if (!can_truncate(n) && n < s.dropped_at) {
+    throw CapacityError(message("cache: cannot go back from ", s.n_tokens, " to ", n,
+                                " tokens: rows were dropped when ", s.dropped_at,
+                                " had been read"));
+  }
   if (!can_truncate(n)) {
     throw CapacityError(message("cache: cannot go back from ", s.n_tokens, " to ", n,
                                 " tokens: layers with a sliding window no longer hold the rows "
@@ -371,9 +427,10 @@ void KvCache::truncate(int n) {
   }
   std::vector<CountedVector<uint16_t>> returning;
   for (const LayerCache& layer : s.layers) {
-    const int rows = n == 0 ? 0 : n - layer.first_pos;
-    layer.each_side(
-        [&](const SideCache& side) { returning.push_back(side.returning(rows, layer.first_pos)); });
+    layer.each_side([&](const SideCache& side, int head) {
+      const int rows = n == 0 ? 0 : layer.rows_before(n, head);
+      returning.push_back(side.returning(rows, layer.positions(head)));
+    });
   }
   rollback();
   size_t at = 0;
@@ -382,10 +439,13 @@ void KvCache::truncate(int n) {
       layer.first_pos = 0;
       layer.queries.clear();
     }
-    const int rows = n - layer.first_pos;
-    layer.each_side([&](SideCache& side) { side.truncate(rows, std::move(returning[at++])); });
+    layer.each_side([&](SideCache& side, int head) {
+      side.truncate(layer.rows_before(n, head), std::move(returning[at++]));
+    });
+    s.forget_selection(&layer, n);
     layer.refresh_views();
   }
+  s.forget_selection(n);
   s.n_tokens = n;
 }
 
@@ -393,72 +453,6 @@ KvCache KvCache::fork() const {
   KvCache copy(std::make_unique<State>(*state_));
   copy.rollback();
   return copy;
-}
-
-CacheStats KvCache::stats() const {
-  const State& s = *state_;
-  CacheStats out;
-  out.spec = s.spec.str();
-  out.tokens_seen = s.n_tokens;
-  out.meta = static_cast<int64_t>(s.layers.capacity() * sizeof(LayerCache) +
-                                  s.seals.capacity() * sizeof(LayerSeal) +
-                                  s.jobs.capacity() * sizeof(SealJob));
-  for (size_t i = 0; i < s.layers.size(); ++i) {
-    const LayerCache& layer = s.layers[i];
-    out.meta +=
-        static_cast<int64_t>((layer.keys.capacity() + layer.values.capacity()) * sizeof(SideCache) +
-                             layer.views.capacity() * sizeof(HeadView) + layer.queries.bytes());
-    layer.each_side([&](const SideCache& side) { side.count(&out); });
-    const LayerShape& shape = s.shapes[i];
-    out.f16_bytes +=
-        int64_t{2} * s.n_tokens * shape.n_kv_heads * (int64_t{shape.key_dim} + shape.value_dim);
-    out.tokens_kept = std::max<int64_t>(out.tokens_kept, layer.rows());
-  }
-  for (const State::SharedBasis& shared : s.shared) {
-    out.bases += static_cast<int64_t>(shared.basis->bytes());
-  }
-  for (const std::shared_ptr<const Basis>& basis : s.latent) {
-    out.bases += static_cast<int64_t>(basis->bytes());
-  }
-  out.bytes = out.codes + out.scales + out.bases + out.tail + out.meta;
-  out.peak_bytes = s.counter->peak();
-  if (out.f16_bytes > 0) {
-    out.bits_per_value = 16.0 * static_cast<double>(out.bytes) / static_cast<double>(out.f16_bytes);
-  }
-  return out;
-}
-
-bool KvCache::is_fused(const Backend& backend, Precision precision) const {
-  bool fused = true;
-  for (const LayerCache& layer : state_->layers) {
-    layer.each_side([&](const SideCache& side) {
-      fused = fused && backend.reads_pages(side.view(0), precision);
-    });
-  }
-  return fused;
-}
-
-int KvCache::rows(int layer) const { return state_->layers.at(static_cast<size_t>(layer)).rows(); }
-
-namespace {
-
-void read_side(const LayerCache& cache, const Sides& sides, int head, Mat out) {
-  KVE_ASSERT(head >= 0 && head < cache.n_heads());
-  const int shared = sides[0].setup().n_heads;
-  KVE_ASSERT(out.rows == cache.rows() && out.cols == sides[0].setup().head_dim);
-  sides[static_cast<size_t>(head / shared)].decode(head % shared, cache.first_pos, out);
-}
-
-}  // namespace
-
-void KvCache::read_keys(int layer, int head, Mat out) const {
-  const LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
-  read_side(cache, cache.keys, head, out);
-}
-
-void KvCache::read_values(int layer, int head, Mat out) const {
-  const LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
-  read_side(cache, cache.values, head, out);
 }
 
 }  // namespace kve

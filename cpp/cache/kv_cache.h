@@ -44,7 +44,8 @@ struct LayerShape {
 
 class KvCache {
  public:
-  // Throws ConfigError when the spec does not fit the shapes (e.g. group does not divide head_dim).
+  // Throws ConfigError when the spec does not fit the shapes (e.g. group does not divide head_dim),
+  // and what reading a file does that the spec names.
   KvCache(const CacheSpec& spec, std::vector<LayerShape> layers);
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;
@@ -63,6 +64,11 @@ class KvCache {
   // ask for them. Throws CapacityError.
   bool wants_queries(int layer) const;
   void observe_queries(int layer, ConstMat q);
+  // The same for selectors, around attend(): memory for AttendTask::log_sums of the tokens last
+  // appended, then what was attended to. Null where nothing is asked for. Throws CapacityError.
+  float* log_sums(int layer, int64_t n, int n_heads);
+  void observe_attention(Backend& backend, int layer, const AttendParams& params,
+                         const AttendTask& task);
   // Committed and appended rows of one layer, one view per kv head; valid until the next change.
   std::span<const HeadView> view(int layer) const;
   // Makes the first n of the appended tokens (the same number in every layer) part of the cache and
@@ -99,10 +105,14 @@ class KvCache {
   // throws CapacityError, and the cache is as before.
   void limit_memory(int64_t bytes);
 
-  // Rows that a layer stores (those of positions first_pos ... ), committed or appended:
-  // n_tokens(), or less where a window has dropped some.
-  int rows(int layer) const;
-  // Keys or values as attention sees them, [rows(layer), dim], decoded to f32. out has that shape.
+  // Rows that a kv head stores, committed or appended: of all tokens, but for those that a window
+  // or a selector has dropped.
+  int rows(int layer, int head) const;
+  int rows(int layer) const;  // of head 0: that of all unless a selector drops rows by head
+  // Positions of these rows, rising; `out` has rows(layer, head) places.
+  void read_positions(int layer, int head, std::span<int32_t> out) const;
+  // Keys or values as attention sees them, [rows(layer, head), dim], decoded to f32. out has that
+  // shape.
   void read_keys(int layer, int head, Mat out) const;
   void read_values(int layer, int head, Mat out) const;
 

@@ -1,11 +1,16 @@
 // KvCache as bytes, little-endian:
 //   u32 version | string spec | u64 checksum of calibrated bases (if any) | u32 n_layers | n_layers
 //   x i32 {n_kv_heads, key_dim, value_dim, window} i32 n_tokens | per layer: i32 first_pos | i64
-//   n_queries, f64 sums of their squares (if any) | the sides, keys then values:
+//   n_queries, f64 sums of their squares (if any) | what a selector keeps (if any) | the sides,
+//   keys then values:
 //     i32 sink_rows | i32 coded_rows | i32 tail_rows | u32 n_bases, each a u32 length and its bytes
 //     (of fitted ones) | pages: i32 basis and its bytes | f16 sinks | f16 tail
-// A string is a u32 length and its bytes. Rows that the last page does not have are zero, so that
-// equal caches give equal bytes.
+// With a selector, i32 {prompt_tokens, selected_at, dropped_at} follow the number of tokens, and
+// what it keeps of a layer without a window is: per kv head i32 rows, their positions, u64 words of
+// dead rows, i32 number of masses, f32 masses | of its queries (if it asks for any) i32 {n,
+// n_heads, width}, f32 queries, f32 sums | i32 n_heads of moments, i64 how many, their sums (if
+// any). A string is a u32 length and its bytes. Rows that the last page does not have are zero, so
+// that equal caches give equal bytes.
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -16,6 +21,7 @@
 #include "base/printable.h"
 #include "cache/kv_cache.h"
 #include "cache/kv_cache_state.h"
+#include "kernels/few_rows.h"
 
 namespace kve {
 namespace {
@@ -120,12 +126,12 @@ void save_side(const SideCache& side, Writer* out) {
   out->put_bytes(reinterpret_cast<const std::byte*>(view.tail), float_bytes(side, sizes.tail));
 }
 
-void expect_finite(const SideCache& side, int first_pos, const std::string& where,
+void expect_finite(const SideCache& side, RowPositions positions, const std::string& where,
                    std::vector<float>* scratch) {
   const int dim = side.setup().head_dim;
   scratch->resize(static_cast<size_t>(side.rows()) * static_cast<size_t>(dim));
   for (int head = 0; head < side.setup().n_heads; ++head) {
-    side.decode(head, first_pos, {scratch->data(), side.rows(), dim});
+    side.decode(head, positions, {scratch->data(), side.rows(), dim});
     if (!std::ranges::all_of(*scratch, [](float value) { return std::isfinite(value); })) {
       throw FormatError(message("cache state, ", where, ": expected finite values"));
     }
@@ -161,13 +167,13 @@ void load_bases(const std::string& where, const std::shared_ptr<MemoryCounter>& 
 }
 
 // `rows` is how many both sides must hold.
-void load_side(int rows, int first_pos, const std::string& where,
+void load_side(int rows, RowPositions positions, const std::string& where,
                const std::shared_ptr<MemoryCounter>& counter, Reader* in, SideCache* side,
                std::vector<float>* scratch) {
   const auto sinks = in->get<int32_t>("sink rows");
   const auto coded = in->get<int32_t>("coded rows");
   const auto tail = in->get<int32_t>("tail rows");
-  const int expected_sinks = first_pos > 0 ? 0 : std::min(rows, side->setup().sinks);
+  const int expected_sinks = positions.first > 0 ? 0 : std::min(rows, side->setup().sinks);
   if (sinks != expected_sinks) bad_field(where, "a number of sink rows of", sinks);
   if (coded < 0 || coded > rows) bad_field(where, "a number of coded rows of", coded);
   if (tail < 0 || tail > rows) bad_field(where, "a number of tail rows of", tail);
@@ -215,7 +221,7 @@ void load_side(int rows, int first_pos, const std::string& where,
   };
   load_floats(sinks, &SideCache::restore_sinks);
   load_floats(tail, &SideCache::restore_tail);
-  expect_finite(*side, first_pos, where, scratch);
+  expect_finite(*side, positions, where, scratch);
 }
 
 void load_queries(const std::string& where, Reader* in, QuerySquares* queries) {
@@ -226,6 +232,119 @@ void load_queries(const std::string& where, Reader* in, QuerySquares* queries) {
     sum = in->get<double>("sum of squares");
     if (!std::isfinite(sum) || sum < 0) bad_field(where, "a sum of squares that is", -1);
   }
+}
+
+void save_kept(const LayerCache& layer, Writer* out) {
+  for (const KeptHead& head : layer.kept) {
+    out->put<int32_t>(head.rows());
+    for (const int32_t position : head.positions) out->put(position);
+    for (const uint64_t word : head.dead) out->put(word);
+    out->put(static_cast<int32_t>(head.mass.size()));
+    for (const float mass : head.mass) out->put(mass);
+  }
+  if (!layer.voters) return;
+  const Voters& voters = *layer.voters;
+  const int n = voters.committed();
+  out->put<int32_t>(n);
+  out->put<int32_t>(voters.n_heads());
+  out->put<int32_t>(voters.width());
+  const auto put_floats = [&](const float* data, size_t count) {
+    out->put_bytes(reinterpret_cast<const std::byte*>(data), count * sizeof(float));
+  };
+  put_floats(voters.queries(0, n).data,
+             static_cast<size_t>(n) * static_cast<size_t>(voters.width()));
+  put_floats(voters.sums_of(0), static_cast<size_t>(n) * static_cast<size_t>(voters.n_heads()));
+  const QueryMoments* moments = voters.moments();
+  out->put<int32_t>(moments == nullptr ? 0 : moments->n_heads());
+  if (moments == nullptr) return;
+  out->put<int64_t>(moments->count());
+  if (moments->count() == 0) return;
+  for (const double sum : moments->sums()) out->put(sum);
+}
+
+float get_finite(std::string_view what, Reader* in) {
+  const auto value = in->get<float>(what);
+  if (!std::isfinite(value)) throw FormatError(message("cache state: ", what, " is not finite"));
+  return value;
+}
+
+void load_head(int n_tokens, int sinks, const std::string& where, Reader* in, KeptHead* head) {
+  const auto rows = in->get<int32_t>("rows");
+  if (rows < std::min(n_tokens, sinks) || rows > n_tokens ||
+      static_cast<size_t>(rows) > in->left() / sizeof(int32_t)) {
+    bad_field(where, "a number of rows of", rows);
+  }
+  head->append(rows, 0, false);
+  for (int r = 0; r < rows; ++r) {
+    const auto position = in->get<int32_t>("position");
+    const int least = r == 0 ? 0 : head->positions[static_cast<size_t>(r - 1)] + 1;
+    // Sinks are never dropped.
+    if (position < least || position >= n_tokens || (r < sinks && position != r)) {
+      bad_field(where, "a position of", position);
+    }
+    head->positions[static_cast<size_t>(r)] = position;
+  }
+  for (uint64_t& word : head->dead) word = in->get<uint64_t>("dead rows");
+  const int odd = rows % 64;
+  if (odd != 0 && head->dead.back() >> odd != 0) bad_field(where, "a dead row after", rows);
+  head->count_dead();
+  const auto n = in->get<int32_t>("number of masses");
+  if (n != 0 && n != rows) bad_field(where, "a number of masses of", n);
+  head->mass.resize(static_cast<size_t>(n));
+  head->pending.resize(static_cast<size_t>(n));
+  for (float& mass : head->mass) {
+    mass = get_finite("mass", in);
+    if (mass < 0) bad_field(where, "a mass below", 0);
+  }
+}
+
+void load_voters(const LayerShape& shape, const std::string& where, Reader* in, Voters* voters) {
+  const auto n = in->get<int32_t>("number of voters");
+  const auto n_heads = in->get<int32_t>("query heads");
+  const auto width = in->get<int32_t>("width of a query");
+  const bool sane =
+      n_heads >= 0 && n_heads % shape.n_kv_heads == 0 && width == int64_t{n_heads} * shape.key_dim;
+  if (!sane) bad_field(where, "a number of query heads of", n_heads);
+  const size_t floats = in->left() / sizeof(float);
+  if (n < 0 || n > 2 * voters->most() + kFewRows || (n > 0 && n_heads == 0) ||
+      (n > 0 && static_cast<size_t>(n) > floats / static_cast<size_t>(width + n_heads))) {
+    bad_field(where, "a number of voters of", n);
+  }
+  voters->restore(n, n_heads, width);
+  for (int64_t i = 0; i < int64_t{n} * width; ++i) {
+    voters->writable_queries()[i] = get_finite("query", in);
+  }
+  for (int64_t i = 0; i < int64_t{n} * n_heads; ++i) {
+    voters->writable_sums()[i] = get_finite("sum of weights", in);
+  }
+  const auto moment_heads = in->get<int32_t>("query heads of moments");
+  if (moment_heads == 0) return;
+  if (!voters->wants_moments() || moment_heads != n_heads) {
+    bad_field(where, "a number of query heads of", moment_heads);
+  }
+  const auto count = in->get<int64_t>("number of queries");
+  const size_t per_head =
+      static_cast<size_t>(shape.key_dim) * static_cast<size_t>(shape.key_dim + 1);
+  if (count < 0 ||
+      (count > 0 && per_head > in->left() / sizeof(double) / static_cast<size_t>(moment_heads))) {
+    bad_field(where, "a number of queries of", count);
+  }
+  for (double& sum : voters->restore_moments(moment_heads, shape.key_dim)->restore(count)) {
+    sum = in->get<double>("sum of queries");
+    if (!std::isfinite(sum)) bad_field(where, "a sum of queries that is", -1);
+  }
+}
+
+void load_kept(const LayerShape& shape, int n_tokens, const std::string& where, Reader* in,
+               LayerCache* layer) {
+  for (KeptHead& head : layer->kept) load_head(n_tokens, layer->sinks, where, in, &head);
+  const size_t group = static_cast<size_t>(layer->heads_per_group());
+  for (size_t h = 0; h < layer->kept.size(); ++h) {
+    if (layer->kept[h].positions != layer->kept[h / group * group].positions) {
+      bad_field(where, "other rows than its neighbours' in head", static_cast<int64_t>(h));
+    }
+  }
+  if (layer->voters) load_voters(shape, where, in, &*layer->voters);
 }
 
 int load_first_pos(const LayerShape& shape, int sinks, int n_tokens, const std::string& where,
@@ -265,6 +384,11 @@ std::vector<std::byte> KvCache::save() const {
     out.put<int32_t>(shape.window);
   }
   out.put<int32_t>(s.n_tokens);
+  if (s.selector != nullptr) {
+    out.put<int32_t>(s.prompt_tokens);
+    out.put<int32_t>(s.selected_at);
+    out.put<int32_t>(s.dropped_at);
+  }
   for (const LayerCache& layer : s.layers) {
     KVE_ASSERT(layer.appended == 0);
     out.put<int32_t>(layer.first_pos);
@@ -272,7 +396,8 @@ std::vector<std::byte> KvCache::save() const {
     if (layer.queries.count() > 0) {
       for (const double sum : layer.queries.sums()) out.put(sum);
     }
-    layer.each_side([&](const SideCache& side) { save_side(side, &out); });
+    save_kept(layer, &out);
+    layer.each_side([&](const SideCache& side, int) { save_side(side, &out); });
   }
   return out.take();
 }
@@ -294,17 +419,25 @@ void KvCache::load(std::span<const std::byte> bytes) {
   if (fresh->n_tokens < 0 || fresh->n_tokens > kMaxTokens) {
     bad_field("header", "a number of tokens of", fresh->n_tokens);
   }
+  if (fresh->selector != nullptr) {
+    for (int* count : {&fresh->prompt_tokens, &fresh->selected_at, &fresh->dropped_at}) {
+      *count = in.get<int32_t>("tokens at a selection");
+      if (*count < 0 || *count > fresh->n_tokens) bad_field("header", "a selection at", *count);
+    }
+  }
   std::vector<float> scratch;
   for (size_t i = 0; i < fresh->layers.size(); ++i) {
     LayerCache& layer = fresh->layers[i];
     const std::string where = message("layer ", i);
     layer.first_pos = load_first_pos(s.shapes[i], s.spec.sinks, fresh->n_tokens, where, &in);
     load_queries(where, &in, &layer.queries);
+    load_kept(s.shapes[i], fresh->n_tokens, where, &in, &layer);
     for (const bool values : {false, true}) {
-      Sides& sides = values ? layer.values : layer.keys;
-      for (size_t head = 0; head < sides.size(); ++head) {
-        load_side(fresh->n_tokens - layer.first_pos, layer.first_pos,
-                  side_name(i, static_cast<int>(head), values), s.counter, &in, &sides[head],
+      Sides& sides = layer.sides(values);
+      for (size_t side = 0; side < sides.size(); ++side) {
+        const int head = static_cast<int>(side) * sides[side].setup().n_heads;
+        load_side(layer.rows_before(fresh->n_tokens, head), layer.positions(head),
+                  side_name(i, static_cast<int>(side), values), s.counter, &in, &sides[side],
                   &scratch);
       }
     }

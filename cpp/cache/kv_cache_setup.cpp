@@ -66,7 +66,7 @@ SideSetup KvCache::State::setup(size_t layer, int head, bool values) {
   out.n_heads = heads_per_side(out.spec, layer);
   out.latent = is_latent(out.spec, layer);
   out.sinks = spec.sinks;
-  out.exact_prefill = spec.exact_prefill;
+  out.exact_prefill = waits_for_prompt();
   out.basis = shared_basis(out.spec.projector, out.head_dim);
   if (!values) out.rotation = shape.rotation;
   return out;

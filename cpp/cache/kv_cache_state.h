@@ -1,6 +1,7 @@
 // What a KvCache holds; for the sources that implement it.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <span>
@@ -9,9 +10,12 @@
 
 #include "cache/calibrated_bases.h"
 #include "cache/fit_bases.h"
+#include "cache/kept_head.h"
 #include "cache/kv_cache.h"
 #include "cache/query_squares.h"
+#include "cache/select/selector.h"
 #include "cache/side_cache.h"
+#include "cache/voters.h"
 
 namespace kve {
 
@@ -20,52 +24,107 @@ inline constexpr int kMaxTokens = 1 << 30;  // far from overflow of any position
 // The sides of a layer: of each kv head, or of all heads where these share pages.
 using Sides = CountedVector<SideCache>;
 
-struct LayerCache {
+// The rows of a layer.
+struct LayerRows {
+  LayerRows(Sides keys_, Sides values_, CountedVector<KeptHead> kept_)
+      : keys(std::move(keys_)), values(std::move(values_)), kept(std::move(kept_)) {}
+
+  // Of a kv head, committed and appended, dead ones too.
+  int rows(int head) const {
+    return kept.empty() ? keys[0].rows() : kept[static_cast<size_t>(head)].rows();
+  }
+  RowPositions positions(int head) const {
+    return kept.empty() ? RowPositions(first_pos) : kept[static_cast<size_t>(head)].row_positions();
+  }
+  // Rows of tokens before position n.
+  int rows_before(int n, int head) const {
+    return kept.empty() ? std::max(0, n - first_pos)
+                        : kept[static_cast<size_t>(head)].rows_before(n);
+  }
+  Sides& sides(bool of_values) { return of_values ? values : keys; }
+  const Sides& sides(bool of_values) const { return of_values ? values : keys; }
+
+  // visit(side, first kv head).
+  template <class Visit>
+  void each_side(const Visit& visit) {
+    for (const bool of_values : {false, true}) {
+      int head = 0;
+      for (SideCache& side : sides(of_values)) {
+        visit(side, head);
+        head += side.setup().n_heads;
+      }
+    }
+  }
+  template <class Visit>
+  void each_side(const Visit& visit) const {
+    for (const bool of_values : {false, true}) {
+      int head = 0;
+      for (const SideCache& side : sides(of_values)) {
+        visit(side, head);
+        head += side.setup().n_heads;
+      }
+    }
+  }
+
+  Sides keys;
+  Sides values;
+  // [n_kv_heads] of a layer that a selector drops rows of; else empty, and all heads have the same.
+  CountedVector<KeptHead> kept;
+  int first_pos = 0;  // of row 0; sinks and whole pages before it were dropped by a window
+};
+
+struct LayerCache : LayerRows {
   // A setup for every side.
   LayerCache(std::span<const SideSetup> keys_setups, std::span<const SideSetup> values_setups,
-             const LayerShape& shape, const std::shared_ptr<MemoryCounter>& counter);
+             const LayerShape& shape, const Selector* selector,
+             const std::shared_ptr<MemoryCounter>& counter);
   // Copying shares the pages and points the views at the copy.
   LayerCache(const LayerCache& other);
   LayerCache(LayerCache&&) noexcept = default;
   LayerCache& operator=(const LayerCache&) = delete;
 
   int n_heads() const { return static_cast<int>(views.size()); }
-  int rows() const { return keys[0].rows(); }
 
   // After any change to the sides.
   void refresh_views();
-  void truncate_appended(int n_rows) noexcept;
+  // Heads that share pages, and so keep the same rows.
+  int heads_per_group() const {
+    return std::max(keys[0].setup().n_heads, values[0].setup().n_heads);
+  }
+  // Whether the selector wants what all queries gave the rows.
+  bool weighs() const { return voters && voters->most() == 0 && !voters->wants_moments(); }
   // Drops pages of which every row is at a position below `keep_from`.
   void drop_before(int64_t keep_from) noexcept;
 
-  template <class Visit>
-  void each_side(const Visit& visit) {
-    for (SideCache& side : keys) visit(side);
-    for (SideCache& side : values) visit(side);
-  }
-  template <class Visit>
-  void each_side(const Visit& visit) const {
-    for (const SideCache& side : keys) visit(side);
-    for (const SideCache& side : values) visit(side);
-  }
-
-  Sides keys;
-  Sides values;
   CountedVector<HeadView> views;  // [n_kv_heads]
   QuerySquares queries;
+  std::optional<Voters> voters;  // where a selector asks for queries
   int sinks = 0;
-  int first_pos = 0;  // of row 0; sinks and whole pages before it were dropped
-  int appended = 0;   // rows not committed
+  int appended = 0;  // rows not committed
 };
 
-// The sides of one layer that are about to seal their n oldest rows.
+// Sides of one layer that are about to seal their n oldest rows.
 struct LayerSeal {
-  LayerCache* layer;
+  LayerRows* rows;
+  const LayerCache* layer;
   bool values;
+  size_t first;  // sides
+  size_t count;
   int n;
   std::vector<BasisData> fitted;  // fit_bases()
 
-  Sides& sides() const { return values ? layer->values : layer->keys; }
+  std::span<SideCache> sides() const {
+    return std::span<SideCache>(rows->sides(values)).subspan(first, count);
+  }
+  int first_head() const {
+    return static_cast<int>(first) * rows->sides(values)[0].setup().n_heads;
+  }
+};
+
+// What a layer will be once a selection is committed.
+struct Selected {
+  size_t layer;
+  LayerRows rows;
 };
 
 struct KvCache::State {
@@ -83,7 +142,28 @@ struct KvCache::State {
   std::vector<SideSetup> setups(size_t layer, bool values);
   void check_rules() const;
   void plan_seals(int appended);
+  void plan_seals(LayerRows* rows, const LayerCache* layer, int appended);
   void fit_seals(ThreadPool& pool, int n_new);
+  // kv_cache_select.cpp: which rows go when n tokens are committed and `left` stay appended.
+  bool waits_for_prompt() const { return spec.exact_prefill || selector != nullptr; }
+  bool is_selection_due(int n, bool prompt_goes_on) const;
+  int tokens_until_selection() const;
+  void count_votes(Backend& backend, int n);
+  void select(Backend& backend, int n, int left, bool prompt_goes_on);
+  std::vector<std::vector<int32_t>> choose(size_t index, int n, int left,
+                                           std::span<const std::vector<float>> mass) const;
+  std::optional<LayerRows> drop_others(LayerCache* layer,
+                                       std::span<const std::vector<int32_t>> chosen, int left);
+  bool is_observing(const LayerCache& layer) const {
+    return layer.voters && (prompt_tokens == 0 || spec.selector.interval > 0);
+  }
+  void finish_selection(int n) noexcept;
+  void cancel_selection() noexcept;
+  void make_selector();
+  // When the cache is truncated to n tokens.
+  void forget_selection(LayerCache* layer, int n) noexcept;
+  void forget_selection(int n) noexcept;
+  LayerRows* rows_of(size_t layer);
   void reserve_jobs();
   void release_jobs() noexcept;
 
@@ -100,8 +180,15 @@ struct KvCache::State {
   std::optional<CalibratedBases> file;               // of CacheSpec::bases
   std::vector<std::shared_ptr<const Basis>> latent;  // all that latent_basis() made
   int n_tokens = 0;
-  CountedVector<LayerSeal> seals;  // of the commit at hand
-  SealJobs jobs;                   // kept, so that a decode step allocates nothing
+  CountedVector<LayerSeal> seals;            // of the commit at hand
+  SealJobs jobs;                             // kept, so that a decode step allocates nothing
+  std::shared_ptr<const Selector> selector;  // null: every token stays
+  std::vector<Selected> selected;            // of the commit at hand
+  bool selecting = false;                    // the commit at hand
+  bool ends_prompt = false;
+  int prompt_tokens = 0;  // of the first prompt, once it was selected from
+  int selected_at = 0;    // tokens seen at the latest selection
+  int dropped_at = 0;     // and at the latest that dropped some
 };
 
 // "layer 3, kv head 1, keys": how messages name a side.

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "cache/select/selector_stage.h"
 
 namespace kve {
 namespace {
@@ -189,6 +190,7 @@ std::vector<std::string_view> all_names() {
   std::vector<std::string_view> names;
   for (const CodecEntry& entry : kCodecs) names.push_back(entry.name);
   for (const ProjectorEntry& entry : kProjectors) names.push_back(entry.name);
+  for (const SelectorEntry& entry : cache_selectors()) names.push_back(entry.name);
   for (const CachePreset& preset : kPresets) names.push_back(preset.name);
   return names;
 }
@@ -326,6 +328,10 @@ std::vector<CacheListing> list_caches() {
   for (const ProjectorEntry& entry : kProjectors) {
     out.push_back(listing(entry.name, entry.name, "projector", entry.description,
                           std::string(entry.parameters), entry.paper));
+  }
+  for (const SelectorEntry& entry : cache_selectors()) {
+    out.push_back(listing(entry.name, selector_text(entry.spec), "selector", entry.description,
+                          selector_parameters(entry), entry.paper));
   }
   for (const CachePreset& preset : kPresets) {
     const bool reads_file = !CacheSpec::parse(preset.spec).bases.empty();

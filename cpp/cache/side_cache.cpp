@@ -163,7 +163,8 @@ void SideCache::add_joint_views(const BasisView& joint) {
 
 // Splits rows [first_row, first_row + n) of the pages into one job per page; `source` says where
 // the first of them comes from.
-void SideCache::add_page_jobs(int first_row, int n, int first_pos, SealJob source, SealJobs* jobs) {
+void SideCache::add_page_jobs(int first_row, int n, RowPositions positions, SealJob source,
+                              SealJobs* jobs) {
   source.width = setup_.width();
   source.latent_heads = setup_.latent ? setup_.n_heads : 0;
   for (int done = 0; done < n; done += source.n_rows) {
@@ -174,7 +175,11 @@ void SideCache::add_page_jobs(int first_row, int n, int first_pos, SealJob sourc
     source.basis = basis_views_.empty() ? nullptr : &basis_views_[static_cast<size_t>(basis)];
     source.first_row = row % kPageTokens;
     source.n_rows = std::min(n - done, kPageTokens - source.first_row);
-    source.position = first_pos + sink_rows() + row;
+    source.position = static_cast<int32_t>(positions.of(sink_rows() + row));
+    if (positions.rows != nullptr) {
+      source.positions = positions.rows + sink_rows() + row - source.first_row;
+      source.page_offset = setup_.sinks;
+    }
     source.page = pages_.writable(index);
     jobs->push_back(source);
     if (source.f32 != nullptr) source.f32 += source.n_rows * source.stride;
@@ -198,9 +203,9 @@ void SideCache::append_floats(ConstMat rows, CountedVector<uint16_t>* memory, Se
 
 void SideCache::grow(int n, int basis) { pages_.grow(n, page_bytes(format(basis)), basis); }
 
-void SideCache::append(ConstMat rows, int first_pos, SealJobs* jobs) {
+void SideCache::append(ConstMat rows, RowPositions positions, SealJobs* jobs) {
   // Sinks are the first rows of all: a cache that has dropped them gets no new ones.
-  const bool at_start = pages_.rows() == 0 && tail_.empty() && first_pos == 0;
+  const bool at_start = pages_.rows() == 0 && tail_.empty() && positions.first == 0;
   const int to_sinks =
       at_start ? std::min(static_cast<int>(rows.rows), setup_.sinks - sink_rows()) : 0;
   if (to_sinks > 0) {
@@ -213,7 +218,7 @@ void SideCache::append(ConstMat rows, int first_pos, SealJobs* jobs) {
   if (is_eager()) {
     const int first_row = pages_.rows();
     grow(n, 0);
-    add_page_jobs(first_row, n, first_pos, {.f32 = rows.data, .stride = rows.stride}, jobs);
+    add_page_jobs(first_row, n, positions, {.f32 = rows.data, .stride = rows.stride}, jobs);
     return;
   }
   reserve_tail(tail_rows() + n);
@@ -311,7 +316,7 @@ void SideCache::read_tail(int first, int n, Mat out) const {
   }
 }
 
-void SideCache::begin_seal(int n, std::span<const BasisData> fitted, int first_pos,
+void SideCache::begin_seal(int n, std::span<const BasisData> fitted, RowPositions positions,
                            SealJobs* jobs) {
   if (n == 0) return;
   const int first_row = pages_.rows();
@@ -332,7 +337,7 @@ void SideCache::begin_seal(int n, std::span<const BasisData> fitted, int first_p
     grow(step, basis);
     sealing_ += step;
   }
-  add_page_jobs(first_row, n, first_pos, {.f16 = tail_.data(), .stride = setup_.width()}, jobs);
+  add_page_jobs(first_row, n, positions, {.f16 = tail_.data(), .stride = setup_.width()}, jobs);
 }
 
 void SideCache::finish_seal() noexcept {
@@ -357,7 +362,7 @@ void SideCache::truncate_appended(int n_rows) noexcept {
   if (values(n_rows) < sinks_.size()) sinks_.resize(values(n_rows));
 }
 
-CountedVector<uint16_t> SideCache::returning(int n_rows, int first_pos) const {
+CountedVector<uint16_t> SideCache::returning(int n_rows, RowPositions positions) const {
   CountedVector<uint16_t> out(tail_.get_allocator());
   const int coded = n_rows - sink_rows();
   if (coded <= 0 || coded >= pages_.rows()) return out;
@@ -371,7 +376,7 @@ CountedVector<uint16_t> SideCache::returning(int n_rows, int first_pos) const {
   std::vector<float> rows(values(page.rows));
   const Mat all(rows.data(), page.rows, setup_.width());
   for (int head = 0; head < setup_.n_heads; ++head) {
-    decode_page(view(head), page, int64_t{first_pos} + sink_rows() + first,
+    decode_page(view(head), page, sink_rows() + first, positions,
                 all.columns(int64_t{head} * setup_.head_dim, setup_.head_dim));
   }
   out.reserve(values(tail_room(n)));
@@ -416,8 +421,8 @@ void SideCache::drop_front(int n_pages) noexcept {
   pages_.drop_bases(unused);
 }
 
-void SideCache::decode_page(const SideView& side, const PageView& page, int64_t position,
-                            Mat out) const {
+void SideCache::decode_page(const SideView& side, const PageView& page, int row,
+                            RowPositions positions, Mat out) const {
   const PageFormat layout = format(page.basis);
   if (side.bases == nullptr) {
     return decode_rows(layout, page.data, 0, page.rows, side.first_channel, side.n_channels,
@@ -429,13 +434,13 @@ void SideCache::decode_page(const SideView& side, const PageView& page, int64_t 
   const BasisView& basis = side.bases[page.basis];
   lift_rows(basis, {coefficients.data(), page.rows, side.n_channels}, out);
   if (basis.anchor == 1) {
-    for (int r = 0; r < page.rows; ++r) rotate(out.block(r, 1), basis, position + r, 1);
+    for (int r = 0; r < page.rows; ++r) rotate(out.block(r, 1), basis, positions.of(row + r), 1);
   } else if (basis.anchor > 1) {
-    rotate(out, basis, position, 1);
+    rotate(out, basis, positions.anchor(row, basis.anchor, setup_.sinks), 1);
   }
 }
 
-void SideCache::decode(int head, int first_pos, Mat out) const {
+void SideCache::decode(int head, RowPositions positions, Mat out) const {
   const SideView side = view(head);
   int row = 0;
   const auto read_floats = [&](const uint16_t* rows, int n) {
@@ -446,7 +451,7 @@ void SideCache::decode(int head, int first_pos, Mat out) const {
   };
   read_floats(side.sinks, side.sink_rows);
   for (const PageView& page : side.pages) {
-    decode_page(side, page, int64_t{first_pos} + row, out.block(row, page.rows));
+    decode_page(side, page, row, positions, out.block(row, page.rows));
     row += page.rows;
   }
   read_floats(side.tail, side.tail_rows);

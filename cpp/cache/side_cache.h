@@ -10,6 +10,7 @@
 #include "base/span.h"
 #include "cache/basis.h"
 #include "cache/page.h"
+#include "cache/row_positions.h"
 #include "cache/spec.h"
 #include "cache/stats.h"
 #include "kernels/backend.h"
@@ -60,9 +61,9 @@ class SideCache {
   SideView view(int head) const;
 
   // Adds rows [n, width] and the jobs that write them; the bytes are there once the jobs have run.
-  // `first_pos` is the position of row 0, here and below. Throws CapacityError; truncate() to the
+  // `positions` are those of all rows, here and below. Throws CapacityError; truncate() to the
   // former rows() then undoes what was done.
-  void append(ConstMat rows, int first_pos, SealJobs* jobs);
+  void append(ConstMat rows, RowPositions positions, SealJobs* jobs);
 
   // How many of the oldest rows of the tail are to become pages; the newest `appended` rows do not
   // count.
@@ -78,14 +79,14 @@ class SideCache {
 
   // Moves the n oldest rows of the tail to pages, in two steps: the jobs that begin_seal() adds
   // write to pages that finish_seal() makes part of the rows or cancel_seal() forgets.
-  void begin_seal(int n, std::span<const BasisData> fitted, int first_pos, SealJobs* jobs);
+  void begin_seal(int n, std::span<const BasisData> fitted, RowPositions positions, SealJobs* jobs);
   void finish_seal() noexcept;
   void cancel_seal() noexcept;
 
   // Forgets rows from n on, in two steps: what can fail, then what cannot. Rows that must be coded
   // together with forgotten ones go back to the tail: they are `returning`, as they are decoded.
   // truncate_appended() is for rows that were only appended.
-  CountedVector<uint16_t> returning(int n_rows, int first_pos) const;
+  CountedVector<uint16_t> returning(int n_rows, RowPositions positions) const;
   void truncate(int n_rows, CountedVector<uint16_t> returning) noexcept;
   void truncate_appended(int n_rows) noexcept;
   // Forgets the sinks and n_pages pages.
@@ -94,7 +95,10 @@ class SideCache {
   void release_spare() noexcept;
 
   // All rows of one head in f32, into out [rows(), head_dim].
-  void decode(int head, int first_pos, Mat out) const;
+  void decode(int head, RowPositions positions, Mat out) const;
+  // A side of some of the rows (rising, all sinks among them), as they are decoded: sinks and tail
+  // in f16, nothing coded, bases that were fitted once for all. Throws CapacityError.
+  SideCache with_rows(std::span<const int32_t> rows, RowPositions positions) const;
   // Adds the bytes of this side to codes, scales, bases, tail and meta.
   void count(CacheStats* stats) const;
 
@@ -132,10 +136,12 @@ class SideCache {
   void add_basis(std::shared_ptr<const Basis> basis);
   void add_joint_views(const BasisView& joint);
   void append_floats(ConstMat rows, CountedVector<uint16_t>* memory, SealJobs* jobs);
-  void add_page_jobs(int first_row, int n, int first_pos, SealJob source, SealJobs* jobs);
+  void add_page_jobs(int first_row, int n, RowPositions positions, SealJob source, SealJobs* jobs);
   void grow(int n, int basis);
   void drop_last_bases(size_t kept) noexcept;
-  void decode_page(const SideView& side, const PageView& page, int64_t position, Mat out) const;
+  // `row`: the first of the page, among all rows of the side.
+  void decode_page(const SideView& side, const PageView& page, int row, RowPositions positions,
+                   Mat out) const;
 
   SideSetup setup_;
   std::shared_ptr<MemoryCounter> counter_;

@@ -5,6 +5,7 @@
 #include "base/error.h"
 #include "base/printable.h"
 #include "cache/registry.h"
+#include "cache/select/selector_stage.h"
 #include "cache/spec_names.h"
 
 namespace kve {
@@ -112,6 +113,7 @@ class SpecText {
  public:
   explicit SpecText(const CacheSpec& spec) : spec_(spec) {}
 
+  void add(std::string stage) { text_ = std::move(stage); }
   void add(const SideSpec* k, const SideSpec* v, const Limits& limits) {
     if (k != nullptr && v != nullptr && *k == *v) return add(*k, "", limits);
     if (k != nullptr) add(*k, "k=", limits);
@@ -290,11 +292,14 @@ std::string CacheSpec::error() const {
   if (!is_within(sinks, 0, kMaxSinks)) {
     return message("sinks: expected 0 to ", kMaxSinks, ", found ", sinks);
   }
+  error = selector_error(selector);
+  if (!error.empty()) return error;
   return bases_error(*this);
 }
 
 std::string CacheSpec::str() const {
   SpecText text(*this);
+  if (!selector.keeps_all()) text.add(selector_text(selector));
   text.add(&k, &v, {});
   for (const LayerRule& rule : rules) {
     text.add(rule.k ? &*rule.k : nullptr, rule.v ? &*rule.v : nullptr, {rule.layers, rule.heads});

@@ -1,8 +1,9 @@
 // cache/: what to remember. A cache spec names the choices; kv_cache.h keeps the pages.
 //
 // spec  = stage {"+" stage}      stage = ["k=" | "v="] name [":" key=value {"," key=value}]
-// Blanks around names and signs are ignored. The name tells the kind of a stage: a codec (how many
-// bits), a projector (in which basis), or a preset (a name for a whole spec). A stage without k= or
+// Blanks around names and signs are ignored. The name tells the kind of a stage: a selector (which
+// tokens stay), a codec (how many bits), a projector (in which basis), or a preset (a name for a
+// whole spec). A stage without k= or
 // v= is for both sides; a side without a projector is stored as it is, one without a codec in f16.
 // "int4:group=32,tail=64", "k=q8_0 + v=q4_0", "hadamard + lm4:scale=log8", "kivi2".
 //
@@ -19,6 +20,7 @@
 #include <string_view>
 #include <vector>
 
+#include "cache/select/selector_spec.h"
 #include "formats/cache_codecs.h"
 
 namespace kve {
@@ -120,6 +122,7 @@ struct CacheSpec {
   std::vector<LayerRule> rules;  // of two for the same head, the later one holds
   int sinks = 0;                 // first tokens kept in f16
   bool exact_prefill = false;    // nothing is sealed before the whole prompt was read
+  SelectorSpec selector = {};    // which tokens stay
   std::string bases;             // file that calibrated projectors read; empty: there are none
 
   // Throws ConfigError: what was not understood, where, and what is known.
@@ -137,7 +140,7 @@ struct CacheSpec {
 // A line of `kvengine caches`.
 struct CacheListing {
   std::string name;
-  std::string kind;         // "codec", "projector", "preset", later "selector"
+  std::string kind;         // "codec", "projector", "selector", "preset"
   std::string spec;         // canonical spec the name stands for
   std::string description;  // one line
   std::string parameters;   // defaults and what is allowed: "tail=0 (0..1000000)"

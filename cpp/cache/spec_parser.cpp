@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/printable.h"
 #include "cache/registry.h"
+#include "cache/select/selector_stage.h"
 #include "cache/spec.h"
 #include "cache/spec_names.h"
 
@@ -74,6 +75,7 @@ class Parser {
       spec.exact_prefill = exact_prefill_.value_or(false);
     }
     spec.bases = bases_.value_or("");
+    spec.selector = selector_.value_or(SelectorSpec{});
     const std::string error = spec.error();
     if (!error.empty()) throw ConfigError(message("cache spec ", quoted(text_), ": ", error));
     return spec;
@@ -137,6 +139,12 @@ class Parser {
       name = word("the name of a cache");
     }
     std::vector<Parameter> given = parameters();
+    if (const SelectorEntry* entry = find_selector(name.text)) {
+      if (!k || !v) fail(name.at, message(quoted(name.text), " is for keys and values together"));
+      if (selector_) fail(name.at, message(quoted(name.text), " is a second selector"));
+      selector_ = selected(*entry, given);
+      return;
+    }
     const LayerChoice layers = take_layers(&given);
     Found* found = found_for(layers, take_heads(&given));
     const Found said = resolve(name, given);
@@ -145,6 +153,14 @@ class Parser {
     take_over(name, "sinks", said.sinks, &sinks_);
     take_over(name, "prefill", said.exact_prefill, &exact_prefill_);
     take_over(name, "basis", said.bases, &bases_);
+  }
+
+  SelectorSpec selected(const SelectorEntry& entry, const std::vector<Parameter>& given) const {
+    std::vector<SelectorParameter> words;
+    for (const auto& [key, value] : given) words.push_back({key.text, value.text});
+    return parse_selector(entry, words, [&](size_t i, bool of_value, const std::string& what) {
+      fail(of_value ? given[i].value.at : given[i].key.at, what);
+    });
   }
 
   // The layers that a stage is limited to; empty for all.
@@ -453,6 +469,7 @@ class Parser {
   std::optional<int> sinks_;
   std::optional<bool> exact_prefill_;
   std::optional<std::string> bases_;
+  std::optional<SelectorSpec> selector_;
 };
 
 }  // namespace

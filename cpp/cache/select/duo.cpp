@@ -65,7 +65,7 @@ class Duo : public Selector {
     std::vector<size_t> order(gates.size());
     std::iota(order.begin(), order.end(), size_t{0});
     std::ranges::stable_sort(order, [&](size_t a, size_t b) { return gates[a] < gates[b]; });
-    const double n = std::nearbyint(static_cast<double>(gates.size()) * spec.streaming / 100);
+    const double n = std::nearbyint(static_cast<double>(gates.size()) * spec.streaming);
     is_streaming_.resize(gates.size());
     for (size_t i = 0; i < static_cast<size_t>(n); ++i) is_streaming_[order[i]] = true;
   }

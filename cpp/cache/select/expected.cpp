@@ -67,7 +67,7 @@ class Expected : public Selector {
       for (const float value : rows.values.row_span(static_cast<int64_t>(r))) {
         squares += double{value} * double{value};
       }
-      out[r] = static_cast<float>((means[r] + spec_.epsilon / 1000.0) * std::sqrt(squares));
+      out[r] = static_cast<float>((means[r] + spec_.epsilon) * std::sqrt(squares));
     }
   }
 };

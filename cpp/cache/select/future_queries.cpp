@@ -54,6 +54,12 @@ void QueryMoments::covariance(int head, std::span<double> out) const {
   }
 }
 
+std::span<double> QueryMoments::restore(int64_t count) {
+  count_ = count;
+  sums_.resize(count > 0 ? per_head() * static_cast<size_t>(n_heads_) : 0);
+  return sums_;
+}
+
 void turn_to_future(std::span<const double> frequencies, bool interleaved, int64_t from, int n,
                     std::span<const double> mean, std::span<const double> covariance, float* means,
                     Mat spread) {

@@ -29,6 +29,10 @@ class QueryMoments {
   void mean(int head, std::span<double> out) const;
   void covariance(int head, std::span<double> out) const;
 
+  // For kv_cache_io: what was added up, and memory for that of `count` queries.
+  const CountedVector<double>& sums() const { return sums_; }
+  std::span<double> restore(int64_t count);
+
  private:
   size_t per_head() const {
     return static_cast<size_t>(dim_) * static_cast<size_t>(dim_ + 1);  // sums, then products

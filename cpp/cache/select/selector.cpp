@@ -39,9 +39,9 @@ std::vector<int32_t> all_rows(size_t n) {
 float orderly(float score) { return score == score ? score : -kAlwaysKept; }
 
 // Ada-KV (arXiv 2407.11550): rows of all groups compete for the sum of their budgets, but for
-// alpha percent of its own budget that every group has for its best rows.
+// a share alpha of its own budget that every group has for its best rows.
 std::vector<std::vector<int32_t>> choose_jointly(std::span<const std::vector<float>> scores,
-                                                 std::span<const int> budgets, int alpha) {
+                                                 std::span<const int> budgets, double alpha) {
   std::vector<std::vector<float>> ranked(scores.begin(), scores.end());
   int64_t left = 0;
   std::vector<float> all;
@@ -49,7 +49,7 @@ std::vector<std::vector<int32_t>> choose_jointly(std::span<const std::vector<flo
     const int n = static_cast<int>(ranked[g].size());
     const int own = std::min(budgets[g], n);
     left += own;
-    for (const int32_t row : top_rows(ranked[g], static_cast<int>(int64_t{own} * alpha / 100))) {
+    for (const int32_t row : top_rows(ranked[g], static_cast<int>(own * alpha))) {
       ranked[g][static_cast<size_t>(row)] = kAlwaysKept;
     }
     all.insert(all.end(), ranked[g].begin(), ranked[g].end());
@@ -141,7 +141,6 @@ std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, 
   using Kind = SelectorSpec::Kind;
   switch (spec.kind) {
     case Kind::full:
-    case Kind::h2o_bench:  // scores a step at a time, and drops nothing: h2o_bench.h
       return std::make_unique<Full>(spec);
     case Kind::window:
     case Kind::streaming:

@@ -13,7 +13,6 @@ struct SelectorSpec {
     streaming,
     h2o,
     h2o_realdrop,
-    h2o_bench,
     snapkv,
     pyramidkv,
     tova,
@@ -27,7 +26,7 @@ struct SelectorSpec {
   Kind kind = Kind::full;
   // The heads of a layer have one budget together (Ada-KV).
   bool joint = false;
-  // What stays of each head: a share of its tokens, or a number of tokens when that is above 0.
+  // What stays of each head: a share of the prompt's tokens, or so many when that is above 0.
   double share = 1;
   int tokens = 0;
   int sinks = 0;   // first positions that always stay
@@ -35,17 +34,18 @@ struct SelectorSpec {
   // Tokens between two selections after the prompt; 0: there are none.
   int interval = 0;
   bool chunked = false;    // a prompt is also selected from after each of its chunks
-  bool reassign = false;   // what stays moves to positions 0, 1, ...
   int window = 0;          // newest queries that vote
   int kernel = 0;          // snapkv, pyramidkv: votes are averaged over so many neighbours
-  int beta = 0;            // pyramidkv: the first layer's budget over the last one's
-  int alpha = 0;           // joint: percent of its budget that each head has for itself
+  double beta = 0;         // pyramidkv: the mean budget over the last layer's
+  double alpha = 0;        // joint: the share of its budget that each head has for itself
   int future = 0;          // expected: positions that future queries may have
-  int epsilon = 0;         // expected: thousandths added to every weight
-  int streaming = 0;       // duo: percent of all kv heads that keep sinks and recent tokens only
+  double epsilon = 0;      // expected: added to every weight
+  double streaming = 0;    // duo: the share of all kv heads that keep sinks and recent tokens only
   uint64_t seed = 0;       // random
   std::string gates = {};  // duo: file
 
+  // Whether nothing is ever dropped.
+  bool keeps_all() const { return kind == Kind::full; }
   bool operator==(const SelectorSpec&) const = default;
 };
 

@@ -91,13 +91,16 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
     tasks.push_back({q.block(row, n), slice.cache->view(context.layer), slice.cache->n_tokens(),
-                     mixed.block(row, n)});
+                     mixed.block(row, n), slice.cache->log_sums(context.layer, n, spec.n_heads)});
     row += n;
   }
   const AttendParams params{spec.n_heads,   spec.n_kv_heads, spec.head_dim,
                             spec.value_dim, spec.scale,      spec.softcap,
                             spec.window,    nullptr,         context.precision.attention};
   backend.attend(params, tasks);
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    context.batch.slices[i].cache->observe_attention(backend, context.layer, params, tasks[i]);
+  }
 
   const Product output{&w.o, a.block, data_or_null(w.o_bias)};
   backend.matmul(mixed, {&output, 1}, context.precision.attention_output);

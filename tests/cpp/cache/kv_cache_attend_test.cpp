@@ -76,7 +76,7 @@ void check_cache(const CacheSpec& spec, const Geometry& g, Backend& backend, uin
   EXPECT_EQ(cache.stats().bytes, cache.memory().live());
   // What Python reads is what attention sees, but for f32 sums.
   const HeadView& head = cache.view(0).back();
-  const ReferenceRows keys(head.k, head.first_pos);
+  const ReferenceRows keys(head.k, head);
   const std::vector<float> found = read_rows(cache, 0, g.n_kv_heads - 1, false);
   double worst = 0;
   for (size_t i = 0; i < found.size(); ++i) {

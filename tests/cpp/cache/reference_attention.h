@@ -10,12 +10,20 @@
 
 namespace kve {
 
+// Of row r of a head.
+inline int position_of(const HeadView& head, int r) {
+  return head.positions != nullptr ? head.positions[r] : head.first_pos + r;
+}
+inline bool is_dead(const HeadView& head, int r) {
+  return head.dead != nullptr && (head.dead[r / 64] >> (r % 64) & 1) != 0;
+}
+
 // Rows of one head and side as attention must see them, [n_rows][width].
 class ReferenceRows {
  public:
-  ReferenceRows(const SideView& side, int first_pos) : side_(side) {
+  ReferenceRows(const SideView& side, const HeadView& head) : side_(side), head_(head) {
     add_floats(side.sinks, side.sink_rows);
-    for (const PageView& page : side.pages) add_page(page, first_pos + rows());
+    for (const PageView& page : side.pages) add_page(page, rows());
     add_floats(side.tail, side.tail_rows);
   }
 
@@ -32,8 +40,14 @@ class ReferenceRows {
     }
   }
 
-  // `position` is that of the page's first row.
-  void add_page(const PageView& page, int position) {
+  // Rows with gaps are turned back to where pages without gaps begin.
+  int anchor(int first_row) const {
+    const int position = position_of(head_, first_row);
+    return head_.positions == nullptr ? position
+                                      : position - (position - head_.page_offset) % kPageTokens;
+  }
+
+  void add_page(const PageView& page, int first_row) {
     PageFormat format = side_.format;
     const BasisView* basis = side_.bases == nullptr ? nullptr : side_.bases + page.basis;
     if (basis != nullptr) format.coded.strip_bits = basis->strip_bits;
@@ -47,7 +61,8 @@ class ReferenceRows {
         continue;
       }
       std::vector<double> row = lift(*basis, matrix_of(*basis), from);
-      if (basis->anchor > 0) turn(*basis, basis->anchor == 1 ? position + r : position, &row);
+      const int turned = basis->anchor == 1 ? position_of(head_, first_row + r) : anchor(first_row);
+      if (basis->anchor > 0) turn(*basis, turned, &row);
       values_.push_back(row);
     }
   }
@@ -93,6 +108,7 @@ class ReferenceRows {
   }
 
   const SideView& side_;
+  const HeadView& head_;
   const BasisView* matrix_basis_ = nullptr;
   std::vector<double> matrix_;
   std::vector<std::vector<double>> values_;
@@ -104,16 +120,17 @@ inline std::vector<double> reference_attention(const AttendParams& params, const
   const int group = params.n_heads / params.n_kv_heads;
   for (int kv = 0; kv < params.n_kv_heads; ++kv) {
     const HeadView& view = task.heads[static_cast<size_t>(kv)];
-    const ReferenceRows keys(view.k, view.first_pos);
-    const ReferenceRows values(view.v, view.first_pos);
+    const ReferenceRows keys(view.k, view);
+    const ReferenceRows values(view.v, view);
     for (int64_t t = 0; t < task.q.rows; ++t) {
       const int64_t position = task.first_pos + t;
       for (int h = kv * group; h < (kv + 1) * group; ++h) {
         const float* q = task.q.row(t) + int64_t{h} * params.key_dim;
         double* to = out.data() + (t * params.n_heads + h) * params.value_dim;
         double total = 0;
-        for (int r = 0; r < keys.rows() && view.first_pos + r <= position; ++r) {
-          if (params.window > 0 && view.first_pos + r <= position - params.window) continue;
+        for (int r = 0; r < keys.rows() && position_of(view, r) <= position; ++r) {
+          if (params.window > 0 && position_of(view, r) <= position - params.window) continue;
+          if (is_dead(view, r)) continue;
           double score = 0;
           for (int d = 0; d < params.key_dim; ++d) {
             score += static_cast<double>(q[d]) * keys.row(r)[static_cast<size_t>(d)];

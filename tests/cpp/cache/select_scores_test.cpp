@@ -113,7 +113,7 @@ INSTANTIATE_TEST_SUITE_P(
 TEST(SelectScoresJointly, AgreesWithTheDefinition) {
   const Layer layer("mass_16.f32", 16);
   const auto selector = make_selector(
-      {.kind = Kind::snapkv, .joint = true, .share = 0.25, .window = 16, .kernel = 5, .alpha = 20},
+      {.kind = Kind::snapkv, .joint = true, .share = 0.25, .window = 16, .kernel = 5, .alpha = 0.2},
       1, kHeads);
   const auto chosen = choose_rows(*selector, kPlace, layer.heads);
   const std::vector<int32_t> golden_rows = golden<int32_t>("kept_adakv.i32");

@@ -147,15 +147,15 @@ TEST(SelectTrace, HeadsThatSharePagesShareTheirRows) {
 TEST(SelectTrace, AdaKvMovesBudgetsBetweenHeads) {
   // Four rows in all: the first head's three good ones and the other's best, which alpha protects.
   const std::vector<std::vector<float>> masses = {{.9f, .8f, .7f, .6f}, {.2f, .1f, .05f, .3f}};
-  SelectorSpec spec{.kind = Kind::h2o, .joint = true, .tokens = 2, .alpha = 50};
+  SelectorSpec spec{.kind = Kind::h2o, .joint = true, .tokens = 2, .alpha = 0.5};
   EXPECT_EQ(choose(spec, masses), (RowSets{{0, 1, 2}, {3}}));
   spec.alpha = 0;
   EXPECT_EQ(choose(spec, masses), (RowSets{{0, 1, 2, 3}, {}}));
-  spec.alpha = 100;
+  spec.alpha = 1;
   EXPECT_EQ(choose(spec, masses), (RowSets{{0, 1}, {0, 3}}));
 }
 
-std::vector<int> pyramid(int n_tokens, double share, int n_layers, int beta, int window) {
+std::vector<int> pyramid(int n_tokens, double share, int n_layers, double beta, int window) {
   const SelectorSpec spec{.kind = Kind::pyramidkv, .share = share, .window = window, .beta = beta};
   const auto selector = make_selector(spec, n_layers, 1);
   std::vector<int> out;
@@ -213,7 +213,7 @@ class GatesFile {
 };
 
 SelectorSpec duo(const std::string& path) {
-  return {.kind = Kind::duo, .sinks = 1, .recent = 2, .streaming = 50, .gates = path};
+  return {.kind = Kind::duo, .sinks = 1, .recent = 2, .streaming = 0.5, .gates = path};
 }
 
 TEST(SelectDuo, HeadsOfLowGatesStream) {

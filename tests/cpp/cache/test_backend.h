@@ -80,10 +80,15 @@ class SealOnlyBackend final : public Backend {
       const int n_turned = std::max(1, job.latent_heads);
       const int dim = basis.dim / n_turned;
       for (int r = 0; r < job.n_rows && basis.anchor > 0; ++r) {
-        const int page_start = job.position - job.first_row;
+        const int page_start =
+            job.positions == nullptr
+                ? job.position - job.first_row
+                : job.positions[0] - (job.positions[0] - job.page_offset) % kPageTokens;
+        const int own_position =
+            job.positions == nullptr ? job.position + r : job.positions[job.first_row + r];
         for (int turned = 0; turned < n_turned; ++turned) {
           rotate(own.columns(int64_t{turned} * dim, dim).block(r, 1), basis,
-                 basis.anchor == 1 ? job.position + r : page_start, -1);
+                 basis.anchor == 1 ? own_position : page_start, -1);
         }
       }
       const Mat coefficients = out.columns(int64_t{head} * basis.width, basis.width);

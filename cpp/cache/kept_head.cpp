@@ -1,0 +1,101 @@
+#include "cache/kept_head.h"
+
+#include <algorithm>
+#include <bit>
+
+namespace kve {
+namespace {
+
+size_t words(size_t rows) { return (rows + 63) / 64; }
+
+// Grows in steps that are small against what is there, as tails do.
+template <class T>
+void reserve(CountedVector<T>* memory, size_t n) {
+  if (n > memory->capacity()) memory->reserve(n + n / 8 + 16);
+}
+
+}  // namespace
+
+KeptHead::KeptHead(const std::shared_ptr<MemoryCounter>& counter)
+    : positions(CountedAllocator<int32_t>(counter)),
+      dead(CountedAllocator<uint64_t>(counter)),
+      doomed(CountedAllocator<int32_t>(counter)),
+      mass(CountedAllocator<float>(counter)),
+      pending(CountedAllocator<float>(counter)) {}
+
+int KeptHead::rows_before(int n) const {
+  return static_cast<int>(std::ranges::lower_bound(positions, n) - positions.begin());
+}
+
+void KeptHead::append(int n, int first_pos, bool weighs) {
+  const size_t before = positions.size();
+  const size_t after = before + static_cast<size_t>(n);
+  reserve(&positions, after);
+  reserve(&dead, words(after));
+  if (weighs) {
+    reserve(&mass, after);
+    reserve(&pending, after);
+    mass.resize(after);
+    pending.resize(after);
+  }
+  dead.resize(words(after));
+  positions.resize(after);
+  for (size_t r = before; r < after; ++r) {
+    positions[r] = first_pos + static_cast<int32_t>(r - before);
+  }
+}
+
+void KeptHead::truncate(int n_rows) noexcept {
+  const auto n = static_cast<size_t>(n_rows);
+  if (n >= positions.size()) return;
+  positions.resize(n);
+  if (mass.size() > n) mass.resize(n);
+  if (pending.size() > n) pending.resize(n);
+  dead.resize(words(n));
+  if (n % 64 != 0) dead.back() &= (uint64_t{1} << (n % 64)) - 1;
+  count_dead();
+}
+
+void KeptHead::count_dead() noexcept {
+  n_dead = 0;
+  for (const uint64_t word : dead) n_dead += std::popcount(word);
+}
+
+void KeptHead::commit() noexcept {
+  for (size_t r = 0; r < pending.size(); ++r) mass[r] += pending[r];
+  for (const int32_t row : doomed) {
+    dead[static_cast<size_t>(row) / 64] |= uint64_t{1} << (static_cast<size_t>(row) % 64);
+  }
+  n_dead += static_cast<int>(doomed.size());
+  rollback();
+}
+
+void KeptHead::rollback() noexcept {
+  std::ranges::fill(pending, 0.0f);
+  doomed.clear();
+}
+
+KeptHead KeptHead::with_rows(std::span<const int32_t> kept) const {
+  KeptHead out(positions.get_allocator().counter());
+  const bool weighs = !mass.empty();
+  out.append(static_cast<int>(kept.size()), 0, weighs);
+  for (size_t i = 0; i < kept.size(); ++i) {
+    const auto r = static_cast<size_t>(kept[i]);
+    out.positions[i] = positions[r];
+    if (weighs) out.mass[i] = mass[r] + pending[r];
+  }
+  return out;
+}
+
+void KeptHead::forget_mass() noexcept {
+  CountedVector<float>(mass.get_allocator()).swap(mass);
+  CountedVector<float>(pending.get_allocator()).swap(pending);
+}
+
+size_t KeptHead::bytes() const {
+  return (positions.capacity() + doomed.capacity()) * sizeof(int32_t) +
+         dead.capacity() * sizeof(uint64_t) +
+         (mass.capacity() + pending.capacity()) * sizeof(float);
+}
+
+}  // namespace kve

@@ -1,0 +1,332 @@
+// When a selector runs, and how the rows that it does not keep go.
+//
+// It runs at the end of the first prompt (or after each of its chunks), and then once so many
+// tokens were read. A prompt waits in the tails until it is read, so that what stays is coded
+// afterwards and only once. Later on, rows that are not kept are marked dead first; when enough of
+// a head's rows are, what is left is decoded and goes through the tail again.
+#include <algorithm>
+#include <numeric>
+
+#include "base/error.h"
+#include "cache/kv_cache.h"
+#include "cache/kv_cache_state.h"
+#include "kernels/few_rows.h"
+
+namespace kve {
+namespace {
+
+// Dead rows of a head before they are removed: a share of its rows, but not of few.
+constexpr int kDeadShare = 4;
+constexpr int kFewDead = kPageTokens;
+
+// What a head's rows look like to a selector, without the dead ones.
+struct LiveHead {
+  std::vector<int32_t> rows;  // of the head
+  std::vector<int32_t> positions;
+  std::vector<float> mass;
+  std::vector<float> keys;
+  std::vector<float> values;
+  std::vector<float> means;
+  std::vector<float> spread;
+};
+
+void read_live(const SideCache& side, int head, RowPositions positions,
+               std::span<const int32_t> rows, std::vector<float>* out) {
+  const auto dim = static_cast<size_t>(side.setup().head_dim);
+  std::vector<float> all(static_cast<size_t>(side.rows()) * dim);
+  side.decode(head, positions, {all.data(), side.rows(), static_cast<int64_t>(dim)});
+  out->resize(rows.size() * dim);
+  for (size_t r = 0; r < rows.size(); ++r) {
+    std::copy_n(all.data() + static_cast<size_t>(rows[r]) * dim, dim, out->data() + r * dim);
+  }
+}
+
+void expect_queries(const Voters& voters, int kv_head, int group, int64_t from, int future,
+                    const Rotation* rotation, LiveHead* out) {
+  const QueryMoments* moments = voters.moments();
+  const auto dim = static_cast<size_t>(moments->dim());
+  out->means.resize(static_cast<size_t>(group) * dim);
+  out->spread.resize(static_cast<size_t>(group) * dim * dim);
+  std::vector<double> mean(dim);
+  std::vector<double> covariance(dim * dim);
+  for (int g = 0; g < group; ++g) {
+    const auto at = static_cast<size_t>(g) * dim;
+    moments->mean(kv_head * group + g, mean);
+    moments->covariance(kv_head * group + g, covariance);
+    turn_to_future(rotation != nullptr ? std::span<const double>(rotation->frequencies)
+                                       : std::span<const double>{},
+                   rotation != nullptr && rotation->interleaved, from, future, mean, covariance,
+                   out->means.data() + at,
+                   {out->spread.data() + at * dim, moments->dim(), moments->dim()});
+  }
+}
+
+// The weights that the newest queries of a layer give its rows: [n_kv_heads][rows].
+std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer, int n,
+                                      int n_tokens) {
+  const Voters& voters = *layer.voters;
+  std::vector<std::vector<float>> mass;
+  std::vector<float*> pointers;
+  for (const KeptHead& head : layer.kept) mass.emplace_back(head.positions.size());
+  for (std::vector<float>& rows : mass) pointers.push_back(rows.data());
+  const int there = voters.committed() + voters.pending(n);
+  const int count = std::min(there, voters.most());
+  if (count == 0) return mass;
+  const MassTask task{voters.queries(there - count, count), layer.views, n_tokens + n - count,
+                      voters.sums_of(there - count), pointers};
+  backend.attention_mass(voters.params(), MassOf::sum, {&task, 1});
+  return mass;
+}
+
+}  // namespace
+
+void KvCache::State::make_selector() {
+  if (spec.selector.keeps_all()) return;
+  size_t heads = 0;
+  for (const LayerShape& shape : shapes) {
+    heads = std::max(heads, static_cast<size_t>(shape.n_kv_heads));
+  }
+  SelectorSpec asked = spec.selector;
+  asked.sinks = std::max(asked.sinks, spec.sinks);  // these are in f16, before all pages
+  selector = kve::make_selector(asked, static_cast<int>(shapes.size()), static_cast<int>(heads));
+}
+
+LayerRows* KvCache::State::rows_of(size_t layer) {
+  for (Selected& chosen : selected) {
+    if (chosen.layer == layer) return &chosen.rows;
+  }
+  return &layers[layer];
+}
+
+bool KvCache::State::is_selection_due(int n, bool prompt_goes_on) const {
+  if (selector == nullptr || n == 0) return false;
+  if (prompt_goes_on) return spec.selector.chunked;
+  const int interval = spec.selector.interval;
+  return prompt_tokens == 0 || (interval > 0 && n_tokens + n - selected_at >= interval);
+}
+
+int KvCache::State::tokens_until_selection() const {
+  if (selector == nullptr) return kMaxTokens;
+  if (prompt_tokens == 0) return 1;
+  const int interval = spec.selector.interval;
+  return interval == 0 ? kMaxTokens : std::max(1, selected_at + interval - n_tokens);
+}
+
+// What the queries that are about to be committed gave the rows, where it is summed up.
+void KvCache::State::count_votes(Backend& backend, int n) {
+  for (LayerCache& layer : layers) {
+    if (!layer.voters) continue;
+    layer.voters->prepare_commit(n, n_tokens);
+    const int few = layer.voters->pending(n);
+    if (!layer.weighs() || few == 0) continue;
+    std::vector<float*> pending;
+    for (KeptHead& head : layer.kept) pending.push_back(head.pending.data());
+    const int first = layer.voters->committed();
+    const MassTask task{layer.voters->queries(first, few), layer.views, n_tokens,
+                        layer.voters->sums_of(first), pending};
+    backend.attention_mass(layer.voters->params(), MassOf::sum, {&task, 1});
+  }
+}
+
+// The rows that each group of heads of a layer keeps, without those of appended tokens.
+std::vector<std::vector<int32_t>> KvCache::State::choose(
+    size_t index, int n, int left, std::span<const std::vector<float>> mass) const {
+  const LayerCache& layer = layers[index];
+  const unsigned needs = selector->needs();
+  std::vector<LiveHead> live(layer.kept.size());
+  std::vector<HeadRows> heads(layer.kept.size());
+  for (size_t h = 0; h < live.size(); ++h) {
+    const KeptHead& head = layer.kept[h];
+    LiveHead& own = live[h];
+    for (int row = 0; row < head.rows() - left; ++row) {
+      if (head.is_dead(row)) continue;
+      const auto r = static_cast<size_t>(row);
+      own.rows.push_back(row);
+      own.positions.push_back(head.positions[r]);
+      if (!head.mass.empty()) own.mass.push_back(head.mass[r] + head.pending[r]);
+      if (!mass.empty()) own.mass.push_back(mass[h][r]);
+    }
+    HeadRows& rows = heads[h];
+    const auto kv_head = static_cast<int>(h);
+    const auto read = [&](const Sides& sides, std::vector<float>* out) -> ConstMat {
+      const int per_side = sides[0].setup().n_heads;
+      read_live(sides[h / static_cast<size_t>(per_side)], kv_head % per_side,
+                layer.positions(kv_head), own.rows, out);
+      return {out->data(), static_cast<int64_t>(own.rows.size()), sides[0].setup().head_dim};
+    };
+    rows.positions = own.positions;
+    if ((needs & Selector::keys) != 0) rows.keys = read(layer.keys, &own.keys);
+    if ((needs & Selector::values) != 0) rows.values = read(layer.values, &own.values);
+    rows.mass = own.mass;
+    if (!layer.voters) continue;
+    const AttendParams& params = layer.voters->params();
+    rows.group = std::max(1, params.n_heads / std::max(1, params.n_kv_heads));
+    rows.n_queries = std::min(selector->voters(), n_tokens + n);
+    if ((needs & Selector::future) == 0) continue;
+    const Rotation* rotation = shapes[index].rotation.get();
+    expect_queries(*layer.voters, kv_head, rows.group, n_tokens + n, selector->spec().future,
+                   rotation, &own);
+    rows.future_means = {own.means.data(), rows.group, layer.keys[0].setup().head_dim};
+    rows.future_spread = {own.spread.data(), rows.keys.cols * rows.group, rows.keys.cols};
+  }
+  const LayerPlace place{.layer = static_cast<int>(index),
+                         .n_layers = static_cast<int>(layers.size()),
+                         .n_tokens = n_tokens + n,
+                         .n_budget_tokens = prompt_tokens > 0 ? prompt_tokens : n_tokens + n};
+  std::vector<std::vector<int32_t>> chosen =
+      choose_rows(*selector, place, heads, layer.heads_per_group());
+  for (size_t g = 0; g < chosen.size(); ++g) {
+    const LiveHead& first = live[g * static_cast<size_t>(layer.heads_per_group())];
+    for (int32_t& row : chosen[g]) row = first.rows[static_cast<size_t>(row)];
+  }
+  return chosen;
+}
+
+// Marks what goes, when that is little, else makes the layer anew.
+std::optional<LayerRows> KvCache::State::drop_others(LayerCache* layer,
+                                                     std::span<const std::vector<int32_t>> chosen,
+                                                     int left) {
+  const auto group = static_cast<size_t>(layer->heads_per_group());
+  bool drops = false;
+  bool many = prompt_tokens == 0;
+  for (size_t h = 0; h < layer->kept.size(); ++h) {
+    const KeptHead& head = layer->kept[h];
+    const int alive = static_cast<int>(chosen[h / group].size()) + left;
+    drops = drops || alive < head.alive();
+    many = many || head.rows() - alive >= std::max(kFewDead, head.rows() / kDeadShare);
+  }
+  if (!drops) return std::nullopt;
+  std::vector<std::vector<int32_t>> stay(chosen.begin(), chosen.end());
+  for (size_t h = 0; h < layer->kept.size(); ++h) {
+    KeptHead& head = layer->kept[h];
+    std::vector<int32_t>& rows = stay[h / group];
+    if (h % group == 0) {
+      for (int row = head.rows() - left; row < head.rows(); ++row) rows.push_back(row);
+    }
+    if (many) continue;
+    size_t at = 0;
+    for (int row = 0; row < head.rows(); ++row) {
+      if (at < rows.size() && rows[at] == row) {
+        ++at;
+      } else if (!head.is_dead(row)) {
+        head.doomed.push_back(row);
+      }
+    }
+  }
+  if (!many) return std::nullopt;
+  const auto fewer = [&](const Sides& sides) {
+    Sides out(sides.get_allocator());
+    out.reserve(sides.size());
+    const auto per_side = static_cast<size_t>(sides[0].setup().n_heads);
+    for (size_t i = 0; i < sides.size(); ++i) {
+      const size_t head = i * per_side;
+      out.push_back(
+          sides[i].with_rows(stay[head / group], layer->positions(static_cast<int>(head))));
+    }
+    return out;
+  };
+  CountedVector<KeptHead> kept(layer->kept.get_allocator());
+  kept.reserve(layer->kept.size());
+  for (size_t h = 0; h < layer->kept.size(); ++h) {
+    kept.push_back(layer->kept[h].with_rows(stay[h / group]));
+  }
+  return LayerRows(fewer(layer->keys), fewer(layer->values), std::move(kept));
+}
+
+void KvCache::State::select(Backend& backend, int n, int left, bool prompt_goes_on) {
+  selecting = is_selection_due(n, prompt_goes_on);
+  ends_prompt = !prompt_goes_on;
+  if (!selecting) return;
+  std::vector<std::vector<std::vector<float>>> masses(layers.size());
+  const bool votes = (selector->needs() & Selector::mass) != 0 && selector->voters() > 0;
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (votes && layers[i].voters) masses[i] = weigh(backend, layers[i], n, n_tokens);
+  }
+  std::vector<std::optional<LayerRows>> anew(layers.size());
+  backend.pool().parallel(static_cast<int64_t>(layers.size()), [&](int64_t i) {
+    LayerCache& layer = layers[static_cast<size_t>(i)];
+    if (layer.kept.empty()) return;
+    const auto chosen = choose(static_cast<size_t>(i), n, left, masses[static_cast<size_t>(i)]);
+    anew[static_cast<size_t>(i)] = drop_others(&layer, chosen, left);
+  });
+  for (size_t i = 0; i < layers.size(); ++i) {
+    if (anew[i]) selected.push_back({i, std::move(*anew[i])});
+  }
+}
+
+void KvCache::State::finish_selection(int n) noexcept {
+  bool dropped = !selected.empty();
+  for (LayerCache& layer : layers) {
+    for (KeptHead& head : layer.kept) {
+      dropped = dropped || !head.doomed.empty();
+      head.commit();
+    }
+    if (layer.voters) layer.voters->finish_commit(n);
+  }
+  for (Selected& chosen : selected) {
+    LayerCache& layer = layers[chosen.layer];
+    layer.keys.swap(chosen.rows.keys);
+    layer.values.swap(chosen.rows.values);
+    layer.kept.swap(chosen.rows.kept);
+  }
+  selected.clear();
+  if (!selecting) return;
+  selecting = false;
+  selected_at = n_tokens + n;
+  if (dropped) dropped_at = selected_at;
+  if (!ends_prompt || prompt_tokens > 0) return;
+  prompt_tokens = selected_at;
+  // Nobody will ask again, unless the prompt is taken back: then nothing was dropped.
+  if (spec.selector.interval > 0 || !dropped) return;
+  for (LayerCache& layer : layers) {
+    if (layer.voters) layer.voters->clear();
+    for (KeptHead& head : layer.kept) head.forget_mass();
+  }
+}
+
+void KvCache::State::cancel_selection() noexcept {
+  selected.clear();
+  selecting = false;
+  for (LayerCache& layer : layers) {
+    for (KeptHead& head : layer.kept) head.rollback();
+    if (layer.voters) layer.voters->rollback();
+  }
+}
+
+void KvCache::State::forget_selection(LayerCache* layer, int n) noexcept {
+  for (KeptHead& head : layer->kept) head.truncate(head.rows_before(n));
+  if (!layer->voters) return;
+  if (n == 0) {
+    layer->voters->clear();
+  } else {
+    layer->voters->forget(n_tokens - n);
+  }
+}
+
+void KvCache::State::forget_selection(int n) noexcept {
+  if (n < prompt_tokens) prompt_tokens = 0;
+  selected_at = std::min(selected_at, n);
+  dropped_at = std::min(dropped_at, n);
+}
+
+float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
+  LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
+  if (!state_->is_observing(cache)) return nullptr;
+  return cache.voters->log_sums(n, n_heads);
+}
+
+void KvCache::observe_attention(Backend& backend, int layer, const AttendParams& params,
+                                const AttendTask& task) {
+  LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
+  if (!state_->is_observing(cache)) return;
+  // The queries of a long pass are not kept until it is committed.
+  if (cache.weighs() && task.q.rows > kFewRows) {
+    std::vector<float*> pending;
+    for (KeptHead& head : cache.kept) pending.push_back(head.pending.data());
+    const MassTask mass{task.q, task.heads, task.first_pos, task.log_sums, pending};
+    backend.attention_mass(params, MassOf::sum, {&mass, 1});
+  }
+  cache.voters->observe(params, task.q, task.first_pos);
+}
+
+}  // namespace kve

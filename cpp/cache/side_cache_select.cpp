@@ -1,0 +1,47 @@
+// Sides of which only some rows stay.
+#include <algorithm>
+
+#include "base/half.h"
+#include "cache/side_cache.h"
+
+namespace kve {
+
+SideCache SideCache::with_rows(std::span<const int32_t> rows, RowPositions positions) const {
+  SideCache out(setup_, counter_);
+  const ProjectorSpec& projector = setup_.spec.projector;
+  if (!projector.is_fixed() && projector.segment == 0) {
+    for (const std::shared_ptr<const Basis>& basis : bases_) out.restore_basis(basis);
+  }
+  const size_t width = values(1);
+  const int in_tail = static_cast<int>(rows.size()) - sink_rows();
+  std::ranges::copy(sinks_, out.restore_sinks(sink_rows()));
+  uint16_t* to = out.restore_tail(in_tail);
+
+  const int first_of_tail = sink_rows() + pages_.rows();
+  std::vector<float> page_rows;
+  int decoded = -1;  // the page that page_rows holds
+  for (const int32_t row : rows.subspan(static_cast<size_t>(sink_rows()))) {
+    if (row >= first_of_tail) {
+      std::copy_n(tail_.data() + values(row - first_of_tail), width, to);
+    } else {
+      const int index = (row - sink_rows()) / kPageTokens;
+      const int first = sink_rows() + index * kPageTokens;
+      const PageView& page = pages_.views()[static_cast<size_t>(index)];
+      if (decoded != index) {
+        page_rows.resize(values(page.rows));
+        const Mat all(page_rows.data(), page.rows, setup_.width());
+        for (int head = 0; head < setup_.n_heads; ++head) {
+          decode_page(view(head), page, first, positions,
+                      all.columns(int64_t{head} * setup_.head_dim, setup_.head_dim));
+        }
+        decoded = index;
+      }
+      const float* from = page_rows.data() + values(row - first);
+      for (size_t c = 0; c < width; ++c) to[c] = float_to_half(from[c]);
+    }
+    to += width;
+  }
+  return out;
+}
+
+}  // namespace kve

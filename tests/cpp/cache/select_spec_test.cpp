@@ -1,0 +1,104 @@
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "base/error.h"
+#include "cache/cache_testing.h"
+#include "cache/select/selector_stage.h"
+#include "cache/spec.h"
+
+namespace kve {
+namespace {
+
+std::string canonical(std::string_view text) { return CacheSpec::parse(text).str(); }
+
+std::string refusal(const std::string& text) {
+  try {
+    return "read as " + canonical(text);
+  } catch (const ConfigError& error) {
+    EXPECT_EQ(std::string(error.what()).find('\n'), std::string::npos);
+    return error.what();
+  }
+}
+
+TEST(SelectSpec, CanonicalForms) {
+  EXPECT_EQ(canonical("snapkv"), "snapkv:keep=0.25+f16");
+  EXPECT_EQ(canonical("snapkv:keep=0.25+hadamard+int4:tail=64"),
+            "snapkv:keep=0.25+hadamard+int4:group=32,tail=64");
+  EXPECT_EQ(canonical("int4 + snapkv : keep = 512 , window = 32"),
+            "snapkv:keep=512,window=32+int4:group=32,tail=64");
+  EXPECT_EQ(canonical("full+q8_0"), "q8_0");
+  EXPECT_EQ(canonical("h2o:keep=0.5"), "h2o:keep=0.5+f16");
+  EXPECT_EQ(canonical("h2o:keep=512,recent=64,interval=16"),
+            "h2o:keep=512,recent=64,interval=16+f16");
+  EXPECT_EQ(canonical("h2o_realdrop"), "h2o_realdrop:heavy=4+f16");
+  EXPECT_EQ(canonical("h2o_realdrop:heavy=8,recent=100"), "h2o_realdrop:heavy=8,recent=100+f16");
+  EXPECT_EQ(canonical("h2o_realdrop:recent=100,heavy=8"), "h2o_realdrop:heavy=8,recent=100+f16");
+  EXPECT_EQ(canonical("streaming:keep=1"), "streaming:keep=1+f16");
+  EXPECT_EQ(canonical("adakv"), "adakv:score=snapkv,keep=0.25+f16");
+  EXPECT_EQ(canonical("adakv:keep=0.5,score=expected,epsilon=0.01,alpha=0.5"),
+            "adakv:score=expected,keep=0.5,epsilon=0.01,alpha=0.5+f16");
+  EXPECT_EQ(canonical("duo:gates=a/b.tsv,streaming=0.25,recent=64"),
+            "duo:gates=a/b.tsv,recent=64,streaming=0.25+f16");
+  EXPECT_EQ(canonical("random:seed=7,prompt=chunked"),
+            "random:keep=0.25,seed=7,prompt=chunked+f16");
+  EXPECT_EQ(canonical("knorm:keep=0.1+best4"), "knorm:keep=0.1+" + canonical("best4"));
+}
+
+TEST(SelectSpec, EverySelectorRoundTrips) {
+  for (const SelectorEntry& entry : cache_selectors()) {
+    SCOPED_TRACE(entry.name);
+    const std::string text = selector_text(entry.spec);
+    const CacheSpec spec = CacheSpec::parse(text);
+    EXPECT_EQ(CacheSpec::parse(spec.str()), spec);
+    EXPECT_EQ(selector_text(spec.selector), text);
+    if (entry.spec.kind == SelectorSpec::Kind::duo) continue;
+    EXPECT_EQ(spec.selector, entry.spec);
+    EXPECT_EQ(selector_error(entry.spec), "");
+  }
+}
+
+TEST(SelectSpec, Refusals) {
+  const char* kKeep =
+      "keep: expected a share of the tokens above 0 and at most 1, or a number of "
+      "tokens from 2 to 1000000, found '";
+  for (const char* keep : {"0", "-1", "0.0", "1.5", "nan", "inf", "1000001", "half", "0.5x"}) {
+    EXPECT_TRUE(contains(refusal(std::string("snapkv:keep=") + keep), kKeep + std::string(keep)))
+        << refusal(std::string("snapkv:keep=") + keep);
+  }
+  EXPECT_TRUE(contains(refusal("h2o:keep=100,sinks=40,recent=64"),
+                       "keep: expected at least the 40 sinks and 64 recent tokens that always "
+                       "stay, found 100"));
+  EXPECT_TRUE(contains(refusal("snapkv:keep=32"), "at least the 0 sinks and 64 recent"));
+  EXPECT_TRUE(contains(refusal("snapkv:kernel=4"), "kernel: expected an odd number, found 4"));
+  EXPECT_TRUE(contains(refusal("snapkv:window=0"), "window: expected a whole number from 1"));
+  EXPECT_TRUE(contains(refusal("snapkv:seed=1"), "snapkv has no parameter 'seed'; known: keep"));
+  EXPECT_TRUE(contains(refusal("full:keep=0.5"), "full has no parameter 'keep'; it has none"));
+  EXPECT_TRUE(contains(refusal("adakv:score=tova"), "score: expected one of h2o, snapkv,"));
+  EXPECT_TRUE(contains(refusal("adakv:score=knorm,window=4"), "has no parameter 'window'"));
+  EXPECT_TRUE(contains(refusal("snapkv+h2o"), "'h2o' is a second selector"));
+  EXPECT_TRUE(contains(refusal("k=snapkv"), "'snapkv' is for keys and values together"));
+  EXPECT_TRUE(contains(refusal("snapkv:first=2"), "snapkv has no parameter 'first'"));
+  EXPECT_TRUE(contains(refusal("duo"), "duo needs gates=FILE"));
+  EXPECT_TRUE(contains(refusal("snapkv:prompt=later"), "expected exact or chunked"));
+  EXPECT_TRUE(contains(refusal("snapkw"), "did you mean snapkv?"));
+}
+
+TEST(SelectSpec, ImpossibleSpecsAreToldApart) {
+  SelectorSpec spec;
+  spec.kind = SelectorSpec::Kind::tova;
+  spec.joint = true;
+  EXPECT_NE(selector_error(spec), "");
+  spec = find_selector("snapkv")->spec;
+  spec.window = 0;
+  EXPECT_NE(selector_error(spec), "");
+  spec = find_selector("snapkv")->spec;
+  spec.share = 0;
+  EXPECT_NE(selector_error(spec), "");
+  spec = find_selector("h2o")->spec;
+  spec.recent = -2;
+  EXPECT_NE(selector_error(spec), "");
+}
+
+}  // namespace
+}  // namespace kve
