@@ -64,6 +64,20 @@ py::array_t<int32_t> read_positions(const CacheHandle& self, int layer, int head
   return positions;
 }
 
+std::vector<double> query_squares(const CacheHandle& self, int layer, int head) {
+  const SessionUse session(*self.session);
+  session->drop_ahead();
+  const KvCache& cache = session->cache();
+  checked_index("layer", layer, cache.layers().size());
+  const LayerShape& shape = cache.layers()[static_cast<size_t>(layer)];
+  checked_index("head", head, static_cast<size_t>(shape.n_kv_heads));
+  if (!cache.wants_queries(layer)) {
+    throw ConfigError(message("cache ", cache.spec().str(),
+                              ": expected keys of klt that wait for their fit, found none"));
+  }
+  return cache.mean_squared_queries(layer, head);
+}
+
 void bind_stats(py::module_& module) {
   py::class_<CacheStats>(module, "CacheStats",
                          "What a cache costs, in bytes that were really allocated.")
@@ -139,6 +153,9 @@ void bind_cache(py::module_& module) {
       .def("positions", &read_positions, py::arg("layer"), py::arg("head"),
            "Positions of the rows of keys() and values(): new int32 ndarray [tokens kept], rising. "
            "Raises ConfigError.")
+      .def("query_squares", &query_squares, py::arg("layer"), py::arg("head"),
+           "Mean squares of the queries of a kv head, per channel, while keys wait for the fit of "
+           "klt: list of head_dim floats. Raises ConfigError.")
       .def_property_readonly(
           "spec",
           [](const CacheHandle& self) { return self.session->session.cache().spec().str(); },

@@ -20,9 +20,15 @@ namespace {
 using Handle = std::shared_ptr<SessionHandle>;
 
 Handle make(const std::shared_ptr<Model>& model, int n_ctx, std::string_view cache, bool exact,
-            int n_batch) {
-  return std::make_shared<SessionHandle>(model->session(
-      {.n_ctx = n_ctx, .cache = CacheSpec::parse(cache), .exact = exact, .n_batch = n_batch}));
+            int n_batch, const std::string& kv_budget) {
+  SessionOptions options = {
+      .n_ctx = n_ctx, .cache = CacheSpec::parse(cache), .exact = exact, .n_batch = n_batch};
+  if (!kv_budget.empty()) {
+    const int context = n_ctx == 0 ? model->spec().n_ctx : n_ctx;
+    options.kv_budget =
+        std::max<int64_t>(1, parse_budget(kv_budget, model->spec().cache_shape(), context));
+  }
+  return std::make_shared<SessionHandle>(model->session(options));
 }
 
 Handle restore(const std::shared_ptr<Model>& model, const std::filesystem::path& path) {
@@ -87,12 +93,14 @@ void bind_session(py::module_& module) {
       module, "Session", "One conversation with a model: tokens and their compressed cache.");
   session.def(py::init(&make), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0,
               py::arg("cache") = "f16", py::arg("exact") = false, py::arg("n_batch") = 256,
+              py::arg("kv_budget") = "",
               R"(An empty session.
 
 n_ctx: most tokens it may hold; 0: what the model was trained for.
 cache: a cache spec, see caches().
 exact: f32 activations instead of int8.
 n_batch: tokens per forward pass while a prompt is read.
+kv_budget: most bytes of the cache, like '64MiB' or 'bits=3'; empty: no limit.
 Raises ConfigError.)");
   session.def(py::init(&restore), py::arg("model"), py::kw_only(), py::arg("restore"),
               R"(A session that save() wrote to the file `restore`; it goes on bit-identically.

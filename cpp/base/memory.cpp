@@ -57,6 +57,16 @@ void MemoryCounter::release_block(std::byte* memory, size_t bytes) noexcept {
   live_.fetch_sub(static_cast<int64_t>(bytes));
 }
 
+std::byte* MemoryCounter::exchange_block(std::byte* memory, size_t bytes, size_t new_bytes) {
+  KVE_ASSERT(new_bytes <= bytes);
+  std::byte* block = blocks_.allocate(new_bytes);
+  if (block == nullptr) return count(nullptr, new_bytes);
+  blocks_.release(memory, bytes);
+  live_.fetch_sub(static_cast<int64_t>(bytes - new_bytes));
+  allocations_.fetch_add(1, std::memory_order_relaxed);
+  return block;
+}
+
 LargeBlock::LargeBlock(std::shared_ptr<MemoryCounter> counter, size_t bytes)
     : counter_(std::move(counter)), data_(counter_->allocate(bytes)), size_(bytes) {
 #if defined(MADV_HUGEPAGE)

@@ -26,6 +26,9 @@ class MemoryCounter {
   // others are released.
   std::byte* allocate_block(size_t bytes);
   void release_block(std::byte* memory, size_t bytes) noexcept;
+  // A new block instead of one that is no smaller, which is released: no limit refuses that. Both
+  // exist for a moment.
+  std::byte* exchange_block(std::byte* memory, size_t bytes, size_t new_bytes);
 
   // From now on, what would make live() exceed `bytes` throws CapacityError.
   void set_limit(int64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }

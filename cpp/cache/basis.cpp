@@ -9,6 +9,7 @@
 
 #include "base/error.h"
 #include "base/half.h"
+#include "cache/spec.h"
 #include "formats/cache/strips.h"
 
 namespace kve {
@@ -42,8 +43,9 @@ const char* shape_error(int64_t dim, int64_t width, int64_t block, int64_t block
 }
 
 bool strips_fit(size_t n_strips, int width) {
-  return n_strips == 0 || n_strips == static_cast<size_t>(key_strips(width)) ||
-         n_strips == static_cast<size_t>(value_strips(width));
+  const auto keys = static_cast<size_t>(key_strips(width));
+  return n_strips == static_cast<size_t>(value_strips(width)) ||
+         (n_strips % keys == 0 && n_strips / keys <= kMaxTiers);
 }
 
 size_t lift_size(const BasisView& view) {

@@ -24,7 +24,8 @@ struct BasisData {
   std::vector<float> lift;    // [block][block_width]
   std::vector<float> row;     // [block], empty: ones
   std::vector<float> column;  // [block_width], empty: ones; empty with int8
-  std::vector<uint8_t> strip_bits;  // per strip 0 to 8, empty: the codec's
+  // 0 to 8 per strip, or so for each tier of the side: [tiers][strips]. Empty: the codec's.
+  std::vector<uint8_t> strip_bits;
 };
 
 // Immutable. The lift is rounded to binary16, after all of it was multiplied by a power of two

@@ -16,6 +16,9 @@ constexpr uint32_t kVersion = 1;
 constexpr uint32_t kMostHeads = 1 << 16;
 constexpr int64_t kMostValues = 1 << 16;  // of a group's row
 constexpr int kRankStep = 32;             // of ranks that are a share: Palu's
+// Of queries; what is divided by their roots stays within binary16's reach.
+constexpr float kLeastMetric = 1e-12f;
+constexpr float kMostMetric = 1e12f;
 
 uint32_t number(const GgufFile& file, const char* key, uint32_t most) {
   const auto value = file.get<uint32_t>(key);
@@ -154,6 +157,24 @@ BasisData CalibratedBases::basis(int layer, bool values, int group, int dim,
     }
   }
   return out;
+}
+
+Klt CalibratedBases::klt(int layer, int head, int dim) const {
+  const std::string name = message("blk.", layer, ".klt.", head);
+  const std::string path = printable(file_->path().string(), 1024);
+  const TensorInfo& tensor = tensor_of(*file_, name, dim, dim);
+  const std::vector<float> rows = finite_values(tensor, path);
+  const std::vector<float> energy =
+      finite_values(tensor_of(*file_, name + ".energy", dim, 1), path);
+  const std::vector<float> metric =
+      finite_values(tensor_of(*file_, name + ".metric", dim, 1), path);
+  check_lengths(rows.data(), dim, dim, name, path);
+  check_energy(energy, name + ".energy", path);
+  if (!std::ranges::all_of(metric, [](float x) { return x >= kLeastMetric && x <= kMostMetric; })) {
+    throw FormatError(message(path, ": ", name, ".metric: expected mean squares from ",
+                              kLeastMetric, " to ", kMostMetric));
+  }
+  return klt_basis(rows, energy, metric);
 }
 
 }  // namespace kve

@@ -14,6 +14,11 @@
 //   blk.N.keys.G, blk.N.values.G             F32 [group * dim, components]: orthonormal rows, those
 //                                            of most energy first; G: the group
 //   blk.N.keys.G.energy, blk.N.values.G.energy    F32 [components]: mean squares of coefficients
+// and for the Karhunen-Loeve transform of keys (project/klt.h), of every kv head H:
+//   blk.N.klt.H                  F32 [dim, dim]: orthonormal rows U^T, of keys that are turned back
+//                                to the first of 64 positions, those of most energy first
+//   blk.N.klt.H.energy           F32 [dim]: eigenvalues, of weighted keys within pages
+//   blk.N.klt.H.metric           F32 [dim]: mean squared queries, above 0
 #pragma once
 
 #include <cstdint>
@@ -21,6 +26,7 @@
 #include <string>
 
 #include "cache/basis.h"
+#include "cache/project/klt.h"
 #include "cache/spec.h"
 #include "gguf/gguf_file.h"
 
@@ -41,6 +47,8 @@ class CalibratedBases {
   // Throws FormatError when the file lacks them or they have another shape, and ConfigError when
   // the projector asks for more components than there are.
   BasisData basis(int layer, bool values, int group, int dim, const ProjectorSpec& projector) const;
+  // The transform of one kv head's keys. Throws as basis() does.
+  Klt klt(int layer, int head, int dim) const;
 
  private:
   std::shared_ptr<const GgufFile> file_;

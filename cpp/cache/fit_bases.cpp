@@ -57,36 +57,68 @@ Klt fit_klt(const SideCache& side, int head, RowPositions positions, const Query
   return klt_basis(statistics, metric);
 }
 
-std::vector<BasisData> fit_klt(const SidesToFit& fitted, const QuerySquares& queries, int n_new) {
-  const std::span<const SideCache> sides = fitted.sides;
-  std::vector<BasisData> out;
-  std::vector<std::vector<double>> eigenvalues;
-  for (size_t head = 0; head < sides.size(); ++head) {
-    Klt klt = fit_klt(sides[head], fitted.first_head + static_cast<int>(head),
-                      fitted.positions[head], queries, n_new);
-    const CodecSpec& codec = sides[head].setup().spec.codec;
-    // Finer codes would show the rounding of an int8 lift (Basis).
-    klt.basis.int8 = !codec.is_float() && codec.coding.bits <= 4;
-    out.push_back(std::move(klt.basis));
-    eigenvalues.push_back(std::move(klt.eigenvalues));
-  }
-  // Heads with the same mean of bits share them out among all of their components.
-  const auto bits_of = [&](size_t head) -> int {
-    return sides[head].setup().spec.codec.coding.bits;
+// The bits of every strip in one tier, for all heads that code components apart there. Heads with
+// the same mean of bits share them out among all of their components.
+std::vector<std::vector<uint8_t>> bits_in_tier(std::span<const SideSetup* const> setups,
+                                               std::span<const Klt> heads, int tier) {
+  std::vector<std::vector<uint8_t>> out(setups.size());
+  const auto mean_of = [&](size_t head) -> int {
+    const SideSetup& setup = *setups[head];
+    const bool apart = tier < setup.spec.n_tiers() && setup.has_component_bits(tier);
+    return apart ? setup.spec.codec_of(tier).coding.bits : 0;
   };
-  for (size_t head = 0; head < sides.size(); ++head) {
-    if (!sides[head].setup().has_component_bits() || !out[head].strip_bits.empty()) continue;
+  for (size_t head = 0; head < setups.size(); ++head) {
+    if (mean_of(head) == 0 || !out[head].empty()) continue;
     std::vector<size_t> alike;
     std::vector<std::vector<double>> values;
-    for (size_t other = head; other < sides.size(); ++other) {
-      if (bits_of(other) != bits_of(head) || !sides[other].setup().has_component_bits()) continue;
+    for (size_t other = head; other < setups.size(); ++other) {
+      if (mean_of(other) != mean_of(head)) continue;
       alike.push_back(other);
-      values.push_back(eigenvalues[other]);
+      values.push_back(heads[other].eigenvalues);
     }
-    const auto bits = allocate_bits(values, bits_of(head));
-    for (size_t i = 0; i < alike.size(); ++i) out[alike[i]].strip_bits = bits[i];
+    const auto bits = allocate_bits(values, mean_of(head));
+    for (size_t i = 0; i < alike.size(); ++i) out[alike[i]] = bits[i];
   }
   return out;
+}
+
+}  // namespace
+
+std::vector<BasisData> klt_bases(std::span<const SideSetup* const> setups,
+                                 std::span<const Klt> heads) {
+  std::vector<BasisData> out;
+  for (size_t head = 0; head < heads.size(); ++head) {
+    const CodecSpec& codec = setups[head]->spec.codec;
+    out.push_back(heads[head].basis);
+    // Finer codes would show the rounding of an int8 lift (Basis).
+    out.back().int8 = !codec.is_float() && codec.coding.bits <= 4;
+  }
+  for (int tier = 0; tier < static_cast<int>(kMaxTiers); ++tier) {
+    const auto bits = bits_in_tier(setups, heads, tier);
+    for (size_t head = 0; head < heads.size(); ++head) {
+      const SideSetup& setup = *setups[head];
+      if (setup.n_strip_bits() == 0 || tier >= setup.spec.n_tiers()) continue;
+      std::vector<uint8_t>& all = out[head].strip_bits;
+      const size_t end =
+          all.size() + setup.n_strip_bits() / static_cast<size_t>(setup.spec.n_tiers());
+      all.insert(all.end(), bits[head].begin(), bits[head].end());
+      all.resize(end, setup.spec.codec_of(tier).coding.bits);
+    }
+  }
+  return out;
+}
+
+namespace {
+
+std::vector<BasisData> fit_klt(const SidesToFit& fitted, const QuerySquares& queries, int n_new) {
+  std::vector<const SideSetup*> setups;
+  std::vector<Klt> heads;
+  for (size_t head = 0; head < fitted.sides.size(); ++head) {
+    setups.push_back(&fitted.sides[head].setup());
+    heads.push_back(fit_klt(fitted.sides[head], fitted.first_head + static_cast<int>(head),
+                            fitted.positions[head], queries, n_new));
+  }
+  return klt_bases(setups, heads);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cache/basis.h"
+#include "cache/project/klt.h"
 #include "cache/query_squares.h"
 #include "cache/side_cache.h"
 
@@ -12,6 +13,11 @@ namespace kve {
 
 // The basis of a projector that needs no rows (hadamard, rotation).
 BasisData fixed_basis(const ProjectorSpec& projector, int dim);
+
+// The bases of the kv heads of one layer, with the bits of their components where these have bits
+// of their own, which heads with the same mean of bits share out.
+std::vector<BasisData> klt_bases(std::span<const SideSetup* const> setups,
+                                 std::span<const Klt> heads);
 
 // Sides of one layer: of all its kv heads from first_head on, or one of all heads.
 struct SidesToFit {

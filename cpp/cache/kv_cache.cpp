@@ -53,7 +53,8 @@ Sides make_sides(std::span<const SideSetup> setups, const std::shared_ptr<Memory
 }
 
 bool uses_queries(const SideSetup& setup) {
-  return setup.spec.projector.kind == ProjectorSpec::Kind::klt && !setup.values;
+  const ProjectorSpec& projector = setup.spec.projector;
+  return projector.kind == ProjectorSpec::Kind::klt && !projector.is_fixed() && !setup.values;
 }
 
 }  // namespace
@@ -208,8 +209,8 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
   }
   const int before = cache.rows(0);
   SealJobs& jobs = state_->jobs;
-  jobs.clear();
-  try {
+  const auto add_rows = [&] {
+    jobs.clear();
     const auto add = [&](Sides& sides, ConstMat rows) {
       const int width = sides[0].setup().width();
       for (size_t i = 0; i < sides.size(); ++i) {
@@ -226,12 +227,18 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
     if (backend.seal(jobs) >= 0) {
       throw Error(locate_not_finite(layer, shape.n_kv_heads, first_new, k, v));
     }
-  } catch (...) {
+  };
+  const auto undo = [&] {
     for (KeptHead& head : cache.kept) head.truncate(head.rows_before(first_new));
     cache.each_side([&](SideCache& side, int head) {
       side.truncate_appended(cache.kept.empty() ? before : cache.rows(head));
     });
     cache.refresh_views();
+  };
+  try {
+    state_->with_room(backend, add_rows, undo);
+  } catch (...) {
+    undo();
     throw;
   }
   cache.appended += static_cast<int>(k.rows);
@@ -245,6 +252,14 @@ bool KvCache::wants_queries(int layer) const {
 
 void KvCache::observe_queries(int layer, ConstMat q) {
   state_->layers.at(static_cast<size_t>(layer)).queries.append(q);
+}
+
+std::vector<double> KvCache::mean_squared_queries(int layer, int kv_head) const {
+  const LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
+  if (!wants_queries(layer)) {
+    return std::vector(static_cast<size_t>(cache.keys[0].setup().head_dim), 1.0);
+  }
+  return cache.queries.means(kv_head, 0);
 }
 
 std::span<const HeadView> KvCache::view(int layer) const {
@@ -316,6 +331,28 @@ void KvCache::State::release_jobs() noexcept {
   }
 }
 
+void KvCache::State::begin_seals(Backend& backend, int n, int appended) {
+  plan_seals(appended);
+  fit_seals(backend.pool(), n);
+  size_t sides = 0;
+  for (const LayerSeal& seal : seals) sides += seal.sides().size();
+  jobs.reserve(sides);
+  for (const LayerSeal& seal : seals) {
+    const size_t per_side = seal.fitted.size() / seal.sides().size();
+    std::span<const BasisData> fitted = seal.fitted;
+    int head = seal.first_head();
+    for (SideCache& side : seal.sides()) {
+      side.begin_seal(seal.n, fitted.first(per_side), seal.rows->positions(head), &jobs);
+      fitted = fitted.subspan(per_side);
+      head += side.setup().n_heads;
+    }
+  }
+  // append() let only finite rows into the tails.
+  if (!jobs.empty() && backend.seal(jobs) >= 0) {
+    throw Error("cache: the backend refused to code finite values");
+  }
+}
+
 void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
   State& s = *state_;
   const int left = s.layers.empty() ? 0 : s.layers[0].appended - n;
@@ -327,25 +364,14 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
     s.count_votes(backend, n);
     s.select(backend, n, left, prompt_goes_on);
     if (prompt_goes_on && s.waits_for_prompt()) return;
-    s.plan_seals(left);
-    s.fit_seals(backend.pool(), n);
-    size_t sides = 0;
-    for (const LayerSeal& seal : s.seals) sides += seal.sides().size();
-    s.jobs.reserve(sides);
-    for (const LayerSeal& seal : s.seals) {
-      const size_t per_side = seal.fitted.size() / seal.sides().size();
-      std::span<const BasisData> fitted = seal.fitted;
-      int head = seal.first_head();
-      for (SideCache& side : seal.sides()) {
-        side.begin_seal(seal.n, fitted.first(per_side), seal.rows->positions(head), &s.jobs);
-        fitted = fitted.subspan(per_side);
-        head += side.setup().n_heads;
+    const auto cancel = [&] {
+      for (LayerCache& layer : s.layers) {
+        layer.each_side([](SideCache& side, int) { side.cancel_seal(); });
       }
-    }
-    // append() let only finite rows into the tails.
-    if (!s.jobs.empty() && backend.seal(s.jobs) >= 0) {
-      throw Error("cache: the backend refused to code finite values");
-    }
+      s.release_jobs();
+    };
+    s.with_room(backend, [&] { s.begin_seals(backend, n, left); }, cancel);
+    s.lower_aged(backend, s.n_tokens + n);
   } catch (...) {
     rollback();
     throw;
@@ -391,6 +417,7 @@ int KvCache::tokens_until_seal() const {
   for (const LayerCache& layer : state_->layers) {
     layer.each_side([&](const SideCache& side, int) {
       least = std::min(least, side.rows_until_seal(layer.appended));
+      least = std::min(least, side.rows_until_lowered(state_->n_tokens - layer.first_pos));
     });
   }
   return least;

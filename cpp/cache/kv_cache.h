@@ -69,6 +69,8 @@ class KvCache {
   float* log_sums(int layer, int64_t n, int n_heads);
   void observe_attention(Backend& backend, int layer, const AttendParams& params,
                          const AttendTask& task);
+  // [key_dim]: of the committed tokens whose queries are known, while wants_queries(); else ones.
+  std::vector<double> mean_squared_queries(int layer, int kv_head) const;
   // Committed and appended rows of one layer, one view per kv head; valid until the next change.
   std::span<const HeadView> view(int layer) const;
   // Makes the first n of the appended tokens (the same number in every layer) part of the cache and
@@ -101,8 +103,10 @@ class KvCache {
   // The allocator behind this cache and its forks: pages, tails, bases, tables and views. Not
   // counted are the State object itself, the shapes, and what fitting a basis takes for a moment.
   const MemoryCounter& memory() const;
-  // From now on this cache and its forks together hold at most so many bytes: what would take more
-  // throws CapacityError, and the cache is as before.
+  // From now on this cache and its forks together hold at most so many bytes. Where older= says how
+  // (cache/spec.h), append() and commit() code the oldest pages in fewer bits, which stay so even
+  // if the pass fails. What would take more all the same throws CapacityError, and the cache is as
+  // before.
   void limit_memory(int64_t bytes);
 
   // Rows that a kv head stores, committed or appended: of all tokens, but for those that a window

@@ -138,12 +138,26 @@ void expect_finite(const SideCache& side, RowPositions positions, const std::str
   }
 }
 
+// Bits of strips fall within a tier, and from tier to tier.
+void check_strip_bits(const std::string& where, std::span<const uint8_t> bits, size_t n_tiers,
+                      uint32_t basis) {
+  const size_t n = bits.size() / n_tiers;
+  for (size_t i = 0; i < bits.size(); ++i) {
+    if (i % n > 0 && bits[i] > bits[i - 1]) bad_field(where, "rising bits in basis", basis);
+    if (i >= n && bits[i] > bits[i - n])
+      bad_field(where, "bits that rise with age in basis", basis);
+  }
+}
+
 void load_bases(const std::string& where, const std::shared_ptr<MemoryCounter>& counter, Reader* in,
                 SideCache* side) {
   const SideSetup& setup = side->setup();
   const auto n = in->get<uint32_t>("number of bases");
   const ProjectorSpec& projector = setup.spec.projector;
-  const uint32_t most = projector.segment > 0 ? 1 + INT16_MAX : projector.fit > 0 ? 1 : 0;
+  const auto n_tiers = static_cast<uint32_t>(setup.spec.n_tiers());
+  const uint32_t most = projector.segment > 0 ? (1 + INT16_MAX) / n_tiers
+                        : projector.fit > 0   ? 1
+                                              : 0;
   if (n > most) bad_field(where, "a number of bases of", n);
   for (uint32_t i = 0; i < n; ++i) {
     const auto size = in->get<uint32_t>("size of a basis");
@@ -152,16 +166,12 @@ void load_bases(const std::string& where, const std::shared_ptr<MemoryCounter>& 
     const int n_blocks = view.dim / view.block;
     const int expected_blocks =
         projector.block > 0 ? setup.width() / projector.block : setup.n_heads;
-    const size_t strips =
-        setup.has_component_bits() ? static_cast<size_t>(key_strips(setup.page_width())) : 0;
     if (view.dim != setup.width() || view.width != setup.page_width() ||
         n_blocks != expected_blocks) {
       bad_field(where, "a basis of dimension", view.dim);
     }
-    if (basis->strip_bits().size() != strips) bad_field(where, "bits of basis", i);
-    if (!std::ranges::is_sorted(basis->strip_bits(), std::ranges::greater{})) {
-      bad_field(where, "rising bits in basis", i);
-    }
+    if (basis->strip_bits().size() != setup.n_strip_bits()) bad_field(where, "bits of basis", i);
+    check_strip_bits(where, basis->strip_bits(), n_tiers, i);
     side->restore_basis(basis);
   }
 }
@@ -190,15 +200,19 @@ void load_side(int rows, RowPositions positions, const std::string& where,
   for (int row = 0; row < coded; row += kPageTokens) {
     const auto basis = in->get<int32_t>("basis of a page");
     const size_t known = has_bases ? side->bases().size() : 1;
+    const int n_tiers = side->setup().spec.n_tiers();
+    const int number = basis / n_tiers;
     // Segments follow each other, each with a basis of its own.
-    const bool in_order = basis == last_basis || (segments && basis == last_basis + 1);
-    if (!in_order || basis < 0 || static_cast<size_t>(basis) >= known) {
+    const bool in_order = number == last_basis || (segments && number == last_basis + 1);
+    if (!in_order || basis < 0 || static_cast<size_t>(number) >= known) {
       bad_field(where, "a basis of", basis);
     }
-    last_basis = basis;
+    last_basis = number;
+    const int n_rows = std::min(coded - row, kPageTokens);
+    if (n_rows < kPageTokens && basis % n_tiers > 0)
+      bad_field(where, "an open page of tier", basis);
     // Taken before memory is asked for.
     const std::span<const std::byte> source = in->take(page_bytes(side->format(basis)), where);
-    const int n_rows = std::min(coded - row, kPageTokens);
     std::byte* page = side->restore_page(n_rows, basis);
     std::ranges::copy(source, page);
     if (!is_sound(side->format(basis), page)) {

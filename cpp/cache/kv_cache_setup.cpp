@@ -44,7 +44,9 @@ std::shared_ptr<const Basis> KvCache::State::latent_basis(const SideSetup& side,
 
 bool KvCache::State::is_latent(const SideSpec& side, size_t layer) const {
   const bool plain = side.projector.kind == ProjectorSpec::Kind::none;
-  return side.projector.calibrated || (plain && shapes[layer].latents != nullptr);
+  const bool of_file =
+      side.projector.calibrated && side.projector.kind == ProjectorSpec::Kind::lowrank;
+  return of_file || (plain && shapes[layer].latents != nullptr);
 }
 
 int KvCache::State::heads_per_side(const SideSpec& side, size_t layer) const {
@@ -72,6 +74,22 @@ SideSetup KvCache::State::setup(size_t layer, int head, bool values) {
   return out;
 }
 
+// The bases of calibrated keys, of all kv heads of a layer.
+void KvCache::State::add_klt_bases(size_t layer, std::span<SideSetup> sides) {
+  std::vector<const SideSetup*> setups;
+  std::vector<Klt> heads;
+  for (const SideSetup& side : sides) {
+    setups.push_back(&side);
+    const auto head = static_cast<int>(heads.size());
+    heads.push_back(file->klt(static_cast<int>(layer), head, side.head_dim));
+  }
+  const std::vector<BasisData> found = klt_bases(setups, heads);
+  for (size_t i = 0; i < sides.size(); ++i) {
+    sides[i].basis = Basis::make(found[i], counter);
+    latent.push_back(sides[i].basis);
+  }
+}
+
 // Of every side of the layer, checked.
 std::vector<SideSetup> KvCache::State::setups(size_t layer, bool values) {
   const std::string where = message("layer ", layer);
@@ -95,6 +113,8 @@ std::vector<SideSetup> KvCache::State::setups(size_t layer, bool values) {
     }
     if (head % one.n_heads == 0) out.push_back(std::move(one));
   }
+  const ProjectorSpec& projector = out[0].spec.projector;
+  if (projector.kind == ProjectorSpec::Kind::klt && projector.calibrated) add_klt_bases(layer, out);
   return out;
 }
 

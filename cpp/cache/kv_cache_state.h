@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
 #include "cache/calibrated_bases.h"
 #include "cache/fit_bases.h"
 #include "cache/kept_head.h"
@@ -140,7 +141,27 @@ struct KvCache::State {
   int heads_per_side(const SideSpec& side, size_t layer) const;
   SideSetup setup(size_t layer, int head, bool values);
   std::vector<SideSetup> setups(size_t layer, bool values);
+  void add_klt_bases(size_t layer, std::span<SideSetup> sides);
   void check_rules() const;
+  // Runs `work`, and again as long as it lacks memory but pages can go down a tier; `undo` makes
+  // what is left of a failed run good.
+  template <class Work, class Undo>
+  void with_room(Backend& backend, const Work& work, const Undo& undo) {
+    for (;;) {
+      try {
+        return work();
+      } catch (const CapacityError&) {
+        undo();
+        if (!lower_oldest(backend)) throw;
+      }
+    }
+  }
+  // Pages whose rows have the age go down, until one cannot for lack of memory.
+  void lower_aged(Backend& backend, int n_committed);
+  // The ripest page of all sides goes down (of several sides, where they are as ripe); false when
+  // all that would give memory free are in their last tier.
+  bool lower_oldest(Backend& backend);
+  void begin_seals(Backend& backend, int n, int appended);
   void plan_seals(int appended);
   void plan_seals(LayerRows* rows, const LayerCache* layer, int appended);
   void fit_seals(ThreadPool& pool, int n_new);
@@ -178,7 +199,7 @@ struct KvCache::State {
   };
   std::vector<SharedBasis> shared;
   std::optional<CalibratedBases> file;               // of CacheSpec::bases
-  std::vector<std::shared_ptr<const Basis>> latent;  // all that latent_basis() made
+  std::vector<std::shared_ptr<const Basis>> latent;  // all that were made of `file` or the model
   int n_tokens = 0;
   CountedVector<LayerSeal> seals;            // of the commit at hand
   SealJobs jobs;                             // kept, so that a decode step allocates nothing

@@ -40,8 +40,11 @@ PageList& PageList::operator=(PageList other) noexcept {
 PageList::~PageList() { truncate(0); }
 
 PageView PageList::new_page(size_t bytes, int basis) {
+  return empty_page(counter_->allocate_block(bytes + sizeof(RefCount)), bytes, basis);
+}
+
+PageView PageList::empty_page(std::byte* page, size_t bytes, int basis) {
   KVE_ASSERT(bytes % alignof(RefCount) == 0);
-  std::byte* page = counter_->allocate_block(bytes + sizeof(RefCount));
   // What no row writes (places past the end of a row, padding) is saved as well.
   std::memset(page, 0, bytes);
   new (page + bytes) RefCount(1);
@@ -94,6 +97,23 @@ void PageList::grow(int n, size_t page_bytes, int basis) {
   }
 }
 
+void PageList::replace(size_t page, std::span<const std::byte> bytes, int basis) {
+  PageView& view = views_[page];
+  PageView fresh;
+  if (is_shared(view)) {
+    fresh = new_page(bytes.size(), basis);
+    release(view);
+  } else {
+    std::byte* block = counter_->exchange_block(const_cast<std::byte*>(view.data),
+                                                static_cast<size_t>(view.bytes) + sizeof(RefCount),
+                                                bytes.size() + sizeof(RefCount));
+    fresh = empty_page(block, bytes.size(), basis);
+  }
+  std::memcpy(const_cast<std::byte*>(fresh.data), bytes.data(), bytes.size());
+  fresh.rows = view.rows;
+  view = fresh;
+}
+
 std::byte* PageList::writable(size_t page) {
   KVE_ASSERT(!is_shared(views_[page]));
   return const_cast<std::byte*>(views_[page].data);
@@ -118,8 +138,8 @@ void PageList::drop_front(int n_pages) noexcept {
   views_.erase(views_.begin(), end);
 }
 
-void PageList::drop_bases(int n_bases) noexcept {
-  for (PageView& view : views_) view.basis = static_cast<int16_t>(view.basis - n_bases);
+void PageList::renumber_bases(int n) noexcept {
+  for (PageView& view : views_) view.basis = static_cast<int16_t>(view.basis - n);
 }
 
 size_t PageList::meta_bytes() const {

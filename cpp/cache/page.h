@@ -38,16 +38,22 @@ class PageList {
   void grow(int n, size_t page_bytes, int basis);
   // A page that holds rows of the latest grow().
   std::byte* writable(size_t page);
+  // Whether the page is in no other list.
+  bool is_own(size_t page) const { return !is_shared(views_[page]); }
+  // Puts other bytes, which are no more, in the place of a page. Throws CapacityError, and nothing
+  // has changed; never for a limit where the page is in no other list.
+  void replace(size_t page, std::span<const std::byte> bytes, int basis);
   void truncate(int n_rows) noexcept;
   void drop_front(int n_pages) noexcept;
-  // The first n_bases bases are gone: the others' numbers fall.
-  void drop_bases(int n_bases) noexcept;
+  // The numbers of bases fall by n.
+  void renumber_bases(int n) noexcept;
 
   // Reference counts and the array of views.
   size_t meta_bytes() const;
 
  private:
   PageView new_page(size_t bytes, int basis);
+  static PageView empty_page(std::byte* block, size_t bytes, int basis);
   void release(const PageView& page) noexcept;
   static bool is_shared(const PageView& page);
   void own_last();

@@ -109,7 +109,8 @@ constexpr std::array kProjectors = {
     ProjectorEntry{
         "klt",
         {.kind = ProjectorSpec::Kind::klt, .fit = 512, .anchor = kPageTokens},
-        "fit=512 (64..65536, a multiple of 64), anchor=64 (0, 1 or 64)",
+        "fit=512 (64..65536, a multiple of 64), anchor=64 (0, 1 or 64); or for keys basis=FILE (of "
+        "`kvengine calibrate --bases`)",
         "Karhunen-Loeve transform of keys, turned back to the start of their page, in the "
         "metric of the queries, with bits by reverse water-filling",
         "kvengine"},
@@ -171,6 +172,18 @@ constexpr std::array kPresets = {
         "palu", "lowrank:basis=FILE,share=50",
         "Palu with groups of heads and uniform ranks: half as many numbers per token, in f16",
         "2407.21118"},
+    CachePreset{"klt4",
+                "k=klt:basis=FILE+k=int4:per=channel,group=64,fit=search,scale=log8,tail=60,sinks=4"
+                "+v=hadamard+v=lm4:group=head,fit=energy,scale=log8,tail=60",
+                "best4 with bases of a file: nothing waits for a fit", "kvengine"},
+    CachePreset{"klt3",
+                "k=klt:basis=FILE+k=int3:per=channel,group=64,fit=search,scale=log8,tail=60,sinks=4"
+                "+v=hadamard+v=lm3:group=head,fit=energy,scale=log8,tail=60",
+                "best3 with bases of a file: nothing waits for a fit", "kvengine"},
+    CachePreset{"klt2",
+                "k=klt:basis=FILE+k=int2:per=channel,group=64,fit=search,scale=log8,tail=60,sinks=4"
+                "+v=hadamard+v=lm2:group=head,fit=energy,scale=log8,tail=60",
+                "best2 with bases of a file: nothing waits for a fit", "kvengine"},
     CachePreset{"best8", "hadamard+q8_0:tail=32,sinks=4", "recommended at 8 bits", "kvengine"},
     CachePreset{"best4",
                 "k=klt:fit=512,anchor=64+k=int4:per=channel,group=64,fit=search,scale=log8,tail=60,"

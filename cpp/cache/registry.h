@@ -36,6 +36,11 @@ std::span<const ProjectorEntry> cache_projectors();
 const ProjectorEntry* find_projector(std::string_view name);  // null when unknown
 const ProjectorEntry& entry_of(ProjectorSpec::Kind kind);     // not none
 
+// klt with the bases of a file: all that may be chosen is fixed.
+constexpr ProjectorSpec calibrated_klt() {
+  return {.kind = ProjectorSpec::Kind::klt, .anchor = kPageTokens, .calibrated = true};
+}
+
 // A name for a whole spec.
 struct CachePreset {
   std::string_view name;

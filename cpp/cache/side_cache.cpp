@@ -1,13 +1,11 @@
 #include "cache/side_cache.h"
 
 #include <algorithm>
-#include <string>
 
 #include "base/error.h"
 #include "base/half.h"
 #include "cache/anchor.h"
 #include "cache/linalg.h"
-#include "cache/registry.h"
 
 namespace kve {
 namespace {
@@ -15,91 +13,27 @@ namespace {
 constexpr CodecSpec kF16{.id = CodecId::f16};
 constexpr int kTailStep = 16;  // rows
 
-std::string fitting_groups(int width) {
-  std::string out;
-  for (const int group : kCacheGroups) {
-    if (width % group == 0) out += message(out.empty() ? "" : ", ", group);
-  }
-  return out;
-}
-
-void check_divides(const SideSpec& spec, const std::string& where, std::string_view what, int value,
-                   int unit, const std::string& advice) {
-  if (value % unit == 0) return;
-  throw ConfigError(message("cache ", spec.str(), " does not fit ", where, ": ", what, " ", value,
-                            " is not a multiple of ", unit, advice.empty() ? "" : "; ", advice));
-}
-
 }  // namespace
-
-int SideSetup::page_width() const {
-  const ProjectorSpec& projector = spec.projector;
-  if (latent) return basis->view().width;
-  return projector.kind == ProjectorSpec::Kind::lowrank ? projector.rank * n_heads : width();
-}
-
-bool SideSetup::has_component_bits() const {
-  const CodecSpec& codec = spec.codec;
-  return spec.projector.kind == ProjectorSpec::Kind::klt && !values && !codec.is_float() &&
-         codec.per == Per::channel && codec.coding.coding == Coding::asym && head_dim % 4 == 0;
-}
-
-void SideSetup::check(const std::string& where) const {
-  using Kind = ProjectorSpec::Kind;
-  const ProjectorSpec& projector = spec.projector;
-  const std::string dim = values ? "value_dim" : "key_dim";
-  if (projector.kind == Kind::mpo) check_divides(spec, where, dim, head_dim, projector.block, "");
-  if (projector.kind == Kind::hadamard && hadamard_block(head_dim) == 1) {
-    throw ConfigError(message("cache ", spec.str(), " does not fit ", where, ": ", dim, " ",
-                              head_dim,
-                              " is odd, so hadamard leaves every value as it is; "
-                              "rotation does not"));
-  }
-  if (projector.kind == Kind::lowrank && !projector.calibrated && projector.rank > head_dim) {
-    throw ConfigError(message("cache ", spec.str(), " does not fit ", where,
-                              ": rank: expected at "
-                              "most ",
-                              dim, " ", head_dim, ", found ", projector.rank));
-  }
-  const CodecSpec& codec = spec.codec;
-  if (codec.is_float()) return;
-  const int coefficients = is_joint() ? page_width() : page_width() / n_heads;
-  const std::string what = projector.kind == Kind::lowrank ? "rank" : dim;
-  if (codec.per == Per::token && codec.group > 0) {
-    const std::string fitting = fitting_groups(coefficients);
-    const bool is_free = entry_of(codec).is_free;
-    check_divides(spec, where, what, coefficients, codec.group,
-                  fitting.empty() ? "no group divides it"
-                  : is_free       ? message("groups that divide it: ", fitting)
-                                  : message("int8 and int4 do with group=", fitting));
-  }
-  const CodedPage page = page_format(codec, page_width(), values).coded;
-  if (2 * page.outliers >= page.group && page.outliers > 0) {
-    throw ConfigError(message("cache ", spec.str(), " does not fit ", where, ": ", page.outliers,
-                              " outliers are too many for groups of ", page.group));
-  }
-  if (n_heads == 1 || is_joint()) return;
-  check_divides(spec, where, what, coefficients, values ? 16 : 4, "");
-  if (projector.kind == Kind::lowrank || projector.kind == Kind::klt) {
-    throw ConfigError(message("cache ", spec.str(), " does not fit ", where,
-                              ": group=row puts heads on one page, and every head has a basis of "
-                              "its own; group=head does"));
-  }
-}
 
 SideCache::SideCache(const SideSetup& setup, const std::shared_ptr<MemoryCounter>& counter)
     : setup_(setup),
       counter_(counter),
       pages_(counter),
+      older_(CountedAllocator<PageFormat>(counter)),
       bases_(CountedAllocator<std::shared_ptr<const Basis>>(counter)),
       basis_views_(CountedAllocator<BasisView>(counter)),
       sinks_(CountedAllocator<uint16_t>(counter)),
       tail_(CountedAllocator<uint16_t>(counter)) {
+  older_.reserve(setup_.spec.older.size());
+  for (const TierSpec& tier : setup_.spec.older) {
+    older_.push_back(page_format(tier.codec, setup_.page_width(), setup_.values));
+  }
   if (setup_.basis != nullptr) add_basis(setup_.basis);
 }
 
 PageFormat SideCache::format(int basis) const {
-  PageFormat format = page_format(setup_.spec.codec, setup_.page_width(), setup_.values);
+  const CodecSpec& codec = setup_.spec.codec_of(basis % n_tiers());
+  PageFormat format = page_format(codec, setup_.page_width(), setup_.values);
   if (!basis_views_.empty()) {
     format.coded.strip_bits = basis_views_[static_cast<size_t>(basis)].strip_bits;
   }
@@ -112,10 +46,11 @@ SideView SideCache::view(int head) const {
   const BasisView* bases = basis_views_.empty() ? nullptr : basis_views_.data();
   return {.width = setup_.head_dim,
           .format = format(0),
+          .older = older_,
           .first_channel = joint ? 0 : head * n_channels,
           .n_channels = n_channels,
           .pages = pages_.views(),
-          .bases = joint ? bases + 1 + head : bases,
+          .bases = joint ? bases + (1 + head) * n_tiers() : bases,
           .sinks = sinks_.data() + head * setup_.head_dim,
           .sink_rows = sink_rows(),
           .tail = tail_.data() + head * setup_.head_dim,
@@ -142,22 +77,28 @@ void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
   // Heads that share pages have the same blocks.
   view.dim = setup_.head_dim;
   view.width = setup_.page_width() / setup_.n_heads;
-  basis_views_.reserve(basis_views_.size() + 1);
+  basis_views_.reserve(basis_views_.size() + static_cast<size_t>(n_tiers()));
+  const uint8_t* strip_bits = view.strip_bits;
   bases_.push_back(std::move(basis));
-  basis_views_.push_back(view);
+  for (int tier = 0; tier < n_tiers(); ++tier) {
+    const bool apart = strip_bits != nullptr && setup_.has_component_bits(tier);
+    view.strip_bits = apart ? strip_bits + tier * key_strips(view.width) : nullptr;
+    basis_views_.push_back(view);
+  }
 }
 
 // A head's values are some rows of the lift, from the coefficients of all heads.
 void SideCache::add_joint_views(const BasisView& joint) {
   KVE_ASSERT(joint.lift8 == nullptr);
-  basis_views_.reserve(static_cast<size_t>(1 + setup_.n_heads));
-  basis_views_.push_back(joint);
+  const auto tiers = static_cast<size_t>(n_tiers());
+  basis_views_.reserve(static_cast<size_t>(1 + setup_.n_heads) * tiers);
+  basis_views_.insert(basis_views_.end(), tiers, joint);
   for (int head = 0; head < setup_.n_heads; ++head) {
     BasisView own = joint;
     own.dim = own.block = setup_.head_dim;
     own.lift += int64_t{head} * setup_.head_dim * joint.block_width;
     if (own.row != nullptr) own.row += int64_t{head} * setup_.head_dim;
-    basis_views_.push_back(own);
+    basis_views_.insert(basis_views_.end(), tiers, own);
   }
 }
 
@@ -321,9 +262,10 @@ void SideCache::begin_seal(int n, std::span<const BasisData> fitted, RowPosition
   if (n == 0) return;
   const int first_row = pages_.rows();
   for (const BasisData& data : fitted) {
-    if (bases_.size() > INT16_MAX) {
+    const int most = (INT16_MAX + 1) / n_tiers();
+    if (bases_.size() >= static_cast<size_t>(most)) {
       throw CapacityError(
-          message("cache ", setup_.spec.str(), ": expected at most ", INT16_MAX + 1, " segments"));
+          message("cache ", setup_.spec.str(), ": expected at most ", most, " segments"));
     }
     add_basis(Basis::make(data, counter_));
     ++fitted_now_;
@@ -334,7 +276,7 @@ void SideCache::begin_seal(int n, std::span<const BasisData> fitted, RowPosition
   for (int done = 0; done < n; done += step) {
     const int new_before = static_cast<int>(fitted.size()) - done / step;
     const int basis = segment > 0 ? n_bases - new_before : std::max(0, n_bases - 1);
-    grow(step, basis);
+    grow(step, basis * n_tiers());
     sealing_ += step;
   }
   add_page_jobs(first_row, n, positions, {.f16 = tail_.data(), .stride = setup_.width()}, jobs);
@@ -366,8 +308,9 @@ CountedVector<uint16_t> SideCache::returning(int n_rows, RowPositions positions)
   CountedVector<uint16_t> out(tail_.get_allocator());
   const int coded = n_rows - sink_rows();
   if (coded <= 0 || coded >= pages_.rows()) return out;
-  // A segment's basis serves whole pages.
-  const int unit = setup_.spec.projector.segment > 0 ? kPageTokens : unit_rows();
+  // A segment's basis serves whole pages, and rows do not return to an older page.
+  const bool whole = setup_.spec.projector.segment > 0 || tier_of(coded / kPageTokens) > 0;
+  const int unit = whole ? kPageTokens : unit_rows();
   const int n = coded % unit;
   if (n == 0) return out;
   const int first = coded / kPageTokens * kPageTokens;
@@ -395,7 +338,7 @@ void SideCache::truncate(int n_rows, CountedVector<uint16_t> returning) noexcept
   }
   const std::span<const PageView> pages = pages_.views();
   if (setup_.spec.projector.segment > 0) {
-    drop_last_bases(pages.empty() ? 0 : static_cast<size_t>(pages.back().basis) + 1);
+    drop_last_bases(pages.empty() ? 0 : static_cast<size_t>(pages.back().basis / n_tiers()) + 1);
   } else if (n_rows == 0 && !setup_.spec.projector.is_fixed()) {
     drop_last_bases(0);
   }
@@ -405,7 +348,7 @@ void SideCache::truncate(int n_rows, CountedVector<uint16_t> returning) noexcept
 void SideCache::drop_last_bases(size_t kept) noexcept {
   while (bases_.size() > kept) {
     bases_.pop_back();
-    basis_views_.pop_back();
+    basis_views_.resize(bases_.size() * static_cast<size_t>(n_tiers()));
   }
 }
 
@@ -415,10 +358,11 @@ void SideCache::drop_front(int n_pages) noexcept {
   pages_.drop_front(n_pages);
   if (setup_.spec.projector.segment == 0) return;
   const std::span<const PageView> pages = pages_.views();
-  const int unused = pages.empty() ? static_cast<int>(bases_.size()) : pages.front().basis;
+  const int unused =
+      pages.empty() ? static_cast<int>(bases_.size()) : pages.front().basis / n_tiers();
   bases_.erase(bases_.begin(), bases_.begin() + unused);
-  basis_views_.erase(basis_views_.begin(), basis_views_.begin() + unused);
-  pages_.drop_bases(unused);
+  basis_views_.erase(basis_views_.begin(), basis_views_.begin() + unused * n_tiers());
+  pages_.renumber_bases(unused * n_tiers());
 }
 
 void SideCache::decode_page(const SideView& side, const PageView& page, int row,
@@ -467,7 +411,7 @@ void SideCache::count(CacheStats* stats) const {
     if (basis != setup_.basis) stats->bases += static_cast<int64_t>(basis->bytes());
   }
   stats->tail += static_cast<int64_t>((sinks_.capacity() + tail_.capacity()) * sizeof(uint16_t));
-  stats->meta += static_cast<int64_t>(pages_.meta_bytes() +
+  stats->meta += static_cast<int64_t>(pages_.meta_bytes() + older_.capacity() * sizeof(PageFormat) +
                                       bases_.capacity() * sizeof(std::shared_ptr<const Basis>) +
                                       basis_views_.capacity() * sizeof(BasisView));
 }

@@ -43,9 +43,17 @@ struct SideSetup {
   int width() const { return head_dim * n_heads; }  // values per row
   int page_width() const;                           // coefficients per row of a page
   // Whether components of a basis have bits of their own: where each has a scale of its own.
-  bool has_component_bits() const;
+  bool has_component_bits(int tier = 0) const;
+  // Entries of BasisData::strip_bits.
+  size_t n_strip_bits() const;
   // Throws ConfigError when the spec does not fit: what `where` is called, and what would fit.
   void check(const std::string& where) const;
+
+ private:
+  int coefficients() const;  // of a row of one head, or of all where they are joint
+  std::string coefficients_name() const;
+  void check_codec(const CodecSpec& codec, const std::string& where) const;
+  void check_tiers(const std::string& where) const;
 };
 
 using SealJobs = CountedVector<SealJob>;
@@ -94,6 +102,20 @@ class SideCache {
   // Gives back the memory that a long chunk left in the tail.
   void release_spare() noexcept;
 
+  // Tiers (cache/tiers.cpp). Of full pages of a tier, the newest that is to go down when the side
+  // has n_rows committed rows (the newer ones have gone), and the oldest in no other list; -1:
+  // none.
+  int last_to_lower(int tier, int n_rows) const;
+  int first_own(int tier) const;
+  int tier_of(int page) const;
+  // How old a page is when the side has n_rows rows, against the age at which it goes down.
+  double ripeness(int page, int n_rows) const;
+  // Rows until a page goes down for its age.
+  int rows_until_lowered(int n_rows) const;
+  // Codes a page in the format of the next tier, whose bytes then replace it (PageList::replace).
+  SealJob lowering_job(int page, std::byte* to) const;
+  void lower(int page, std::span<const std::byte> bytes);
+
   // All rows of one head in f32, into out [rows(), head_dim].
   void decode(int head, RowPositions positions, Mat out) const;
   // A side of some of the rows (rising, all sinks among them), as they are decoded: sinks and tail
@@ -110,7 +132,7 @@ class SideCache {
   };
   Sizes sizes() const { return {sink_rows(), pages_.rows(), tail_rows()}; }
   std::span<const std::shared_ptr<const Basis>> bases() const { return bases_; }
-  PageFormat format(int basis) const;
+  PageFormat format(int basis) const;  // as in PageView, here and in restore_page()
   // Adds rows whose bytes the caller writes: bases first, then a page at a time.
   void restore_basis(std::shared_ptr<const Basis> basis);
   std::byte* restore_page(int rows, int basis);
@@ -118,6 +140,7 @@ class SideCache {
   uint16_t* restore_tail(int rows);
 
  private:
+  int n_tiers() const { return setup_.spec.n_tiers(); }
   size_t values(int rows) const {
     return static_cast<size_t>(rows) * static_cast<size_t>(setup_.width());
   }
@@ -148,9 +171,10 @@ class SideCache {
   int sealing_ = 0;        // rows that are in pages and still in the tail
   size_t fitted_now_ = 0;  // bases that came with them
   PageList pages_;
+  CountedVector<PageFormat> older_;  // of tiers 1, 2, ...
   CountedVector<std::shared_ptr<const Basis>> bases_;
-  // Of bases_, each for one head of those that share pages. A joint basis has the view of joined
-  // rows, then one for every head.
+  // Of bases_, one for every tier, each for one head of those that share pages. A joint basis has
+  // the views of joined rows, then those for every head.
   CountedVector<BasisView> basis_views_;
   CountedVector<uint16_t> sinks_;  // f16 [sink_rows, width]
   CountedVector<uint16_t> tail_;   // f16 [tail_rows, width]

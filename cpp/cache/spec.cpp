@@ -61,7 +61,7 @@ std::string projector_stage(const ProjectorSpec& projector, const Limits& limits
   if (projector.share > 0) out.add("share", projector.share);
   if (projector.energy > 0) out.add("energy", projector.energy);
   if (projector.segment > 0) out.add("segment", projector.segment);
-  if (projector.kind == Kind::klt) {
+  if (projector.kind == Kind::klt && !projector.calibrated) {
     out.add("fit", projector.fit);
     out.add("anchor", projector.anchor);
   }
@@ -70,26 +70,37 @@ std::string projector_stage(const ProjectorSpec& projector, const Limits& limits
   return out.take();
 }
 
+void add_coding(const CodecSpec& codec, Stage* out) {
+  const CodecEntry& entry = entry_of(codec);
+  if (!entry.is_free) return;
+  const CodecSpec& usual = entry.spec;
+  out->add("group", group_name(codec.group));
+  if (codec.per != usual.per) out->add("per", kPerNames[static_cast<size_t>(codec.per)]);
+  if (codec.coding.fit != usual.coding.fit) {
+    out->add("fit", kFitNames[static_cast<size_t>(codec.coding.fit)]);
+  }
+  if (codec.coding.scale != usual.coding.scale) {
+    out->add("scale", kScaleNames[static_cast<size_t>(codec.coding.scale)]);
+  }
+  if (codec.channels != usual.channels) {
+    out->add("channels", kChannelNames[static_cast<size_t>(codec.channels)]);
+  }
+  if (codec.outliers > 0) out->add("outliers", message(codec.outliers, '%'));
+}
+
+std::string tier_stage(const TierSpec& tier, const Limits& limits) {
+  Stage out(entry_of(tier.codec).name);
+  add_coding(tier.codec, &out);
+  out.add("older", tier.age);
+  add_limits(limits, &out);
+  return out.take();
+}
+
 // With `shared`, the parameters of the whole cache are written here.
 std::string codec_stage(const SideSpec& side, const Limits& limits, const CacheSpec* shared) {
   const CodecEntry& entry = entry_of(side.codec);
   Stage out(entry.name);
-  if (entry.is_free) {
-    const CodecSpec& codec = side.codec;
-    const CodecSpec& usual = entry.spec;
-    out.add("group", group_name(codec.group));
-    if (codec.per != usual.per) out.add("per", kPerNames[static_cast<size_t>(codec.per)]);
-    if (codec.coding.fit != usual.coding.fit) {
-      out.add("fit", kFitNames[static_cast<size_t>(codec.coding.fit)]);
-    }
-    if (codec.coding.scale != usual.coding.scale) {
-      out.add("scale", kScaleNames[static_cast<size_t>(codec.coding.scale)]);
-    }
-    if (codec.channels != usual.channels) {
-      out.add("channels", kChannelNames[static_cast<size_t>(codec.channels)]);
-    }
-    if (codec.outliers > 0) out.add("outliers", message(codec.outliers, '%'));
-  }
+  add_coding(side.codec, &out);
   if (side.tail != 0 || entry.default_tail != 0) out.add("tail", side.tail);
   if (side.seal != Seal::page) out.add("seal", kSealNames[static_cast<size_t>(side.seal)]);
   if (shared != nullptr && shared->sinks > 0) out.add("sinks", shared->sinks);
@@ -104,7 +115,9 @@ std::string side_text(const SideSpec& side, std::string_view prefix, const Limit
   if (side.projector.kind != ProjectorSpec::Kind::none) {
     out = message(prefix, projector_stage(side.projector, limits, bases), "+");
   }
-  return out + message(prefix, codec_stage(side, limits, shared));
+  out += message(prefix, codec_stage(side, limits, shared));
+  for (const TierSpec& tier : side.older) out += message("+", prefix, tier_stage(tier, limits));
+  return out;
 }
 
 // Writes sides one after the other. The parameters of the whole cache stand with the first side
@@ -171,6 +184,7 @@ bool is_valid(const ProjectorSpec& projector) {
       return is_within(projector.rank, 1, 65536) && is_pages(projector.segment) &&
              projector.share == 0 && projector.energy == 0;
     case Kind::klt:
+      if (projector.calibrated) return projector == calibrated_klt();
       return is_pages(projector.fit) &&
              (is_within(projector.anchor, 0, 1) || projector.anchor == kPageTokens);
   }
@@ -200,7 +214,41 @@ std::string coding_error(const CodecSpec& codec) {
                  kChannelNames[static_cast<size_t>(codec.channels)]);
 }
 
-std::string side_error(const SideSpec& side) {
+std::string tiers_error(const SideSpec& side) {
+  if (side.older.empty()) return "";
+  if (side.codec.is_float()) {
+    return "older: expected pages of codes, found floats; tail= keeps the newest rows exact";
+  }
+  if (side.eager()) {
+    return "older: expected a tail, found tail=0; rows that are coded on arrival have none to "
+           "return to from a page that was coded anew";
+  }
+  if (side.n_tiers() > static_cast<int>(kMaxTiers)) {
+    return message("older: expected at most ", kMaxTiers - 1, " ages, found ", side.older.size());
+  }
+  const TierSpec now{0, side.codec};
+  const TierSpec* before = &now;
+  for (const TierSpec& tier : side.older) {
+    if (tier.age <= before->age || tier.age > kMaxTail) {
+      return message("older: expected different ages of 1 to ", kMaxTail, ", found ", tier.age);
+    }
+    const std::string error = coding_error(tier.codec);
+    if (!error.empty()) return error;
+    if (tier.codec.is_float() || tier.codec.coding.bits > before->codec.coding.bits) {
+      return message("older: expected codes of fewer bits with age, found ",
+                     entry_of(tier.codec).name, " after ", entry_of(before->codec).name);
+    }
+    before = &tier;
+  }
+  return "";
+}
+
+std::string side_error(const SideSpec& side, bool values) {
+  if (values && side.projector == calibrated_klt()) {
+    return "klt: expected bases of keys, which are all that `kvengine calibrate --bases` finds; "
+           "use "
+           "k=klt";
+  }
   if (!is_valid(side.projector)) return "a parameter of the projector is out of its range";
   std::string error = coding_error(side.codec);
   if (!error.empty()) return error;
@@ -210,6 +258,8 @@ std::string side_error(const SideSpec& side) {
   if (side.codec.is_float() && (side.tail != 0 || side.seal != Seal::page)) {
     return "floats have no tail and no rule of sealing";
   }
+  error = tiers_error(side);
+  if (!error.empty()) return error;
   if (side.seal != Seal::window) return "";
   if (side.projector.segment > 0) {
     return message("seal=window does not go with ", entry_of(side.projector.kind).name,
@@ -218,6 +268,13 @@ std::string side_error(const SideSpec& side) {
   const int unit = rows_per_unit(side.codec);
   if (side.tail > 0 && side.tail % unit == 0) return "";
   return message("seal=window needs a tail of ", unit, " tokens or a multiple, found ", side.tail);
+}
+
+bool has_tiers(const CacheSpec& spec) {
+  return !spec.k.older.empty() || !spec.v.older.empty() ||
+         std::ranges::any_of(spec.rules, [](const LayerRule& rule) {
+           return (rule.k && !rule.k->older.empty()) || (rule.v && !rule.v->older.empty());
+         });
 }
 
 std::string bases_error(const CacheSpec& spec) {
@@ -272,7 +329,7 @@ const SideSpec& CacheSpec::side(int layer, int n_layers, int head, bool values) 
 
 std::string CacheSpec::error() const {
   const auto check = [](const SideSpec& side, bool values) {
-    const std::string error = side_error(side);
+    const std::string error = side_error(side, values);
     return error.empty() ? error : message(values ? "values: " : "keys: ", error);
   };
   std::string error = check(k, false);
@@ -294,6 +351,9 @@ std::string CacheSpec::error() const {
   }
   error = selector_error(selector);
   if (!error.empty()) return error;
+  if (!selector.keeps_all() && has_tiers(*this)) {
+    return "older: expected every token to stay, found a selector";
+  }
   return bases_error(*this);
 }
 

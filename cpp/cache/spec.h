@@ -12,6 +12,12 @@
 // best8:first=2,last=1 + k=f16:layers=5". heads=0 or heads=0-2 limits a stage to some kv heads, of
 // those layers or of all; heads of one layer may differ in how they are coded, not in when:
 // "int3 + int4:heads=2".
+//
+// older=1024 makes a codec one for old pages: those whose rows are all more than so many tokens
+// behind the newest are coded anew, page by page, when tokens are committed. Nothing else of a side
+// changes with age: "best4 + best2:older=2048", "int8 + int4:older=1024 + int2:older=4096". Under a
+// limit of memory (KvCache::limit_memory) the oldest pages go down before they must, those first
+// that are the oldest against the age at which they would.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +37,7 @@ inline constexpr size_t kMaxSpecLength = 1 << 16;
 inline constexpr int kMaxSpecLayers = 1024;
 inline constexpr int kMaxSpecHeads = 1024;
 inline constexpr int kMaxOutliers = 10;  // per cent
+inline constexpr size_t kMaxTiers = 4;   // codecs of a side, by age
 inline constexpr size_t kMaxBasesPath = 4096;
 
 // In which basis rows are written.
@@ -43,8 +50,9 @@ struct ProjectorSpec {
   int fit = 0;        // klt: the first tokens, to which the basis is fitted
   int anchor = 0;     // klt, calibrated lowrank: as BasisView::anchor
   uint64_t seed = 0;  // rotation
-  // lowrank: bases are those of CacheSpec::bases. Instead of by a rank, coefficients are chosen by
-  // their share of the values of a group, in steps of 32, or of its energy, both in percent.
+  // lowrank, klt: bases are those of CacheSpec::bases. Instead of by a rank, coefficients of
+  // lowrank are chosen by their share of the values of a group, in steps of 32, or of its energy,
+  // both in percent.
   bool calibrated = false;
   int share = 0;
   int energy = 0;
@@ -61,17 +69,30 @@ enum class Seal : uint8_t {
   row,     // each row once there are more than `tail` (KIVI's values)
 };
 
+// How pages are coded whose rows are all more than `age` tokens behind the newest.
+struct TierSpec {
+  int age = 0;
+  CodecSpec codec;
+
+  bool operator==(const TierSpec&) const = default;
+};
+
 // One side (keys or values).
 struct SideSpec {
   ProjectorSpec projector;
   CodecSpec codec;
   int tail = 0;  // newest tokens kept in f16
   Seal seal = Seal::page;
+  std::vector<TierSpec> older;  // by rising age and falling bits
 
   // Rows are coded as they arrive: a chunk attends to its own coded rows.
   bool eager() const;
   // Rows that are sealed together, at least.
   int unit() const;
+  int n_tiers() const { return 1 + static_cast<int>(older.size()); }
+  const CodecSpec& codec_of(int tier) const {
+    return tier == 0 ? codec : older[static_cast<size_t>(tier - 1)].codec;
+  }
   // Whether rows of both leave their tails together, to bases of one kind.
   bool seals_with(const SideSpec& other) const;
   // The stages, with the parameters that matter: "f16", "int4:group=32,tail=64".

@@ -1,4 +1,4 @@
-#include <charconv>
+#include <algorithm>
 #include <optional>
 #include <tuple>
 #include <utility>
@@ -9,34 +9,22 @@
 #include "cache/select/selector_stage.h"
 #include "cache/spec.h"
 #include "cache/spec_names.h"
+#include "cache/spec_words.h"
 
 namespace kve {
 namespace {
 
-constexpr bool is_blank(char c) { return c == ' ' || c == '\t'; }
-constexpr bool is_digit(char c) { return c >= '0' && c <= '9'; }
-
-// What may stand in a name, key or value: anything but the signs and blanks.
-constexpr bool is_word(char c) {
-  return !is_blank(c) && kSpecSigns.find(c) == std::string_view::npos;
-}
-
-// A word of the text and where it begins.
-struct Word {
-  std::string_view text;
-  size_t at = 0;
-};
-
-struct Parameter {
-  Word key;
-  Word value;
-};
+using Word = SpecWord;
+using Parameter = SpecParameter;
 
 // What the stages for the same layers said so far.
 struct Found {
   struct Side {
     std::optional<ProjectorSpec> projector;
     std::optional<SideSpec> codec;  // without the projector
+    std::vector<TierSpec> older;
+    // What stages of `older` want beside, which the side must have.
+    std::vector<std::pair<Word, ProjectorSpec>> expected;
   };
   LayerChoice layers;
   HeadChoice heads;
@@ -47,16 +35,16 @@ struct Found {
   std::optional<std::string> bases;
 };
 
-class Parser {
+class Parser : private SpecWords {
  public:
-  explicit Parser(std::string_view text) : text_(text) {}
+  explicit Parser(std::string_view text) : SpecWords(text) {}
 
   CacheSpec parse() {
     do {
       stage();
     } while (take('+'));
-    if (at_ < text_.size()) {
-      fail(at_, "expected '+' or the end, found " + quoted(text_.substr(at_, 1)));
+    if (!at_end()) {
+      fail(at(), "expected '+' or the end, found " + quoted(next()));
     }
     CacheSpec spec;
     spec.k = side_of(found_[0].k).value_or(SideSpec{});
@@ -77,42 +65,23 @@ class Parser {
     spec.bases = bases_.value_or("");
     spec.selector = selector_.value_or(SelectorSpec{});
     const std::string error = spec.error();
-    if (!error.empty()) throw ConfigError(message("cache spec ", quoted(text_), ": ", error));
+    if (!error.empty()) throw ConfigError(message("cache spec ", quoted(text()), ": ", error));
     return spec;
   }
 
  private:
-  [[noreturn]] void fail(size_t at, const std::string& what) const {
-    throw ConfigError(message("cache spec ", quoted(text_), ", character ", at + 1, ": ", what));
-  }
-
-  void skip_blanks() {
-    while (at_ < text_.size() && is_blank(text_[at_])) ++at_;
-  }
-
-  bool take(char sign) {
-    skip_blanks();
-    if (at_ == text_.size() || text_[at_] != sign) return false;
-    ++at_;
-    return true;
-  }
-
-  Word word(std::string_view what) {
-    skip_blanks();
-    const size_t begin = at_;
-    while (at_ < text_.size() && is_word(text_[at_])) ++at_;
-    if (at_ == begin) {
-      const std::string found =
-          at_ < text_.size() ? quoted(text_.substr(at_, 1)) : std::string("the end");
-      fail(begin, message("expected ", what, ", found ", found));
-    }
-    return {text_.substr(begin, at_ - begin), begin};
-  }
-
-  static std::optional<SideSpec> side_of(const Found::Side& found) {
-    if (!found.codec && !found.projector) return std::nullopt;
+  std::optional<SideSpec> side_of(const Found::Side& found) const {
+    if (!found.codec && !found.projector && found.older.empty()) return std::nullopt;
     SideSpec side = found.codec.value_or(SideSpec{});
     if (found.projector) side.projector = *found.projector;
+    side.older.insert(side.older.end(), found.older.begin(), found.older.end());
+    std::ranges::stable_sort(side.older, {}, &TierSpec::age);
+    for (const auto& [name, projector] : found.expected) {
+      if (projector == side.projector) continue;
+      fail(name.at, message(quoted(name.text),
+                            " has another projector than the side whose older pages it is for; "
+                            "these keep theirs, and change nothing but how values are coded"));
+    }
     return side;
   }
 
@@ -147,6 +116,12 @@ class Parser {
     }
     const LayerChoice layers = take_layers(&given);
     Found* found = found_for(layers, take_heads(&given));
+    if (const std::optional<int> age = take_age(&given)) {
+      const Found said = resolve_tier(name, given);
+      if (k) add_tier(name, *age, said.k, &found->k);
+      if (v) add_tier(name, *age, said.v, &found->v);
+      return;
+    }
     const Found said = resolve(name, given);
     if (k) take_over(name, "keys", said.k, &found->k);
     if (v) take_over(name, "values", said.v, &found->v);
@@ -195,14 +170,35 @@ class Parser {
     return heads;
   }
 
-  // "3" or "2-5", of numbers below `count`, as where it begins and ends.
-  std::pair<int, int> range(const Word& key, const Word& value, int count) const {
-    const size_t dash = value.text.find('-');
-    const Word from{value.text.substr(0, dash), value.at};
-    const size_t skipped = dash == std::string_view::npos ? 0 : dash + 1;
-    const Word to{value.text.substr(skipped), value.at + skipped};
-    const int begin = number(key, from, 0, count - 1);
-    return {begin, 1 + number(key, to, begin, count - 1)};
+  // The age of the pages that a stage is for; none: it is for all.
+  std::optional<int> take_age(std::vector<Parameter>* given) const {
+    std::optional<int> age;
+    std::erase_if(*given, [&](const Parameter& parameter) {
+      const bool named = parameter.key.text == "older";
+      if (named) age = number(parameter.key, parameter.value, 1, kMaxTail);
+      return named;
+    });
+    return age;
+  }
+
+  Found resolve_tier(const Word& name, const std::vector<Parameter>& given) const {
+    for (const auto& [key, value] : given) {
+      for (const std::string_view shared : {"tail", "seal", "sinks", "prefill"}) {
+        if (key.text != shared) continue;
+        fail(key.at, message("a stage with older= changes nothing but how values are coded; ",
+                             shared, "= stands with the side's first codec"));
+      }
+    }
+    return resolve(name, given);
+  }
+
+  void add_tier(const Word& name, int age, const Found::Side& given, Found::Side* found) const {
+    if (!given.codec || !given.codec->older.empty()) {
+      fail(name.at,
+           message("older: expected one codec, or a preset of one, found ", quoted(name.text)));
+    }
+    found->older.push_back({age, given.codec->codec});
+    if (given.projector) found->expected.emplace_back(name, *given.projector);
   }
 
   void take_over(const Word& name, std::string_view side, const Found::Side& given,
@@ -230,7 +226,7 @@ class Parser {
     if (!take(':')) return out;
     do {
       const Word key = word("the name of a parameter");
-      if (!take('=')) fail(at_, message("expected '=' after ", quoted(key.text)));
+      if (!take('=')) fail(at(), message("expected '=' after ", quoted(key.text)));
       const Word value = word("a value");
       for (const Parameter& earlier : out) {
         if (earlier.key.text == key.text) {
@@ -278,9 +274,10 @@ class Parser {
                         const std::vector<Parameter>& given) const {
     for (const Parameter& parameter : given) {
       if (reads_file && parameter.key.text == "basis") continue;
-      fail(parameter.key.at, message("the preset ", preset.name, " has no parameters but ",
-                                     reads_file ? "basis, " : "",
-                                     "first, last, layers and heads; it stands for ", preset.spec));
+      fail(parameter.key.at,
+           message("the preset ", preset.name, " has no parameters but ",
+                   reads_file ? "basis, " : "",
+                   "first, last, layers, heads and older; it stands for ", preset.spec));
     }
     if (reads_file && given.empty()) {
       fail(name.at, message("the preset ", preset.name,
@@ -365,9 +362,9 @@ class Parser {
     using Kind = ProjectorSpec::Kind;
     ProjectorSpec spec = entry.spec;
     for (const auto& [key, value] : given) {
-      if (key.text != "basis" || spec.kind != Kind::lowrank) continue;
+      if (key.text != "basis" || (spec.kind != Kind::lowrank && spec.kind != Kind::klt)) continue;
       found->bases = value.text;
-      return calibrated(entry, given);
+      return spec.kind == Kind::klt ? calibrated_klt(given) : calibrated(entry, given);
     }
     for (const auto& [key, value] : given) {
       if (key.text == "block" && spec.kind == Kind::mpo) {
@@ -390,6 +387,13 @@ class Parser {
       }
     }
     return spec;
+  }
+
+  ProjectorSpec calibrated_klt(const std::vector<Parameter>& given) const {
+    for (const auto& [key, value] : given) {
+      if (key.text != "basis") fail_parameter("klt with a basis", key, "basis");
+    }
+    return kve::calibrated_klt();
   }
 
   // lowrank with bases from a file.
@@ -424,47 +428,6 @@ class Parser {
          message("group: expected 8, 16, 32, 64, 128, head or row, found ", quoted(word.text)));
   }
 
-  template <class Value, size_t kSize>
-  Value one_of(const Word& key, const Word& word, const std::string_view (&names)[kSize]) const {
-    std::string known;
-    for (size_t i = 0; i < kSize; ++i) {
-      if (word.text == names[i]) return static_cast<Value>(i);
-      known += message(i == 0 ? "" : i + 1 == kSize ? " or " : ", ", names[i]);
-    }
-    fail(word.at, message(key.text, ": expected ", known, ", found ", quoted(word.text)));
-  }
-
-  // "3%", of at most `most`.
-  int per_cent(const Word& key, const Word& word, int most) const {
-    if (word.text.ends_with('%')) {
-      return number(key, {word.text.substr(0, word.text.size() - 1), word.at}, 0, most);
-    }
-    fail(word.at, message(key.text, ": expected a share like 1%, found ", quoted(word.text)));
-  }
-
-  // A number of tokens that fills pages.
-  int pages(const Word& key, const Word& word) const {
-    const int value = number(key, word, kPageTokens, 65536);
-    if (value % kPageTokens == 0) return value;
-    fail(word.at, message(key.text, ": expected a multiple of ", kPageTokens, ", found ",
-                          quoted(word.text)));
-  }
-
-  int number(const Word& key, const Word& word, int low, int high) const {
-    int value = 0;
-    const char* end = word.text.data() + word.text.size();
-    // from_chars would take a sign.
-    const bool digits = !word.text.empty() && is_digit(word.text[0]);
-    const auto [stop, error] = std::from_chars(word.text.data(), end, value);
-    if (!digits || error != std::errc{} || stop != end || value < low || value > high) {
-      fail(word.at, message(key.text, ": expected a whole number from ", low, " to ", high,
-                            ", found ", quoted(word.text)));
-    }
-    return value;
-  }
-
-  std::string_view text_;
-  size_t at_ = 0;
   std::vector<Found> found_{1};  // the first for all layers
   std::optional<int> sinks_;
   std::optional<bool> exact_prefill_;

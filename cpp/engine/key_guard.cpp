@@ -17,8 +17,7 @@ bool has_even_steps(const GroupCoding& coding) {
 }
 
 // Whether a scale is for several channels of one token, bias included.
-bool codes_bias(const SideSpec& keys) {
-  const CodecSpec& codec = keys.codec;
+bool codes_bias(const SideSpec& keys, const CodecSpec& codec) {
   return !codec.is_float() && codec.per == Per::token && codec.channels == Channels::plain &&
          keys.projector.kind != ProjectorSpec::Kind::klt && has_even_steps(codec.coding);
 }
@@ -103,16 +102,18 @@ std::string key_bias_warning(const std::vector<KeyBias>& biases, int n_layers, i
   int last_layer = -1;
   for (const KeyBias& bias : biases) {
     const SideSpec& keys = cache.side(bias.layer, n_layers, bias.head, false);
-    if (!codes_bias(keys)) continue;
-    const int bits = keys.codec.coding.bits;
     const float range = range_of(bias, keys.projector, head_dim);
-    const float steps = static_cast<float>((1 << bits) - 1);
-    // Keys without weights do not differ at all: nothing is lost.
-    const float step = bias.spread > 0 ? 2 * range / steps / bias.spread : 0;
-    if (step <= 1 || range <= kLeastRange * bias.spread) continue;
-    layers += bias.layer != last_layer ? 1 : 0;
-    last_layer = bias.layer;
-    if (step > worst.step) worst = {&bias, range, step, bits};
+    for (int tier = 0; tier < keys.n_tiers(); ++tier) {
+      if (!codes_bias(keys, keys.codec_of(tier))) continue;
+      const int bits = keys.codec_of(tier).coding.bits;
+      const float steps = static_cast<float>((1 << bits) - 1);
+      // Keys without weights do not differ at all: nothing is lost.
+      const float step = bias.spread > 0 ? 2 * range / steps / bias.spread : 0;
+      if (step <= 1 || range <= kLeastRange * bias.spread) continue;
+      layers += bias.layer != last_layer ? 1 : 0;
+      last_layer = bias.layer;
+      if (step > worst.step) worst = {&bias, range, step, bits};
+    }
   }
   if (worst.bias == nullptr) return "";
   const KeyBias& bias = *worst.bias;

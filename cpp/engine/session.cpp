@@ -29,6 +29,9 @@ SessionOptions checked(const Model& model, SessionOptions options) {
                   printable(options.cache.bases, 1024)));
     }
   }
+  if (options.kv_budget < 0) {
+    throw ConfigError(message("kv_budget: expected 0 or more bytes, found ", options.kv_budget));
+  }
   constexpr int kMaxBatch = 4096;
   if (options.n_batch < 1 || options.n_batch > kMaxBatch) {
     throw ConfigError(
@@ -42,7 +45,9 @@ SessionOptions checked(const Model& model, SessionOptions options) {
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
     : model_(std::move(model)),
       options_(checked(*model_, options)),
-      cache_(options_.cache, model_->spec().cache_shape()) {}
+      cache_(options_.cache, model_->spec().cache_shape()) {
+  if (options_.kv_budget > 0) cache_.limit_memory(options_.kv_budget);
+}
 
 std::shared_ptr<Logits> Session::logits_buffer(int64_t rows) {
   auto logits = rows == 1 ? std::exchange(spare_row_, nullptr) : nullptr;

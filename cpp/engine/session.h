@@ -24,6 +24,9 @@ struct SessionOptions {
   CacheSpec cache;     // default f16
   bool exact = false;  // f32 activations instead of int8
   int n_batch = 256;   // tokens per forward pass while reading a prompt
+  // Most bytes of the cache, those of forks included (KvCache::limit_memory); 0: no limit. Session
+  // files do not keep it.
+  int64_t kv_budget = 0;
 };
 
 // Logits of one forward call; kept alive by whoever holds it.

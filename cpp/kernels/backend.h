@@ -59,6 +59,7 @@ struct SideView {
   // A page holds the rows of one head or of all; this head's coefficients (values, where the rows
   // have no basis) are n_channels from first_channel on.
   PageFormat format{};
+  std::span<const PageFormat> older;  // of tiers 1, 2, ... (PageView::basis)
   int32_t first_channel = 0;
   int32_t n_channels = 0;
   std::span<const PageView> pages;
@@ -69,6 +70,11 @@ struct SideView {
   const uint16_t* tail = nullptr;
   int32_t tail_rows = 0;
   int32_t row_stride = 0;
+
+  int n_tiers() const { return 1 + static_cast<int>(older.size()); }
+  const PageFormat& format_of(int tier) const {
+    return tier == 0 ? format : older[static_cast<size_t>(tier - 1)];
+  }
 };
 // Row r holds the token at position first_pos + r, or at positions[r] where tokens were dropped.
 // Both sides hold the same tokens, but may be split between pages and tail at different rows. Pages
@@ -144,6 +150,10 @@ struct SealJob {
   // Above 0: rows are those of so many joined heads, which are turned back one by one and have one
   // dense basis.
   int32_t latent_heads = 0;
+  // Instead of rows: the numbers that another page holds, coefficients where its rows have a basis,
+  // which are coded anew.
+  const std::byte* coded = nullptr;
+  PageFormat coded_format{};
 };
 
 class Backend {

@@ -9,8 +9,9 @@ namespace kve {
 struct PageView {
   const std::byte* data = nullptr;
   int32_t bytes = 0;
-  int16_t rows = 0;   // 1..kPageTokens
-  int16_t basis = 0;  // number of the basis in which its rows are written, where there are any
+  int16_t rows = 0;  // 1..kPageTokens
+  // How its rows are written: number of the basis * tiers of the side + tier.
+  int16_t basis = 0;
 };
 
 }  // namespace kve

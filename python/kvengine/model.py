@@ -97,8 +97,10 @@ class Model(_core.Model):
                 :func:`kvengine.caches`.
             exact: compute with f32 activations instead of int8: slower, the reference.
             n_batch: tokens per forward pass while a prompt is read.
-            kv_budget: with ``cache="auto"``, what the cache may take at most: ``"64MiB"``, bytes,
-                or ``"bits=3"``; see :meth:`plan_cache`.
+            kv_budget: what the cache may take at most: ``"64MiB"``, bytes, or ``"bits=3"``. With
+                ``cache="auto"`` a cache is planned that never takes more (:meth:`plan_cache`). Any
+                other raises CapacityError when it would, one with tiers (``older=``) only when all
+                of its pages are in their last tier.
 
         Warns:
             CacheWarning: the cache is known to damage models like this one.
@@ -106,13 +108,19 @@ class Model(_core.Model):
         Raises:
             ConfigError: a bad option, or a cache spec that does not fit the model.
         """
-        if (cache == "auto") != (kv_budget is not None):
-            raise _core.ConfigError(
-                "cache: expected 'auto' together with kv_budget, found one of them"
-            )
         if cache == "auto":
+            if kv_budget is None:
+                raise _core.ConfigError("cache: expected 'auto' together with kv_budget")
             cache = self.plan_cache(str(kv_budget), n_ctx, n_batch).spec
-        session = Session(self, n_ctx=n_ctx, cache=cache, exact=exact, n_batch=n_batch)
+            kv_budget = None
+        session = Session(
+            self,
+            n_ctx=n_ctx,
+            cache=cache,
+            exact=exact,
+            n_batch=n_batch,
+            kv_budget="" if kv_budget is None else str(kv_budget),
+        )
         for text in self.cache_warnings(cache):
             warnings.warn(text, CacheWarning, stacklevel=2)
         return session

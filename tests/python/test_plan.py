@@ -28,9 +28,21 @@ def test_session_stays_in_its_budget(tiny: kv.Model) -> None:
 
 
 def test_auto_and_budget_belong_together(tiny: kv.Model) -> None:
-    for options in ({"cache": "auto"}, {"kv_budget": "1MiB"}, {"cache": "f16", "kv_budget": 1}):
-        with pytest.raises(kv.ConfigError, match="together"):
-            tiny.session(**options)
+    with pytest.raises(kv.ConfigError, match="together"):
+        tiny.session(cache="auto")
+
+
+def test_any_cache_stays_in_a_budget(tiny: kv.Model) -> None:
+    plain = tiny.session(cache="int8:tail=8,group=8", kv_budget=60_000)
+    with pytest.raises(kv.CapacityError, match="memory limit of 60000 bytes"):
+        for i in range(0, len(IDS), 10):
+            plain.forward(IDS[i : i + 10])
+    tiers = tiny.session(cache="int8:tail=8,group=8+int2:group=8,older=100000", kv_budget="60000")
+    for i in range(0, plain.n_tokens + 40, 10):
+        tiers.forward(IDS[i : i + 10])
+    assert tiers.cache.stats().peak_bytes <= 60_000
+    with pytest.raises(kv.ConfigError, match="expected a size"):
+        tiny.session(kv_budget="much")
 
 
 def test_command_line(tiny_path: Path, cli: Cli, cli_json) -> None:
@@ -45,7 +57,8 @@ def test_command_line(tiny_path: Path, cli: Cli, cli_json) -> None:
     "flags",
     [
         ("--cache", "auto"),
-        ("--kv-budget", "1MiB"),
+        ("--kv-budget", "-1MiB"),
+        ("--kv-budget", "10"),
         ("--cache", "auto", "--kv-budget", "much"),
         ("--cache", "auto", "--kv-budget", "10"),
         ("--cache", "auto", "--kv-budget", "1GiB", "--kv-calibration", "/nonexistent"),

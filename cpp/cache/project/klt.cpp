@@ -67,6 +67,23 @@ Klt klt_basis(const KeyStatistics& keys, std::span<const double> metric) {
   return out;
 }
 
+Klt klt_basis(std::span<const float> vectors, std::span<const float> eigenvalues,
+              std::span<const float> weights) {
+  const size_t n = weights.size();
+  KVE_ASSERT(vectors.size() == n * n && eigenvalues.size() == n);
+  Klt out;
+  out.basis.dim = out.basis.width = static_cast<int>(n);
+  out.basis.block = out.basis.block_width = static_cast<int>(n);
+  for (size_t j = 0; j < n; ++j) {
+    for (size_t c = 0; c < n; ++c) {
+      out.basis.lift.push_back(vectors[c * n + j] / std::sqrt(weights[j]));
+    }
+  }
+  out.basis.row.assign(weights.begin(), weights.end());
+  out.eigenvalues.assign(eigenvalues.begin(), eigenvalues.end());
+  return out;
+}
+
 void average_pairs(std::span<double> metric, int n_pairs, bool interleaved) {
   KVE_ASSERT(2 * static_cast<size_t>(n_pairs) <= metric.size());
   for (int pair = 0; pair < n_pairs; ++pair) {

@@ -41,6 +41,10 @@ struct Klt {
 // of the mean channel at least. Throws ConfigError unless the metric has dim finite values >= 0.
 Klt klt_basis(const KeyStatistics& keys, std::span<const double> metric);
 
+// The same from its eigenvectors, rows [dim][dim], and the weights of channels, all above 0.
+Klt klt_basis(std::span<const float> vectors, std::span<const float> eigenvalues,
+              std::span<const float> weights);
+
 // Replaces the two channels of every rotation pair by their mean: keys and queries meet at any
 // angle. Pairs as in BasisView.
 void average_pairs(std::span<double> metric, int n_pairs, bool interleaved);

@@ -31,6 +31,8 @@ SideArgs side_args(const SideView& side, const RotationTable* angles, const int3
                    const StripSide* strips) {
   return {
       .format = side.format,
+      .older = side.older.data(),
+      .n_tiers = side.n_tiers(),
       .width = side.width,
       .first_channel = side.first_channel,
       .n_channels = side.n_channels,
@@ -174,7 +176,8 @@ int32_t CpuBackend::kept_floats(const AttendJob& job) const {
   if (job.method != AttendMethod::strips) return 0;
   const int64_t first = side_strips_[static_cast<size_t>(job.sides + 1)];
   const SideView& side = job.task->heads[static_cast<size_t>(job.block.kv_head)].v;
-  if (first < 0 || side.bases == nullptr || side.pages.back().basis != 0) return 0;
+  const bool one_basis = side.older.empty() && !side.pages.empty() && side.pages.back().basis == 0;
+  if (first < 0 || side.bases == nullptr || !one_basis) return 0;
   const auto floats = static_cast<int32_t>(divide_up(side.n_channels, 16) * 16);
   return floats <= kMaxKeptFloats ? floats : 0;
 }

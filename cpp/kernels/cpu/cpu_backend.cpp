@@ -102,11 +102,12 @@ struct SealWork {
       return at;
     };
     const auto n = static_cast<size_t>(job.n_rows);
-    const bool copies = job.f32 == nullptr || job.basis != nullptr;
+    const bool copies = job.coded == nullptr && (job.f32 == nullptr || job.basis != nullptr);
+    const bool projects = job.coded != nullptr || job.basis != nullptr;
     rows = reinterpret_cast<float*>(
         take(copies ? n * static_cast<size_t>(job.width) * sizeof(float) : 0));
     coefficients = reinterpret_cast<float*>(
-        take(job.basis != nullptr ? n * static_cast<size_t>(job.format.width) * sizeof(float) : 0));
+        take(projects ? n * static_cast<size_t>(job.format.width) * sizeof(float) : 0));
     sines = reinterpret_cast<float*>(
         take(job.latent_heads > 0 ? static_cast<size_t>(job.basis->n_pairs) * sizeof(float) : 0));
     angles = reinterpret_cast<float*>(
@@ -144,6 +145,12 @@ const RotationTable& CpuBackend::angles_for(const SealJob& job) {
 bool CpuBackend::seal(const SealJob& job, std::byte* scratch) {
   const size_t project_bytes = job.basis != nullptr ? kernels_.project_scratch(job.width) : 0;
   const SealWork work(job, project_bytes, scratch);
+  if (job.coded != nullptr) {
+    kernels_.decode_rows(job.coded_format, job.coded, 0, job.n_rows, 0, job.format.width,
+                         work.coefficients, job.format.width);
+    return kernels_.encode_rows(job.format, work.coefficients, job.format.width, job.page,
+                                job.first_row, job.n_rows, work.encode);
+  }
   const float* rows = job.f32;
   int64_t stride = job.stride;
   if (rows == nullptr || job.basis != nullptr) {

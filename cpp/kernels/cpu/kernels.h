@@ -56,6 +56,8 @@ struct QuantizedInput {
 // One side of one kv head's cache, as SideView.
 struct SideArgs {
   PageFormat format;
+  const PageFormat* older = nullptr;  // [n_tiers - 1]
+  int32_t n_tiers = 1;
   int32_t width;
   int32_t first_channel;
   int32_t n_channels;

@@ -47,20 +47,18 @@ const float* table_of(Coding coding, int bits) {
 }
 
 // Whether the parameters of this head's coefficients are those of whole groups, or of one.
-bool has_whole_groups(const SideView& side) {
-  const int group = side.format.coded.group;
+bool has_whole_groups(const SideView& side, int group) {
   const int end = side.first_channel + side.n_channels;
   if (side.first_channel / group == (end - 1) / group) return true;
   return group % 16 == 0 && side.first_channel % group == 0;
 }
 
-}  // namespace
-
-bool reads_strips(const SideView& side) {
-  if (side.format.id != CodecId::coded) return false;
+bool reads_strips(const SideView& side, int tier) {
+  const PageFormat& format = side.format_of(tier);
+  if (format.id != CodecId::coded) return false;
   // Coefficients of several heads at once: scratch memory is for those of one.
   if (side.n_channels > side.width) return false;
-  const CodedPage& page = side.format.coded;
+  const CodedPage& page = format.coded;
   const Coding coding = page.coding.coding;
   if (coding == Coding::e4m3 || coding == Coding::e5m2 || page.outliers > 0) return false;
   // 1: every row has an anchor of its own, so no one query serves a page.
@@ -68,17 +66,26 @@ bool reads_strips(const SideView& side) {
     return false;
   }
   if (side.n_channels > kMaxStripWidth) return false;
-  const bool own_bits = side.bases != nullptr && side.bases[0].strip_bits != nullptr;
+  const bool own_bits = side.bases != nullptr && side.bases[tier].strip_bits != nullptr;
   if (own_bits && (page.values || page.per != Per::channel)) return false;
   if (own_bits && levels_of(coding) == StripLevels::table) return false;
   if (side.first_channel % (page.values ? 16 : 4) != 0) return false;
   if (page.per == Per::channel) return page.group % 16 == 0;
-  return has_whole_groups(side);
+  return has_whole_groups(side, page.group);
+}
+
+}  // namespace
+
+bool reads_strips(const SideView& side) {
+  for (int tier = 0; tier < side.n_tiers(); ++tier) {
+    if (!reads_strips(side, tier)) return false;
+  }
+  return true;
 }
 
 StripSide strip_side(const SideView& side, int basis) {
   KVE_ASSERT(reads_strips(side));
-  CodedPage page = side.format.coded;
+  CodedPage page = side.format_of(basis % side.n_tiers()).coded;
   if (side.bases != nullptr) page.strip_bits = side.bases[basis].strip_bits;
   const int first_strip = page.values ? side.first_channel / 16 * 4 : side.first_channel / 4;
   const PageOffsets at = page_offsets(page);

@@ -10,7 +10,7 @@ namespace kve {
 // Precision::fast. Pages of plain floats have no codes: false.
 bool reads_strips(const SideView& side);
 
-// Pages of one basis of such a side; `basis` is 0 where rows have none.
+// Pages of one basis and tier of such a side; `basis` as in PageView.
 StripSide strip_side(const SideView& side, int basis);
 
 }  // namespace kve

@@ -169,7 +169,9 @@ def add_cache(group: Any, shown: Callable[[str], str]) -> None:
         "--kv-budget",
         default=argparse.SUPPRESS,
         metavar="SIZE",
-        help=shown("with --cache auto: most bytes of the cache (64MiB), or bits=3 per value"),
+        help=shown(
+            "most bytes of the cache (64MiB), or bits=3 per value; --cache auto is planned for it"
+        ),
     )
     group.add_argument(
         "--kv-calibration",
@@ -295,13 +297,17 @@ def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def cache_spec(args: argparse.Namespace) -> str:
-    """The canonical spec that --cache, or -ctk and -ctv, ask for; "auto" is for later."""
+def cache_spec(args: argparse.Namespace, may_be_limited: bool = False) -> str:
+    """The canonical spec that --cache, or -ctk and -ctv, ask for; "auto" is for later.
+
+    may_be_limited: --kv-budget may limit other caches than "auto".
+    """
     from kvengine import canonical_cache
 
     spec = getattr(args, "cache", None)
     for flag in ("kv_budget", "kv_calibration"):
-        if hasattr(args, flag) and spec != "auto":
+        limits = flag == "kv_budget" and may_be_limited
+        if hasattr(args, flag) and spec != "auto" and not limits:
             raise InputError(f"--{flag.replace('_', '-')}: expected --cache auto beside it")
     key_type = getattr(args, "cache_type_k", None)
     value_type = getattr(args, "cache_type_v", None)

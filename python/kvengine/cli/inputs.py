@@ -75,10 +75,12 @@ def draft_options(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_session(args: argparse.Namespace) -> Session:
     """An empty session of the model -m names."""
-    cache = cache_spec(args)  # a bad one is told before anything is fetched or loaded
+    # A bad one is told before anything is fetched or loaded.
+    cache = cache_spec(args, may_be_limited=True)
     model = load_model(args)
+    limit = None if cache == "auto" else getattr(args, "kv_budget", None)
     cache = planned_cache(args, model, cache, args.ctx_size)
-    return model.session(n_ctx=args.ctx_size, cache=cache, exact=args.exact)
+    return model.session(n_ctx=args.ctx_size, cache=cache, exact=args.exact, kv_budget=limit)
 
 
 def planned_cache(args: argparse.Namespace, model: Model, cache: str, n_ctx: int) -> str:

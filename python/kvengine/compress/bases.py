@@ -5,6 +5,9 @@ have principal components: eigenvectors of their Gram matrix. They span what the
 singular vectors of the weights, whitened by the inputs, do, which is how the paper finds them. A
 cache then keeps a few coefficients for the whole group: ``lowrank:basis=FILE``, ``palu:basis=FILE``.
 
+Of every kv head the file also has the Karhunen-Loeve transform of its keys in the metric of its
+queries, for ``k=klt:basis=FILE`` (see cpp/cache/project/klt.h and transforms.py).
+
 The file is described in cpp/cache/calibrated_bases.h.
 """
 
@@ -20,6 +23,7 @@ from numpy.typing import NDArray
 
 from kvengine._core import ConfigError, GgufWriter, hash64
 from kvengine.compress.grams import Matrix, Report, add_text
+from kvengine.compress.transforms import Transform, find_transforms
 from kvengine.model import Model
 
 GROUP = 4
@@ -82,7 +86,8 @@ def calibrate_bases(
     found = [
         [[_components(gram, tokens) for gram in grams] for grams in side] for side in (keys, values)
     ]
-    _write(Path(target), model, group, *found)
+    transforms = find_transforms(model, text, n_ctx, windows, report)
+    _write(Path(target), model, group, *found, transforms)
     key_energy, value_energy = (
         [float(np.mean([each.half for each in layer])) for layer in side] for side in found
     )
@@ -112,17 +117,25 @@ def _write(
     group: int,
     keys: list[list[Components]],
     values: list[list[Components]],
+    transforms: list[list[Transform]],
 ) -> None:
-    writer = GgufWriter()
-    checksum = 0
+    arrays: dict[str, NDArray[np.float32]] = {}
     for layer, sides in enumerate(zip(keys, values, strict=True)):
         for side, groups in zip(("keys", "values"), sides, strict=True):
             for i, found in enumerate(groups):
-                name = f"blk.{layer}.{side}.{i}"
-                for suffix, array in (("", found.rows), (".energy", found.energy)):
-                    writer.add_tensor(name + suffix, "F32", list(array.shape[::-1]), array)
-                    checksum = hash64((name + suffix).encode(), checksum)
-                    checksum = hash64(array.tobytes(), checksum)
+                arrays[f"blk.{layer}.{side}.{i}"] = found.rows
+                arrays[f"blk.{layer}.{side}.{i}.energy"] = found.energy
+        for head, transform in enumerate(transforms[layer]):
+            name = f"blk.{layer}.klt.{head}"
+            arrays[name] = transform.rows
+            arrays[f"{name}.energy"] = transform.energy
+            arrays[f"{name}.metric"] = transform.metric
+    writer = GgufWriter()
+    checksum = 0
+    for name, array in arrays.items():
+        writer.add_tensor(name, "F32", list(array.shape[::-1]), array)
+        checksum = hash64(name.encode(), checksum)
+        checksum = hash64(array.tobytes(), checksum)
     prefix = "kvengine.bases"
     writer.set("general.architecture", "kvengine-bases", "string")
     writer.set(f"{prefix}.version", 1, "u32")

@@ -82,9 +82,9 @@ def add_text(
 
 
 def read_windows(
-    model: Model, text: str, window: int, most: int, report: Report
+    model: Model, text: str, window: int, most: int, report: Report, cache: str = "f32"
 ) -> Iterator[Session]:
-    """A session with an f32 cache of each of up to `most` windows of a text, one after the other.
+    """A session that holds each of up to `most` windows of a text, one after the other.
 
     Raises ConfigError for a text that is shorter than a window.
     """
@@ -95,7 +95,7 @@ def read_windows(
             f"calibration: expected a text of at least {window} tokens, found {len(tokens)}"
         )
     bos = model.tokenizer.bos if model.tokenizer.add_bos else None
-    session = model.session(n_ctx=window, cache="f32")
+    session = model.session(n_ctx=window, cache=cache)
     for i in range(n_windows):
         ids: Sequence[int] = tokens[i * window : (i + 1) * window]
         if bos is not None:
@@ -163,9 +163,16 @@ def turned_back(
     rows: NDArray[np.float32], first_pos: int, layer: dict[str, Any]
 ) -> NDArray[np.float64]:
     """Keys [tokens, head_dim] from position first_pos on, as before their rotary embedding."""
+    return turned_back_by(rows, first_pos + np.arange(len(rows)), layer)
+
+
+def turned_back_by(
+    rows: NDArray[np.floating], positions: NDArray[np.integer], layer: dict[str, Any]
+) -> NDArray[np.float64]:
+    """Keys [tokens, head_dim], each turned back by so many positions."""
     frequencies = np.asarray(layer["key_frequencies"], np.float64)
     n = len(frequencies)
-    angles = np.outer(first_pos + np.arange(len(rows)), frequencies)
+    angles = np.outer(positions, frequencies)
     cosines, sines = np.cos(angles), np.sin(angles)
     if layer["key_pairs_interleaved"]:
         first, second = slice(0, 2 * n, 2), slice(1, 2 * n, 2)

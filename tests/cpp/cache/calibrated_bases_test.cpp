@@ -347,7 +347,9 @@ TEST(CalibratedSpec, NamesItsFileOnce) {
   EXPECT_TRUE(contains(error("lowrank:energy=64"), "no parameter 'energy'"));
   EXPECT_TRUE(contains(error("lowrank:basis=x,energy=101"), "1 to 100"));
   EXPECT_TRUE(contains(error("lowrank:basis="), "expected a value"));
-  EXPECT_TRUE(contains(error("klt:basis=x"), "no parameter 'basis'"));
+  EXPECT_TRUE(contains(error("klt:basis=x"), "values: klt: expected bases of keys"));
+  EXPECT_TRUE(contains(error("k=klt:basis=x,fit=64"), "no parameter 'fit'"));
+  EXPECT_EQ(text("k=klt:basis=x+k=int4:tail=0"), "k=klt:basis=x+k=int4:group=32,tail=0+v=f16");
   EXPECT_TRUE(contains(error(("palu:basis=" + std::string(5000, 'x')).c_str()), "4096"));
   EXPECT_TRUE(contains(error("palu:basis=a\nb"), "without blanks"));
   CacheSpec made = CacheSpec::parse("palu:basis=x");

@@ -197,6 +197,27 @@ TEST_P(FusedAttention, HeadsOfDifferentCodings) {
   }
 }
 
+TEST_P(FusedAttention, PagesOfDifferentAges) {
+  for (const char* spec :
+       {"int8+int4:older=100+int2:older=300", "q8_0:tail=3,sinks=5+q4_0:older=64",
+        "klt:fit=128+int8:per=channel,group=64+int4:per=channel,group=64,older=150+"
+        "int2:per=channel,group=32,older=400",
+        "k=klt:fit=128,anchor=0+k=int4:per=channel,group=64,sinks=4+k=int3:per=channel,group=64,"
+        "older=99+v=hadamard+v=lm4:group=head+v=lm2:older=333",
+        "mpo:segment=256+sym8:group=row+sym4:group=row,older=200",
+        "k=int5:per=channel,group=64,channels=scaled+k=int3:older=222,per=channel,group=64+"
+        "v=int4:group=16+v=int4:group=64,older=64"}) {
+    for (const int n_queries : {1, 7, 150}) {
+      FusedCase c;
+      c.spec = spec;
+      c.shape = {6, 2, 64, 64};
+      c.n_tokens = 900;
+      c.n_queries = n_queries;
+      EXPECT_LT(error(c), kOnePlane) << c.name();
+    }
+  }
+}
+
 TEST_P(FusedAttention, EveryShape) {
   for (const Shape& shape :
        {Shape{4, 4, 64, 64}, Shape{3, 1, 80, 80}, Shape{4, 1, 96, 96}, Shape{8, 2, 128, 128},
@@ -241,7 +262,8 @@ TEST_P(FusedAttention, EveryMask) {
 TEST_P(FusedAttention, TheRestIsRebuilt) {
   for (const char* spec : {"e4m3", "int4:group=8", "hadamard+f16", "int4:outliers=3%",
                            "k=int3:per=channel,group=64,outliers=1%+v=int4",
-                           "k=klt:fit=128,anchor=1+k=int4:per=channel,group=64", "k=int4+v=e5m2"}) {
+                           "k=klt:fit=128,anchor=1+k=int4:per=channel,group=64", "k=int4+v=e5m2",
+                           "int8+int4:group=8,older=99"}) {
     FusedCase c;
     c.spec = spec;
     const FusedRun run(c, *backend_, 7);

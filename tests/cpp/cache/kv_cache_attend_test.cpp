@@ -167,5 +167,27 @@ TEST(KvCacheAttend, EveryProjectorWithEveryCodec) {
   EXPECT_GT(refused, 0u);
 }
 
+// Pages of several codecs in one side.
+TEST(KvCacheAttend, PagesOfDifferentAges) {
+  const auto backend = make_cpu_backend(2);
+  const auto scalar = make_cpu_backend(1, "scalar");
+  const Geometry geometries[] = {{6, 2, 64, 0}, {4, 1, 96, 0}, {3, 3, 128, 90}, {2, 1, 256, 0}};
+  size_t seed = 0;
+  for (const char* text :
+       {"int8:tail=9+int4:older=64+int1:older=150", "hadamard+q8_0:tail=1,sinks=3+lm3:older=100",
+        "k=klt:fit=64+k=int6:per=channel,group=64,tail=0+k=int2:per=channel,group=64,older=77+"
+        "v=e4m3:tail=64,seal=window+v=nf4:group=16,older=64",
+        "klt:fit=64,anchor=1+int5:per=channel,group=32,tail=2+lm4:older=99",
+        "mpo:segment=64+sym8:group=row,tail=0+sym3:group=16,older=100",
+        "lowrank:rank=32,segment=64+int8:tail=0+int4:outliers=2%,older=130"}) {
+    for (const Geometry& g : geometries) {
+      SCOPED_TRACE(text);
+      check_cache(CacheSpec::parse(text), g, seed % 2 == 0 ? *scalar : *backend, seed);
+      if (HasFatalFailure()) return;
+      ++seed;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace kve

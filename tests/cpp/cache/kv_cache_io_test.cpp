@@ -22,7 +22,8 @@ const char* const kSpecs[] = {"f32",
                               "int8",
                               "int4:tail=0",
                               "k=int4:tail=5+v=q8_0",
-                              "int3:group=16,outliers=10%,tail=0"};
+                              "int3:group=16,outliers=10%,tail=0",
+                              "int4:tail=5+int2:older=3"};
 
 TEST(KvCacheIo, RestoredCachesContinueBitIdentically) {
   for (const char* spec : kSpecs) {

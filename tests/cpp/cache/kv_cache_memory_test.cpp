@@ -31,7 +31,10 @@ const char* const kSpecs[] = {
     "k=hadamard+k=f16+v=klt:fit=64+v=f16",
     "k=mpo:segment=64+k=f16+v=bf16",
     "k=int3:per=channel,group=64,outliers=1%,tail=9+v=hadamard+v=lm2:outliers=10%,tail=0",
-    "int2:tail=0+int4:heads=1,layers=0,tail=0+v=f16:heads=0"};
+    "int2:tail=0+int4:heads=1,layers=0,tail=0+v=f16:heads=0",
+    "int8:sinks=3+int4:older=100+int2:older=250",
+    "klt:fit=128+int4:per=channel,group=64+int2:per=channel,group=64,older=99",
+    "mpo:segment=64+sym8+sym4:older=200"};
 
 void check(const KvCache& cache) {
   const CacheStats stats = cache.stats();

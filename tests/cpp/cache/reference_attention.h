@@ -48,7 +48,7 @@ class ReferenceRows {
   }
 
   void add_page(const PageView& page, int first_row) {
-    PageFormat format = side_.format;
+    PageFormat format = side_.format_of(page.basis % side_.n_tiers());
     const BasisView* basis = side_.bases == nullptr ? nullptr : side_.bases + page.basis;
     if (basis != nullptr) format.coded.strip_bits = basis->strip_bits;
     const int n = side_.n_channels;

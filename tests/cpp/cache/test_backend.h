@@ -51,6 +51,14 @@ class SealOnlyBackend final : public Backend {
   [[noreturn]] static void unused() { throw Error("the cache must only seal"); }
 
   bool run(const SealJob& job) {
+    if (job.coded != nullptr) {
+      coefficients_.resize(static_cast<size_t>(job.n_rows) * static_cast<size_t>(job.format.width));
+      scratch_.resize(encode_scratch(job.format));
+      decode_rows(job.coded_format, job.coded, 0, job.n_rows, 0, job.format.width,
+                  coefficients_.data(), job.format.width);
+      return encode_rows(job.format, coefficients_.data(), job.format.width, job.page,
+                         job.first_row, job.n_rows, scratch_.data());
+    }
     rows_.resize(static_cast<size_t>(job.n_rows) * static_cast<size_t>(job.width));
     const Mat rows(rows_.data(), job.n_rows, job.width);
     for (int r = 0; r < job.n_rows; ++r) {

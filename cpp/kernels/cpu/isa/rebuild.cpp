@@ -114,7 +114,8 @@ static void lift(const BasisView& basis, int64_t n, const float* coefficients, i
 
 void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int32_t n,
                   PagePlace place, bool rounded, float* dst, std::byte* scratch) {
-  PageFormat format = side.format;
+  const int32_t tier = page.basis % side.n_tiers;
+  PageFormat format = tier == 0 ? side.format : side.older[tier - 1];
   if (side.bases == nullptr) {
     KVE_ISA::decode_rows(format, page.data, first, n, side.first_channel, side.n_channels, dst,
                          side.width);
