@@ -121,6 +121,17 @@ std::vector<BasisData> fit_klt(const SidesToFit& fitted, const QuerySquares& que
   return klt_bases(setups, heads);
 }
 
+MpoChain chain_of(const ProjectorSpec& projector) {
+  MpoChain out{.sizes = {projector.block}, .bonds = {projector.bonds[0]}};
+  if (projector.sizes[0] == 0) return out;
+  out.sizes[0] = projector.sizes[0];
+  for (size_t i = 1; i < kMaxMpoSizes && projector.sizes[i] > 0; ++i) {
+    out.sizes.push_back(projector.sizes[i]);
+    out.bonds.push_back(projector.bonds[i]);
+  }
+  return out;
+}
+
 }  // namespace
 
 BasisData fixed_basis(const ProjectorSpec& projector, int dim) {
@@ -140,7 +151,7 @@ std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySqu
     const int rows = side.fit_rows();
     for (int k = 0; k < side.bases_to_fit(n); ++k) {
       const TailRows tail(side, k * rows, rows);
-      out.push_back(projector.kind == Kind::mpo ? mpo_basis(tail.rows, projector.block)
+      out.push_back(projector.kind == Kind::mpo ? mpo_basis(tail.rows, chain_of(projector))
                                                 : low_rank_basis(tail.rows, projector.rank));
     }
   }

@@ -307,8 +307,10 @@ Eigen symmetric_eigen(Matrix a) {
   return out;
 }
 
-RightSvd right_svd(const Gram& gram) {
-  Eigen eigen = symmetric_eigen(gram.matrix());
+RightSvd right_svd(const Gram& gram) { return right_svd(gram.matrix()); }
+
+RightSvd right_svd(Matrix products) {
+  Eigen eigen = symmetric_eigen(std::move(products));
   RightSvd out{singular_values(std::move(eigen.values)), std::move(eigen.vectors)};
   for (int c = 0; c < out.vectors.rows; ++c) {
     if (out.values[static_cast<size_t>(c)] == 0) {

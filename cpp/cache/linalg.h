@@ -65,6 +65,7 @@ struct RightSvd {
 // The left vectors of a singular value decomposition follow from these: u_c = X v_c / value_c.
 RightSvd right_svd(ConstMat rows);
 RightSvd right_svd(const Gram& gram);
+RightSvd right_svd(Matrix products);  // X^T X
 
 // Orthogonal [n, n], uniformly distributed (Haar); a seed gives one matrix.
 Matrix orthogonal_matrix(int n, uint64_t seed);

@@ -41,6 +41,17 @@ constexpr ProjectorSpec calibrated_klt() {
   return {.kind = ProjectorSpec::Kind::klt, .anchor = kPageTokens, .calibrated = true};
 }
 
+// Values of a block that the tensors of an mpo from number i on (0: the first behind the coded one)
+// hold together.
+constexpr int mpo_rest(const ProjectorSpec& projector, size_t i) {
+  if (projector.sizes[0] == 0) return projector.block;
+  int64_t rest = 1;
+  for (; i < kMaxMpoSizes && projector.sizes[i] > 0; ++i) {
+    rest = rest * projector.sizes[i] > kMaxMpoBlock ? kMaxMpoBlock + 1 : rest * projector.sizes[i];
+  }
+  return static_cast<int>(rest);
+}
+
 // A name for a whole spec.
 struct CachePreset {
   std::string_view name;

@@ -29,6 +29,9 @@ void check_divides(const SideSpec& spec, const std::string& where, std::string_v
 int SideSetup::page_width() const {
   const ProjectorSpec& projector = spec.projector;
   if (latent) return basis->view().width;
+  if (projector.kind == ProjectorSpec::Kind::mpo) {
+    return width() / projector.block * projector.bond();
+  }
   return projector.kind == ProjectorSpec::Kind::lowrank ? projector.rank * n_heads : width();
 }
 
@@ -50,6 +53,7 @@ int SideSetup::coefficients() const { return is_joint() ? page_width() : page_wi
 
 std::string SideSetup::coefficients_name() const {
   if (spec.projector.kind == ProjectorSpec::Kind::lowrank) return "rank";
+  if (spec.projector.bonds[0] > 0) return "the number of coefficients";
   return values ? "value_dim" : "key_dim";
 }
 

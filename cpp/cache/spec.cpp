@@ -51,11 +51,27 @@ void add_limits(const Limits& limits, Stage* out) {
   add_range("heads", limits.heads.begin, limits.heads.end, out);
 }
 
+// "block=4x4,bonds=12x3".
+void add_chain(const ProjectorSpec& projector, Stage* out) {
+  std::string sizes = message(projector.block);
+  std::string bonds = message(projector.bond());
+  bool truncated = projector.bonds[0] > 0;
+  if (projector.sizes[0] > 0) sizes = message(projector.sizes[0]);
+  for (size_t i = 1; i < kMaxMpoSizes && projector.sizes[i] > 0; ++i) {
+    sizes += message('x', projector.sizes[i]);
+    const int bond = projector.bonds[i];
+    bonds += message('x', bond > 0 ? bond : mpo_rest(projector, i));
+    truncated = truncated || bond > 0;
+  }
+  out->add("block", sizes);
+  if (truncated) out->add("bonds", bonds);
+}
+
 std::string projector_stage(const ProjectorSpec& projector, const Limits& limits,
                             std::string_view bases) {
   using Kind = ProjectorSpec::Kind;
   Stage out(entry_of(projector.kind).name);
-  if (projector.kind == Kind::mpo) out.add("block", projector.block);
+  if (projector.kind == Kind::mpo) add_chain(projector, &out);
   if (projector.calibrated) out.add("basis", bases);
   if (projector.rank > 0) out.add("rank", projector.rank);
   if (projector.share > 0) out.add("share", projector.share);
@@ -168,6 +184,23 @@ bool is_valid_calibrated(const ProjectorSpec& projector) {
          is_within(projector.share, 0, 100) && is_within(projector.energy, 0, 100);
 }
 
+bool is_valid_chain(const ProjectorSpec& projector) {
+  const auto& sizes = projector.sizes;
+  // One tensor has no sizes of its own.
+  size_t n = 0;
+  while (n < kMaxMpoSizes && sizes[n] != 0) {
+    if (!is_within(sizes[n++], 2, kMaxMpoBlock)) return false;
+  }
+  if (n == 1 || (n > 0 && mpo_rest(projector, 0) != projector.block)) return false;
+  for (size_t i = 0; i < kMaxMpoSizes; ++i) {
+    if (i >= n && sizes[i] != 0) return false;
+    const bool exists = i == 0 || i < n;
+    const int rest = exists ? mpo_rest(projector, i) : 1;
+    if (!is_within(projector.bonds[i], 0, rest - 1)) return false;
+  }
+  return true;
+}
+
 bool is_valid(const ProjectorSpec& projector) {
   using Kind = ProjectorSpec::Kind;
   switch (projector.kind) {
@@ -178,7 +211,8 @@ bool is_valid(const ProjectorSpec& projector) {
       return projector == ProjectorSpec{.kind = projector.kind, .seed = projector.seed} &&
              projector.seed <= INT32_MAX;
     case Kind::mpo:
-      return is_within(projector.block, 2, 256) && is_pages(projector.segment);
+      return is_within(projector.block, 2, kMaxMpoBlock) && is_pages(projector.segment) &&
+             is_valid_chain(projector);
     case Kind::lowrank:
       if (projector.calibrated) return is_valid_calibrated(projector);
       return is_within(projector.rank, 1, 65536) && is_pages(projector.segment) &&

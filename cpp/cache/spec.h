@@ -20,6 +20,7 @@
 // that are the oldest against the age at which they would.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -38,18 +39,35 @@ inline constexpr int kMaxSpecLayers = 1024;
 inline constexpr int kMaxSpecHeads = 1024;
 inline constexpr int kMaxOutliers = 10;  // per cent
 inline constexpr size_t kMaxTiers = 4;   // codecs of a side, by age
+inline constexpr int kMaxMpoBlock = 256;
+inline constexpr size_t kMaxMpoSizes = 3;
 inline constexpr size_t kMaxBasesPath = 4096;
+
+// What a row is, of which a few coefficients are kept beside codes in its own channels.
+enum class Residual : uint8_t {
+  none,    // codes are of the coefficients, and there is nothing beside
+  coded,   // codes are of what the coefficients leave of a row
+  fitted,  // coefficients are of what the codes leave of a row, to which their basis is fitted
+};
 
 // In which basis rows are written.
 struct ProjectorSpec {
   enum class Kind : uint8_t { none, hadamard, rotation, mpo, lowrank, klt };
   Kind kind = Kind::none;
-  int block = 0;      // mpo: values that share a factor
-  int segment = 0;    // mpo, lowrank: tokens that share a basis, which is fitted to them
-  int rank = 0;       // lowrank: coefficients per row of a head, or of a calibrated group of heads
-  int fit = 0;        // klt: the first tokens, to which the basis is fitted
-  int anchor = 0;     // klt, calibrated lowrank: as BasisView::anchor
-  uint64_t seed = 0;  // rotation
+  int block = 0;  // mpo: values that share a factor
+  // mpo: sizes of the tensors behind the first, which is coded, where these are several: `block` is
+  // their product. Zeros behind the last.
+  std::array<int, kMaxMpoSizes> sizes{};
+  // mpo: how many values tie a tensor to those before it; 0: as many as there are.
+  std::array<int, kMaxMpoSizes> bonds{};
+  int segment = 0;  // mpo, lowrank: tokens that share a basis, which is fitted to them
+  int rank = 0;     // lowrank: coefficients per row of a head, or of a calibrated group of heads
+  // lowrank of segments: codes and coefficients together are the row.
+  Residual residual = Residual::none;
+  bool coefficients8 = false;  // then: in 8 bits, not in binary16
+  int fit = 0;                 // klt: the first tokens, to which the basis is fitted
+  int anchor = 0;              // klt, calibrated lowrank: as BasisView::anchor
+  uint64_t seed = 0;           // rotation
   // lowrank, klt: bases are those of CacheSpec::bases. Instead of by a rank, coefficients of
   // lowrank are chosen by their share of the values of a group, in steps of 32, or of its energy,
   // both in percent.
@@ -57,6 +75,8 @@ struct ProjectorSpec {
   int share = 0;
   int energy = 0;
 
+  // mpo: coefficients of a block.
+  int bond() const { return bonds[0] > 0 ? bonds[0] : block; }
   // Whether one basis serves all rows, and is known before any of them.
   bool is_fixed() const { return kind <= Kind::rotation || calibrated; }
   bool operator==(const ProjectorSpec&) const = default;

@@ -367,8 +367,8 @@ class Parser : private SpecWords {
       return spec.kind == Kind::klt ? calibrated_klt(given) : calibrated(entry, given);
     }
     for (const auto& [key, value] : given) {
-      if (key.text == "block" && spec.kind == Kind::mpo) {
-        spec.block = number(key, value, 2, 256);
+      if ((key.text == "block" || key.text == "bonds") && spec.kind == Kind::mpo) {
+        continue;  // chain()
       } else if (key.text == "segment" && spec.segment > 0) {
         spec.segment = pages(key, value);
       } else if (key.text == "rank" && spec.kind == Kind::lowrank) {
@@ -386,7 +386,40 @@ class Parser : private SpecWords {
         fail_parameter(entry.name, key, entry.parameters);
       }
     }
+    if (spec.kind == Kind::mpo) chain(given, &spec);
     return spec;
+  }
+
+  // The tensors of an mpo: sizes first, which say how large bonds may be.
+  void chain(const std::vector<Parameter>& given, ProjectorSpec* spec) const {
+    for (const auto& [key, value] : given) {
+      if (key.text != "block") continue;
+      const std::vector<int> sizes = numbers(key, value, kMaxMpoSizes, 2, kMaxMpoBlock);
+      if (sizes.size() > 1) std::ranges::copy(sizes, spec->sizes.begin());
+      spec->block = sizes.size() > 1 ? mpo_rest(*spec, 0) : sizes[0];
+      if (spec->block > kMaxMpoBlock) {
+        fail(value.at, message("block: expected sizes of at most ", kMaxMpoBlock,
+                               " values together, found ", quoted(value.text)));
+      }
+    }
+    size_t n = 1;
+    while (n < kMaxMpoSizes && spec->sizes[n] > 0) ++n;
+    for (const auto& [key, value] : given) {
+      if (key.text != "bonds") continue;
+      const std::vector<int> bonds = numbers(key, value, kMaxMpoSizes, 1, kMaxMpoBlock);
+      if (bonds.size() != n) {
+        fail(value.at, message("bonds: expected ", n, ", one for each size of the block, found ",
+                               quoted(value.text)));
+      }
+      for (size_t i = 0; i < n; ++i) {
+        const int rest = mpo_rest(*spec, i);
+        if (bonds[i] > rest) {
+          fail(value.at, message("bonds: expected at most ", rest, " before tensor ", i + 1,
+                                 ", found ", bonds[i]));
+        }
+        spec->bonds[i] = bonds[i] < rest ? bonds[i] : 0;
+      }
+    }
   }
 
   ProjectorSpec calibrated_klt(const std::vector<Parameter>& given) const {

@@ -1,5 +1,6 @@
 #include "cache/spec_words.h"
 
+#include <algorithm>
 #include <charconv>
 
 #include "cache/spec_names.h"
@@ -55,6 +56,21 @@ int SpecWords::number(const SpecWord& key, const SpecWord& word, int low, int hi
                           ", found ", quoted(word.text)));
   }
   return value;
+}
+
+std::vector<int> SpecWords::numbers(const SpecWord& key, const SpecWord& word, size_t most, int low,
+                                    int high) const {
+  std::vector<int> out;
+  for (size_t begin = 0; begin <= word.text.size();) {
+    if (out.size() == most) {
+      fail(word.at,
+           message(key.text, ": expected at most ", most, " numbers, found ", quoted(word.text)));
+    }
+    const size_t end = std::min(word.text.find('x', begin), word.text.size());
+    out.push_back(number(key, {word.text.substr(begin, end - begin), word.at + begin}, low, high));
+    begin = end + 1;
+  }
+  return out;
 }
 
 int SpecWords::pages(const SpecWord& key, const SpecWord& word) const {

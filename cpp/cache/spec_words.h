@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/error.h"
 #include "base/printable.h"
@@ -39,6 +40,9 @@ class SpecWords {
 
   // Values of the parameter `key`.
   int number(const SpecWord& key, const SpecWord& word, int low, int high) const;
+  // "12" or "4x3", of 1 to `most` such numbers.
+  std::vector<int> numbers(const SpecWord& key, const SpecWord& word, size_t most, int low,
+                           int high) const;
   // A number of tokens that fills pages.
   int pages(const SpecWord& key, const SpecWord& word) const;
   // "3%", of at most `most`.

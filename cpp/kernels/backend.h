@@ -60,6 +60,8 @@ struct SideView {
   // have no basis) are n_channels from first_channel on.
   PageFormat format{};
   std::span<const PageFormat> older;  // of tiers 1, 2, ... (PageView::basis)
+  // Pages whose rows are the sum of a lift and of codes have coefficients behind the codes.
+  const PageFormat* coefficients = nullptr;
   int32_t first_channel = 0;
   int32_t n_channels = 0;
   std::span<const PageView> pages;
@@ -154,6 +156,11 @@ struct SealJob {
   // which are coded anew.
   const std::byte* coded = nullptr;
   PageFormat coded_format{};
+  // Of width above 0: a row is kept as the sum of a lift of coefficients in `basis`, which lie
+  // behind the codes, and of codes in its own channels. Either part is of what the other, which
+  // comes first, leaves of the row.
+  PageFormat coefficients{};
+  bool codes_first = false;
 };
 
 class Backend {

@@ -11,6 +11,11 @@
     few_low_rank5.f32    float32 [20, 32]: the closest of those of rank 5
     mpo_values.f64       float64 [16]: singular values of the keys' pieces of 16
     mpo_rows.f32         float32 [192, 32]: |T_L|
+    mpo_chain3.f32       float32 [192, 32]: of tensors of sizes 4 and 4 behind T_L, with bonds of 10
+                         and 3 before them
+    mpo_chain3_inner.f32 float32 [192, 32]: the same with a bond of 3 before the last alone
+    mpo_chain4.f32       float32 [192, 32]: of sizes 2, 2 and 4, with bonds of 9, 6 and 3
+    mpo_bond7.f32        float32 [192, 32]: of two tensors, with a bond of 7
     eigen.f64            float64 [48, 48]: a symmetric matrix with repeated and zero eigenvalues
     eigen_values.f64     float64 [48]: its eigenvalues, falling
 
@@ -64,6 +69,16 @@ def mpo(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, np.abs(left * np.sqrt(values)).reshape(keys.shape)
 
 
+def mpo_chain(keys: np.ndarray, sizes: list[int], bonds: list[int]) -> np.ndarray:
+    """The product of the chain: from the last tensor to the first, the leading right vectors."""
+    rows = keys
+    for i in reversed(range(len(sizes))):
+        pieces = rows.reshape(-1, int(np.prod(sizes[i:])))
+        left, values, right = np.linalg.svd(pieces, full_matrices=False)
+        rows = (left[:, : bonds[i]] * values[: bonds[i]]) @ right[: bonds[i]]
+    return rows.reshape(keys.shape)
+
+
 def make_symmetric(random: np.random.Generator) -> np.ndarray:
     """Symmetric [48, 48]: eigenvalues 5 (ten times), 0 (eight times), the others spread out."""
     vectors, _ = np.linalg.qr(random.standard_normal((48, 48)))
@@ -84,6 +99,10 @@ def main() -> None:
     arrays["singular.f64"], arrays["low_rank5.f32"] = closest(keys)
     arrays["few_singular.f64"], arrays["few_low_rank5.f32"] = closest(keys[:FEW])
     arrays["mpo_values.f64"], arrays["mpo_rows.f32"] = mpo(keys)
+    arrays["mpo_chain3.f32"] = mpo_chain(keys, [4, 4], [10, 3])
+    arrays["mpo_chain3_inner.f32"] = mpo_chain(keys, [4, 4], [16, 3])
+    arrays["mpo_chain4.f32"] = mpo_chain(keys, [2, 2, 4], [9, 6, 3])
+    arrays["mpo_bond7.f32"] = mpo_chain(keys, [BLOCK], [7])
     arrays["eigen.f64"] = make_symmetric(random)
     arrays["eigen_values.f64"] = np.linalg.eigvalsh(arrays["eigen.f64"])[::-1]
     OUT.mkdir(parents=True, exist_ok=True)

@@ -63,6 +63,62 @@ def test_components(tiny: kv.Model, bases: Path) -> None:
             np.testing.assert_allclose(energy, singular**2 / len(coefficients), rtol=1e-3)
 
 
+def test_transforms(tiny: kv.Model, bases: Path) -> None:
+    """From the definition: keys of every page, turned one by one by complex numbers."""
+    file = kv.GgufFile(bases)
+    tokens = tiny.tokenizer.encode(TEXT, add_special=False)[: 3 * 256]
+    scatter = np.zeros((tiny.n_layers, 2, 8, 8))
+    squares = np.zeros((tiny.n_layers, 2, 8))
+    for i in range(3):
+        ids = tokens[i * 256 : (i + 1) * 256]
+        if tiny.tokenizer.add_bos:
+            ids[0] = tiny.tokenizer.bos
+        session = tiny.session(n_ctx=256, cache="k=klt:fit=320+k=f16+v=f32")
+        session.forward(ids)
+        for layer, head in np.ndindex(tiny.n_layers, 2):
+            shape = tiny.layers[layer]
+            frequencies = np.array(shape["key_frequencies"])
+            keys = session.cache.keys(layer, head).astype(np.float64)
+            for start in range(4, 256 - 63, 64):
+                page = keys[start : start + 64]
+                n = 2 * len(frequencies)
+                first = slice(0, n, 2) if shape["key_pairs_interleaved"] else slice(0, n // 2)
+                second = slice(1, n, 2) if shape["key_pairs_interleaved"] else slice(n // 2, n)
+                turned = page[:, first] + 1j * page[:, second]
+                turned *= np.exp(-1j * frequencies * start)
+                back = page.copy()
+                back[:, first], back[:, second] = turned.real, turned.imag
+                scatter[layer, head] += 64 * np.cov(back.T, bias=True) / 768
+            found = np.array(session.cache.query_squares(layer, head)) / 3
+            found[first] = found[second] = (found[first] + found[second]) / 2
+            squares[layer, head] += found
+    for layer, head in np.ndindex(tiny.n_layers, 2):
+        name = f"blk.{layer}.klt.{head}"
+        rows, energy, metric = (
+            file.tensor(name + end).decode() for end in ("", ".energy", ".metric")
+        )
+        np.testing.assert_allclose(rows @ rows.T, np.eye(8), atol=1e-5)
+        wanted = squares[layer, head] + 1e-3 * squares[layer, head].mean()
+        np.testing.assert_allclose(metric.ravel(), wanted, rtol=1e-5)
+        weighted = scatter[layer, head] * np.sqrt(np.outer(wanted, wanted))
+        np.testing.assert_allclose(
+            rows @ weighted @ rows.T, np.diag(energy.ravel()), atol=1e-4 * energy.max()
+        )
+
+
+def test_keys_in_the_files_transform(tiny: kv.Model, bases: Path) -> None:
+    exact = logits(tiny, "f32")
+    codec = "int8:per=channel,group=64,tail=0,sinks=4"
+    near = np.abs(logits(tiny, f"k=klt:basis={bases}+k={codec}+v=f32") - exact).max()
+    assert 0 < near < 0.05 * exact.std()
+    # What a cache fits to its own first tokens is about as good.
+    fitted = np.abs(logits(tiny, f"k=klt:fit=64+k={codec}+v=f32") - exact).max()
+    assert near < 3 * fitted
+    session = tiny.session(n_ctx=200, cache=f"klt4:basis={bases}")
+    with pytest.raises(kv.ConfigError, match="wait for their fit, found none"):
+        session.cache.query_squares(0, 0)
+
+
 @pytest.mark.parametrize("interleaved", [False, True])
 def test_turning_back(interleaved: bool) -> None:
     frequencies = [1.0, 0.25, 0.1]

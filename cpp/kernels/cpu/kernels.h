@@ -56,7 +56,8 @@ struct QuantizedInput {
 // One side of one kv head's cache, as SideView.
 struct SideArgs {
   PageFormat format;
-  const PageFormat* older = nullptr;  // [n_tiers - 1]
+  const PageFormat* older = nullptr;         // [n_tiers - 1]
+  const PageFormat* coefficients = nullptr;  // as in SideView
   int32_t n_tiers = 1;
   int32_t width;
   int32_t first_channel;

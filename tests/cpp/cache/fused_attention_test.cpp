@@ -218,6 +218,23 @@ TEST_P(FusedAttention, PagesOfDifferentAges) {
   }
 }
 
+// Blocks with fewer coefficients than values.
+TEST_P(FusedAttention, TruncatedBonds) {
+  for (const char* spec :
+       {"mpo:block=16,bonds=12,segment=256+sym8:group=row",
+        "mpo:block=8x8,bonds=32x6,segment=256+sym4:group=row",
+        "k=mpo:block=16,bonds=7,segment=128+k=int4:group=row+v=q8_0",
+        "k=mpo:block=2x4x4,bonds=20x11x3,segment=128+k=int8:per=channel,group=64+v=int5"}) {
+    for (const int n_queries : {1, 150}) {
+      FusedCase c;
+      c.spec = spec;
+      c.shape = {4, 2, 64, 64};
+      c.n_queries = n_queries;
+      EXPECT_LT(error(c), kOnePlane) << c.name();
+    }
+  }
+}
+
 TEST_P(FusedAttention, EveryShape) {
   for (const Shape& shape :
        {Shape{4, 4, 64, 64}, Shape{3, 1, 80, 80}, Shape{4, 1, 96, 96}, Shape{8, 2, 128, 128},

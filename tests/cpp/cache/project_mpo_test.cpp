@@ -137,13 +137,57 @@ TEST(MpoBasis, ThreeTensorsQuantizeWhatTwoDo) {
   EXPECT_GT(distance(expected, rows.values), 1);  // codes of 3 bits do lose something
 }
 
+// T_L T_2 T_3 and T_L T_2 T_3 T_4 with truncated bonds, by numpy.
+TEST(MpoBasis, TruncatedChainsAgreeWithNumpy) {
+  const Rows keys(192, 32, read_projector_fixture<float>("keys.f32"));
+  const std::pair<MpoChain, const char*> cases[] = {
+      {{.sizes = {4, 4}, .bonds = {10, 3}}, "mpo_chain3.f32"},
+      {{.sizes = {4, 4}, .bonds = {0, 3}}, "mpo_chain3_inner.f32"},
+      {{.sizes = {2, 2, 4}, .bonds = {9, 6, 3}}, "mpo_chain4.f32"},
+      {{.sizes = {16}, .bonds = {7}}, "mpo_bond7.f32"}};
+  std::vector<std::vector<double>> rebuilt;
+  for (const auto& [chain, file] : cases) {
+    SCOPED_TRACE(file);
+    const BasisData data = mpo_basis(keys.view(), chain);
+    const int width = chain.bonds[0] > 0 ? chain.bonds[0] : 16;
+    EXPECT_EQ(data.block_width, width);
+    EXPECT_EQ(data.width, 2 * width);
+    const std::vector<double> large = exact_coefficients(data, keys);
+    std::vector<double>& rows = rebuilt.emplace_back(keys.values.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const size_t piece = i / 16 * static_cast<size_t>(width);
+      for (int c = 0; c < width; ++c) {
+        rows[i] += double{data.lift[i % 16 * static_cast<size_t>(width) + static_cast<size_t>(c)]} *
+                   large[piece + static_cast<size_t>(c)];
+      }
+    }
+    // Small components are what remains of large keys in float32.
+    EXPECT_LE(relative_error(rows, read_projector_fixture<float>(file)), 1e-5);
+  }
+  // Truncating an inner bond makes a difference that truncating the first one does not.
+  std::vector<float> other(rebuilt[3].begin(), rebuilt[3].end());
+  EXPECT_GT(relative_error(rebuilt[1], other), 1e-3);
+}
+
+// Without truncation, more tensors are what two are with their product.
+TEST(MpoBasis, ChainsWithoutTruncationAreTwoTensors) {
+  const Rows rows = normal_rows(40, 32, 5);
+  const BasisData two = mpo_basis(rows.view(), 16);
+  for (const std::vector<int>& sizes : {std::vector{4, 4}, {2, 8}, {2, 2, 4}}) {
+    const BasisData many =
+        mpo_basis(rows.view(), MpoChain{.sizes = sizes, .bonds = std::vector<int>(sizes.size())});
+    EXPECT_EQ(many.lift, two.lift);
+    EXPECT_EQ(many.column, two.column);
+  }
+}
+
 TEST(MpoBasis, ArrivesAtTheSameBasisInSteps) {
   const Rows rows = normal_rows(64, 32, 4);
   Gram pieces(16);
   add_mpo_pieces(rows.view().block(0, 10), &pieces);
   add_mpo_pieces(rows.view().block(10, 54), &pieces);
   EXPECT_EQ(pieces.count(), 128);
-  const BasisData steps = mpo_basis(pieces, 32);
+  const BasisData steps = mpo_basis(pieces, 32, {});
   const BasisData whole = mpo_basis(rows.view(), 16);
   EXPECT_LE(relative_error(steps.lift, whole.lift), 1e-6);
   EXPECT_LE(relative_error(steps.column, whole.column), 1e-6);
