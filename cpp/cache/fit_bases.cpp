@@ -121,6 +121,23 @@ std::vector<BasisData> fit_klt(const SidesToFit& fitted, const QuerySquares& que
   return klt_bases(setups, heads);
 }
 
+// Leaves of whole pages what their codes miss.
+void leave_error(const SideSetup& setup, Mat rows) {
+  const PageFormat format = page_format(setup.spec.codec, setup.page_width(), setup.values);
+  std::vector<std::byte> page(page_bytes(format));
+  std::vector<std::byte> scratch(encode_scratch(format));
+  std::vector<float> shown(static_cast<size_t>(kPageTokens * rows.cols));
+  const int width = static_cast<int>(rows.cols);
+  for (int64_t first = 0; first < rows.rows; first += kPageTokens) {
+    const Mat own = rows.block(first, kPageTokens);
+    encode_rows(format, own.data, own.stride, page.data(), 0, kPageTokens, scratch.data());
+    decode_rows(format, page.data(), 0, kPageTokens, 0, width, shown.data(), width);
+    for (int64_t r = 0; r < own.rows; ++r) {
+      for (int c = 0; c < width; ++c) own.row(r)[c] -= shown[static_cast<size_t>(r * width + c)];
+    }
+  }
+}
+
 MpoChain chain_of(const ProjectorSpec& projector) {
   MpoChain out{.sizes = {projector.block}, .bonds = {projector.bonds[0]}};
   if (projector.sizes[0] == 0) return out;
@@ -151,6 +168,7 @@ std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySqu
     const int rows = side.fit_rows();
     for (int k = 0; k < side.bases_to_fit(n); ++k) {
       const TailRows tail(side, k * rows, rows);
+      if (projector.residual == Residual::fitted) leave_error(side.setup(), tail.rows);
       out.push_back(projector.kind == Kind::mpo ? mpo_basis(tail.rows, chain_of(projector))
                                                 : low_rank_basis(tail.rows, projector.rank));
     }

@@ -166,7 +166,7 @@ void load_bases(const std::string& where, const std::shared_ptr<MemoryCounter>& 
     const int n_blocks = view.dim / view.block;
     const int expected_blocks =
         projector.block > 0 ? setup.width() / projector.block : setup.n_heads;
-    if (view.dim != setup.width() || view.width != setup.page_width() ||
+    if (view.dim != setup.width() || view.width != setup.basis_width() ||
         n_blocks != expected_blocks) {
       bad_field(where, "a basis of dimension", view.dim);
     }
@@ -212,7 +212,7 @@ void load_side(int rows, RowPositions positions, const std::string& where,
     if (n_rows < kPageTokens && basis % n_tiers > 0)
       bad_field(where, "an open page of tier", basis);
     // Taken before memory is asked for.
-    const std::span<const std::byte> source = in->take(page_bytes(side->format(basis)), where);
+    const std::span<const std::byte> source = in->take(side->page_size(basis), where);
     std::byte* page = side->restore_page(n_rows, basis);
     std::ranges::copy(source, page);
     if (!is_sound(side->format(basis), page)) {

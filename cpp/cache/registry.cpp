@@ -102,7 +102,11 @@ constexpr std::array kProjectors = {
     ProjectorEntry{
         "lowrank",
         {.kind = ProjectorSpec::Kind::lowrank, .segment = 1024, .rank = 32},
-        "rank=32, segment=1024 (64..65536, a multiple of 64); or basis=FILE (of `kvengine "
+        "rank=32, segment=1024 (64..65536, a multiple of 64), residual=none (none, coded: the "
+        "codec "
+        "codes what the coefficients leave of a row, fitted: coefficients are of what the codes "
+        "leave, as GEAR's, 2403.05527), coefficients=f16 (f16, int8; with a residual); or "
+        "basis=FILE (of `kvengine "
         "calibrate --bases`) and rank, share=50 (percent of the values) or energy "
         "(percent)",
         "singular vectors of a segment of tokens, per head; or calibrated components of "
@@ -250,7 +254,8 @@ std::string codec_parameters(const CodecEntry& entry) {
   }
   return out + "tail=" + std::to_string(entry.default_tail) +
          " (0..1000000), seal=page (page, window, row), sinks=0 (0..63), prefill=coded (coded, "
-         "exact)";
+         "exact)" +
+         ", older=N (1..1000000, instead of these: a codec for pages so many tokens behind)";
 }
 
 double listed_bits(const CacheSpec& spec) {

@@ -20,6 +20,7 @@ SideCache::SideCache(const SideSetup& setup, const std::shared_ptr<MemoryCounter
       counter_(counter),
       pages_(counter),
       older_(CountedAllocator<PageFormat>(counter)),
+      coefficients_(setup.coefficients_format()),
       bases_(CountedAllocator<std::shared_ptr<const Basis>>(counter)),
       basis_views_(CountedAllocator<BasisView>(counter)),
       sinks_(CountedAllocator<uint16_t>(counter)),
@@ -40,6 +41,12 @@ PageFormat SideCache::format(int basis) const {
   return format;
 }
 
+size_t SideCache::page_size(int basis) const {
+  const PageFormat codes = format(basis);
+  if (coefficients_.width == 0) return page_bytes(codes);
+  return end_of_page(codes) + page_bytes(coefficients_);
+}
+
 SideView SideCache::view(int head) const {
   const bool joint = setup_.is_joint();
   const int n_channels = joint ? setup_.page_width() : setup_.page_width() / setup_.n_heads;
@@ -47,6 +54,7 @@ SideView SideCache::view(int head) const {
   return {.width = setup_.head_dim,
           .format = format(0),
           .older = older_,
+          .coefficients = coefficients_.width > 0 ? &coefficients_ : nullptr,
           .first_channel = joint ? 0 : head * n_channels,
           .n_channels = n_channels,
           .pages = pages_.views(),
@@ -76,7 +84,7 @@ void SideCache::add_basis(std::shared_ptr<const Basis> basis) {
   }
   // Heads that share pages have the same blocks.
   view.dim = setup_.head_dim;
-  view.width = setup_.page_width() / setup_.n_heads;
+  view.width = setup_.basis_width() / setup_.n_heads;
   basis_views_.reserve(basis_views_.size() + static_cast<size_t>(n_tiers()));
   const uint8_t* strip_bits = view.strip_bits;
   bases_.push_back(std::move(basis));
@@ -108,6 +116,8 @@ void SideCache::add_page_jobs(int first_row, int n, RowPositions positions, Seal
                               SealJobs* jobs) {
   source.width = setup_.width();
   source.latent_heads = setup_.latent ? setup_.n_heads : 0;
+  source.coefficients = coefficients_;
+  source.codes_first = setup_.spec.projector.residual == Residual::fitted;
   for (int done = 0; done < n; done += source.n_rows) {
     const int row = first_row + done;
     const auto index = static_cast<size_t>(row / kPageTokens);
@@ -142,7 +152,7 @@ void SideCache::append_floats(ConstMat rows, CountedVector<uint16_t>* memory, Se
                    .first_row = first_row});
 }
 
-void SideCache::grow(int n, int basis) { pages_.grow(n, page_bytes(format(basis)), basis); }
+void SideCache::grow(int n, int basis) { pages_.grow(n, page_size(basis), basis); }
 
 void SideCache::append(ConstMat rows, RowPositions positions, SealJobs* jobs) {
   // Sinks are the first rows of all: a cache that has dropped them gets no new ones.
@@ -372,15 +382,29 @@ void SideCache::decode_page(const SideView& side, const PageView& page, int row,
     return decode_rows(layout, page.data, 0, page.rows, side.first_channel, side.n_channels,
                        out.data, out.stride);
   }
-  std::vector<float> coefficients(static_cast<size_t>(page.rows * side.n_channels));
-  decode_rows(layout, page.data, 0, page.rows, side.first_channel, side.n_channels,
-              coefficients.data(), side.n_channels);
   const BasisView& basis = side.bases[page.basis];
-  lift_rows(basis, {coefficients.data(), page.rows, side.n_channels}, out);
+  const bool beside = coefficients_.width > 0;
+  const int n = beside ? coefficients_.width : side.n_channels;
+  std::vector<float> coefficients(static_cast<size_t>(page.rows * n));
+  decode_rows(beside ? coefficients_ : layout, page.data + (beside ? end_of_page(layout) : 0), 0,
+              page.rows, beside ? 0 : side.first_channel, n, coefficients.data(), n);
+  lift_rows(basis, {coefficients.data(), page.rows, n}, out);
+  if (beside) add_codes(layout, page, out);
   if (basis.anchor == 1) {
     for (int r = 0; r < page.rows; ++r) rotate(out.block(r, 1), basis, positions.of(row + r), 1);
   } else if (basis.anchor > 1) {
     rotate(out, basis, positions.anchor(row, basis.anchor, setup_.sinks), 1);
+  }
+}
+
+// What codes leave or correct, in a row's own channels.
+void SideCache::add_codes(const PageFormat& layout, const PageView& page, Mat out) {
+  std::vector<float> codes(static_cast<size_t>(page.rows * layout.width));
+  decode_rows(layout, page.data, 0, page.rows, 0, layout.width, codes.data(), layout.width);
+  for (int64_t r = 0; r < out.rows; ++r) {
+    for (int64_t c = 0; c < out.cols; ++c) {
+      out.row(r)[c] += codes[static_cast<size_t>(r * out.cols + c)];
+    }
   }
 }
 
@@ -404,8 +428,10 @@ void SideCache::decode(int head, RowPositions positions, Mat out) const {
 void SideCache::count(CacheStats* stats) const {
   for (const PageView& page : pages_.views()) {
     const PageFormat page_format = format(page.basis);
-    stats->codes += static_cast<int64_t>(code_bytes(page_format));
-    stats->scales += static_cast<int64_t>(scale_bytes(page_format));
+    const size_t codes =
+        code_bytes(page_format) + (coefficients_.width > 0 ? code_bytes(coefficients_) : 0);
+    stats->codes += static_cast<int64_t>(codes);
+    stats->scales += page.bytes - static_cast<int64_t>(codes);
   }
   for (const std::shared_ptr<const Basis>& basis : bases_) {
     if (basis != setup_.basis) stats->bases += static_cast<int64_t>(basis->bytes());

@@ -41,7 +41,10 @@ struct SideSetup {
   // Whether one dense basis is for the joined rows of all heads, which share their coefficients.
   bool is_joint() const { return latent && n_heads > 1; }
   int width() const { return head_dim * n_heads; }  // values per row
-  int page_width() const;                           // coefficients per row of a page
+  int page_width() const;                           // numbers per row of a page that are coded
+  int basis_width() const;  // coefficients per row; others than these may be coded (Residual)
+  // Of coefficients that lie behind the codes of a page; of width 0: there are none.
+  PageFormat coefficients_format() const;
   // Whether components of a basis have bits of their own: where each has a scale of its own.
   bool has_component_bits(int tier = 0) const;
   // Entries of BasisData::strip_bits.
@@ -133,6 +136,7 @@ class SideCache {
   Sizes sizes() const { return {sink_rows(), pages_.rows(), tail_rows()}; }
   std::span<const std::shared_ptr<const Basis>> bases() const { return bases_; }
   PageFormat format(int basis) const;  // as in PageView, here and in restore_page()
+  size_t page_size(int basis) const;
   // Adds rows whose bytes the caller writes: bases first, then a page at a time.
   void restore_basis(std::shared_ptr<const Basis> basis);
   std::byte* restore_page(int rows, int basis);
@@ -163,6 +167,7 @@ class SideCache {
   void grow(int n, int basis);
   void drop_last_bases(size_t kept) noexcept;
   // `row`: the first of the page, among all rows of the side.
+  static void add_codes(const PageFormat& layout, const PageView& page, Mat out);
   void decode_page(const SideView& side, const PageView& page, int row, RowPositions positions,
                    Mat out) const;
 
@@ -172,6 +177,7 @@ class SideCache {
   size_t fitted_now_ = 0;  // bases that came with them
   PageList pages_;
   CountedVector<PageFormat> older_;  // of tiers 1, 2, ...
+  PageFormat coefficients_;          // SideSetup::coefficients_format()
   CountedVector<std::shared_ptr<const Basis>> bases_;
   // Of bases_, one for every tier, each for one head of those that share pages. A joint basis has
   // the views of joined rows, then those for every head.

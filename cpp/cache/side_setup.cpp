@@ -32,7 +32,26 @@ int SideSetup::page_width() const {
   if (projector.kind == ProjectorSpec::Kind::mpo) {
     return width() / projector.block * projector.bond();
   }
-  return projector.kind == ProjectorSpec::Kind::lowrank ? projector.rank * n_heads : width();
+  const bool coded =
+      projector.kind == ProjectorSpec::Kind::lowrank && projector.residual == Residual::none;
+  return coded ? projector.rank * n_heads : width();
+}
+
+int SideSetup::basis_width() const {
+  return spec.projector.residual == Residual::none ? page_width() : spec.projector.rank * n_heads;
+}
+
+PageFormat SideSetup::coefficients_format() const {
+  if (spec.projector.residual == Residual::none) return {};
+  CodecSpec codec;
+  codec.id = CodecId::f16;
+  if (spec.projector.coefficients8) {
+    codec.id = CodecId::coded;
+    codec.coding = {Coding::asym, 8, Fit::range, ScaleFormat::half};
+    codec.per = Per::channel;
+    codec.group = kPageTokens;
+  }
+  return page_format(codec, basis_width(), values);
 }
 
 bool SideSetup::has_component_bits(int tier) const {
@@ -52,7 +71,8 @@ size_t SideSetup::n_strip_bits() const {
 int SideSetup::coefficients() const { return is_joint() ? page_width() : page_width() / n_heads; }
 
 std::string SideSetup::coefficients_name() const {
-  if (spec.projector.kind == ProjectorSpec::Kind::lowrank) return "rank";
+  const bool ranked = spec.projector.kind == ProjectorSpec::Kind::lowrank;
+  if (ranked && spec.projector.residual == Residual::none) return "rank";
   if (spec.projector.bonds[0] > 0) return "the number of coefficients";
   return values ? "value_dim" : "key_dim";
 }

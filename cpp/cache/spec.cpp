@@ -77,6 +77,10 @@ std::string projector_stage(const ProjectorSpec& projector, const Limits& limits
   if (projector.share > 0) out.add("share", projector.share);
   if (projector.energy > 0) out.add("energy", projector.energy);
   if (projector.segment > 0) out.add("segment", projector.segment);
+  if (projector.residual != Residual::none) {
+    out.add("residual", kResidualNames[static_cast<size_t>(projector.residual)]);
+  }
+  if (projector.coefficients8) out.add("coefficients", kCoefficientNames[1]);
   if (projector.kind == Kind::klt && !projector.calibrated) {
     out.add("fit", projector.fit);
     out.add("anchor", projector.anchor);
@@ -216,7 +220,8 @@ bool is_valid(const ProjectorSpec& projector) {
     case Kind::lowrank:
       if (projector.calibrated) return is_valid_calibrated(projector);
       return is_within(projector.rank, 1, 65536) && is_pages(projector.segment) &&
-             projector.share == 0 && projector.energy == 0;
+             projector.share == 0 && projector.energy == 0 &&
+             (projector.residual != Residual::none || !projector.coefficients8);
     case Kind::klt:
       if (projector.calibrated) return projector == calibrated_klt();
       return is_pages(projector.fit) &&
@@ -284,6 +289,10 @@ std::string side_error(const SideSpec& side, bool values) {
            "k=klt";
   }
   if (!is_valid(side.projector)) return "a parameter of the projector is out of its range";
+  if (side.projector.residual != Residual::none) {
+    if (side.codec.is_float()) return "residual: expected codes beside coefficients, found floats";
+    if (!side.older.empty()) return "residual: expected codes of one age, found older=";
+  }
   std::string error = coding_error(side.codec);
   if (!error.empty()) return error;
   if (!is_within(side.tail, 0, kMaxTail)) {

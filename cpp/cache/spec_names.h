@@ -13,6 +13,8 @@ inline constexpr std::string_view kFitNames[] = {"range", "search", "norm", "ene
 inline constexpr std::string_view kScaleNames[] = {"half", "log8"};
 inline constexpr std::string_view kChannelNames[] = {"plain", "centred", "scaled"};
 inline constexpr std::string_view kSealNames[] = {"page", "window", "row"};
+inline constexpr std::string_view kResidualNames[] = {"none", "coded", "fitted"};
+inline constexpr std::string_view kCoefficientNames[] = {"f16", "int8"};
 inline constexpr std::string_view kPrefillNames[] = {"coded", "exact"};
 
 }  // namespace kve

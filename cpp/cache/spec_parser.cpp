@@ -373,6 +373,10 @@ class Parser : private SpecWords {
         spec.segment = pages(key, value);
       } else if (key.text == "rank" && spec.kind == Kind::lowrank) {
         spec.rank = number(key, value, 1, 65536);
+      } else if (key.text == "residual" && spec.kind == Kind::lowrank) {
+        spec.residual = one_of<Residual>(key, value, kResidualNames);
+      } else if (key.text == "coefficients" && spec.kind == Kind::lowrank) {
+        spec.coefficients8 = one_of<bool>(key, value, kCoefficientNames);
       } else if (key.text == "fit" && spec.kind == Kind::klt) {
         spec.fit = pages(key, value);
       } else if (key.text == "anchor" && spec.kind == Kind::klt) {

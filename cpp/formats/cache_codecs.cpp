@@ -43,6 +43,8 @@ size_t scale_bytes(const PageFormat& format) {
 
 size_t page_bytes(const PageFormat& format) { return code_bytes(format) + scale_bytes(format); }
 
+size_t end_of_page(const PageFormat& format) { return (page_bytes(format) + 63) / 64 * 64; }
+
 int rows_per_unit(const PageFormat& format) {
   return format.id == CodecId::coded ? rows_per_unit(format.coded) : 1;
 }

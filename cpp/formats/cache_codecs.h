@@ -48,6 +48,8 @@ PageFormat page_format(const CodecSpec& codec, int width, bool values);
 size_t code_bytes(const PageFormat& format);
 size_t scale_bytes(const PageFormat& format);
 size_t page_bytes(const PageFormat& format);
+// Where something else begins in the memory of such a page: behind it, on a cache line.
+size_t end_of_page(const PageFormat& format);
 
 // Rows that must be coded together, beginning at a multiple of their number.
 int rows_per_unit(const PageFormat& format);

@@ -16,6 +16,10 @@
     mpo_chain3_inner.f32 float32 [192, 32]: the same with a bond of 3 before the last alone
     mpo_chain4.f32       float32 [192, 32]: of sizes 2, 2 and 4, with bonds of 9, 6 and 3
     mpo_bond7.f32        float32 [192, 32]: of two tensors, with a bond of 7
+    residual_coded.f32   float32 [192, 32]: the keys in float16 as a part of rank 5 and 2-bit codes
+                         (per channel and 64 tokens, scale and minimum in float16) of the rest
+    residual_fitted.f32  float32 [192, 32]: the same codes of the keys and a part of rank 5 of what
+                         they miss (GEAR, arXiv 2403.05527, without its outliers)
     eigen.f64            float64 [48, 48]: a symmetric matrix with repeated and zero eigenvalues
     eigen_values.f64     float64 [48]: its eigenvalues, falling
 
@@ -69,6 +73,28 @@ def mpo(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return values, np.abs(left * np.sqrt(values)).reshape(keys.shape)
 
 
+def quantized(rows: np.ndarray) -> np.ndarray:
+    """2-bit codes per channel and page, as they show the rows."""
+    pages = rows.reshape(-1, PAGE, WIDTH)
+    low = pages.min(axis=1, keepdims=True).astype(np.float16).astype(np.float64)
+    span = pages.max(axis=1, keepdims=True) - pages.min(axis=1, keepdims=True)
+    step = (span / 3).astype(np.float16).astype(np.float64)
+    codes = np.clip(np.rint((pages - low) / step), 0, 3)
+    return (codes * step + low).reshape(rows.shape)
+
+
+def residual_coded(keys: np.ndarray) -> np.ndarray:
+    """The closest rows of rank RANK, and codes of what they leave."""
+    _, near = closest(keys)
+    return near + quantized(keys - near)
+
+
+def residual_fitted(keys: np.ndarray) -> np.ndarray:
+    """Codes of the rows, and the closest rows of rank RANK to what these leave."""
+    shown = quantized(keys)
+    return shown + closest(keys - shown)[1]
+
+
 def mpo_chain(keys: np.ndarray, sizes: list[int], bonds: list[int]) -> np.ndarray:
     """The product of the chain: from the last tensor to the first, the leading right vectors."""
     rows = keys
@@ -103,6 +129,9 @@ def main() -> None:
     arrays["mpo_chain3_inner.f32"] = mpo_chain(keys, [4, 4], [16, 3])
     arrays["mpo_chain4.f32"] = mpo_chain(keys, [2, 2, 4], [9, 6, 3])
     arrays["mpo_bond7.f32"] = mpo_chain(keys, [BLOCK], [7])
+    halves = stored.astype(np.float16).astype(np.float64)
+    arrays["residual_coded.f32"] = residual_coded(halves)
+    arrays["residual_fitted.f32"] = residual_fitted(halves)
     arrays["eigen.f64"] = make_symmetric(random)
     arrays["eigen_values.f64"] = np.linalg.eigvalsh(arrays["eigen.f64"])[::-1]
     OUT.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ SideArgs side_args(const SideView& side, const RotationTable* angles, const int3
   return {
       .format = side.format,
       .older = side.older.data(),
+      .coefficients = side.coefficients,
       .n_tiers = side.n_tiers(),
       .width = side.width,
       .first_channel = side.first_channel,

@@ -90,6 +90,7 @@ struct SealWork {
   float* coefficients;  // [n_rows, format.width]
   float* sines;         // [n_pairs], of turning back joined heads
   float* angles;        // [n_rows] rows of the rotation table, where positions have gaps
+  float* rest;          // [n_rows, width], of rows that are a sum
   std::byte* project;
   std::byte* encode;
   size_t size;
@@ -113,10 +114,47 @@ struct SealWork {
     angles = reinterpret_cast<float*>(
         take(turns_row_by_row(job) ? n * 2 * static_cast<size_t>(job.basis->n_pairs) * sizeof(float)
                                    : 0));
+    const bool sums = job.coefficients.width > 0;
+    rest = reinterpret_cast<float*>(
+        take(sums ? n * static_cast<size_t>(job.width) * sizeof(float) : 0));
     project = take(project_bytes);
-    encode = take(encode_scratch(job.format));
+    encode = take(
+        std::max(encode_scratch(job.format), sums ? encode_scratch(job.coefficients) : size_t{0}));
   }
 };
+
+// Rows [n_rows, width] as a sum of codes and of coefficients in a basis, one after the other.
+bool seal_sum(const Kernels& kernels, const SealJob& job, const SealWork& work) {
+  KVE_ASSERT(job.first_row == 0 && job.basis->anchor == 0);
+  const int n = job.n_rows;
+  const int width = job.width;
+  const int rank = job.coefficients.width;
+  std::byte* behind = job.page + end_of_page(job.format);
+  const auto n_values = static_cast<size_t>(n) * static_cast<size_t>(width);
+  const auto code = [&] {
+    return kernels.encode_rows(job.format, work.rows, width, job.page, 0, n, work.encode);
+  };
+  const auto project = [&] {
+    kernels.project(*job.basis, n, width, work.rest, width, nullptr, 0, work.coefficients,
+                    work.project);
+    return kernels.encode_rows(job.coefficients, work.coefficients, rank, behind, 0, n,
+                               work.encode);
+  };
+  if (job.codes_first) {
+    if (!code()) return false;
+    kernels.decode_rows(job.format, job.page, 0, n, 0, width, work.rest, width);
+    std::transform(work.rows, work.rows + n_values, work.rest, work.rest, std::minus<>{});
+    return project();
+  }
+  std::copy_n(work.rows, n_values, work.rest);
+  if (!project()) return false;
+  kernels.decode_rows(job.coefficients, behind, 0, n, 0, rank, work.coefficients, rank);
+  std::transform(work.coefficients,
+                 work.coefficients + static_cast<size_t>(n) * static_cast<size_t>(rank),
+                 work.coefficients, std::negate<>{});
+  kernels.lift_values({job.basis, work.coefficients, rank, n, work.rows, width});
+  return code();
+}
 
 }  // namespace
 
@@ -165,6 +203,7 @@ bool CpuBackend::seal(const SealJob& job, std::byte* scratch) {
     rows = work.rows;
     stride = job.width;
   }
+  if (job.coefficients.width > 0) return seal_sum(kernels_, job, work);
   if (job.basis != nullptr) {
     const BasisView& basis = *job.basis;
     const float* angles = nullptr;

@@ -55,7 +55,7 @@ bool has_whole_groups(const SideView& side, int group) {
 
 bool reads_strips(const SideView& side, int tier) {
   const PageFormat& format = side.format_of(tier);
-  if (format.id != CodecId::coded) return false;
+  if (format.id != CodecId::coded || side.coefficients != nullptr) return false;
   // Coefficients of several heads at once: scratch memory is for those of one.
   if (side.n_channels > side.width) return false;
   const CodedPage& page = format.coded;

@@ -10,7 +10,8 @@ from kvengine.cli.output import print_json, print_table
 
 DESCRIPTION = (
     "List what a cache spec (--cache) may name. A spec is a name with parameters, for keys and "
-    "values or for one of them: 'int4:group=32,tail=64', 'k=q8_0 + v=q4_0'."
+    "values or for one of them: 'int4:group=32,tail=64', 'k=q8_0 + v=q4_0'. Any may be for some "
+    "layers or kv heads (first=2, last=1, layers=3-5, heads=0), a codec for old pages (older=1024)."
 )
 
 _KEYS = ("name", "kind", "spec", "parameters", "paper", "bits_per_value")

@@ -277,10 +277,11 @@ TEST_P(FusedAttention, EveryMask) {
 
 // What cannot be read code by code says so, and gives what rebuilding gives.
 TEST_P(FusedAttention, TheRestIsRebuilt) {
-  for (const char* spec : {"e4m3", "int4:group=8", "hadamard+f16", "int4:outliers=3%",
-                           "k=int3:per=channel,group=64,outliers=1%+v=int4",
-                           "k=klt:fit=128,anchor=1+k=int4:per=channel,group=64", "k=int4+v=e5m2",
-                           "int8+int4:group=8,older=99"}) {
+  for (const char* spec :
+       {"e4m3", "int4:group=8", "hadamard+f16", "int4:outliers=3%",
+        "k=int3:per=channel,group=64,outliers=1%+v=int4",
+        "k=klt:fit=128,anchor=1+k=int4:per=channel,group=64", "k=int4+v=e5m2",
+        "int8+int4:group=8,older=99", "lowrank:rank=4,segment=128,residual=coded+int4"}) {
     FusedCase c;
     c.spec = spec;
     const FusedRun run(c, *backend_, 7);

@@ -167,6 +167,26 @@ TEST(KvCacheAttend, EveryProjectorWithEveryCodec) {
   EXPECT_GT(refused, 0u);
 }
 
+// Rows that are the sum of codes and of a few coefficients.
+TEST(KvCacheAttend, CodesBesideCoefficients) {
+  const auto backend = make_cpu_backend(2);
+  const auto scalar = make_cpu_backend(1, "scalar");
+  const Geometry geometries[] = {{6, 2, 64, 0}, {4, 1, 96, 0}, {3, 3, 128, 90}, {2, 1, 256, 0}};
+  size_t seed = 0;
+  for (const char* text :
+       {"lowrank:rank=4,segment=64,residual=coded+int2:tail=9",
+        "lowrank:rank=7,segment=128,residual=fitted,coefficients=int8+int4:per=channel,group=64",
+        "k=lowrank:rank=32,segment=64,residual=coded,coefficients=int8+k=lm3:tail=0,sinks=3+v=int8",
+        "k=int4+v=lowrank:rank=1,segment=64,residual=fitted+v=int3:group=head,outliers=3%"}) {
+    for (const Geometry& g : geometries) {
+      SCOPED_TRACE(text);
+      check_cache(CacheSpec::parse(text), g, seed % 2 == 0 ? *scalar : *backend, seed);
+      if (HasFatalFailure()) return;
+      ++seed;
+    }
+  }
+}
+
 // Pages of several codecs in one side.
 TEST(KvCacheAttend, PagesOfDifferentAges) {
   const auto backend = make_cpu_backend(2);

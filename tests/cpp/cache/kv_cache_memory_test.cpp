@@ -34,7 +34,10 @@ const char* const kSpecs[] = {
     "int2:tail=0+int4:heads=1,layers=0,tail=0+v=f16:heads=0",
     "int8:sinks=3+int4:older=100+int2:older=250",
     "klt:fit=128+int4:per=channel,group=64+int2:per=channel,group=64,older=99",
-    "mpo:segment=64+sym8+sym4:older=200"};
+    "mpo:segment=64+sym8+sym4:older=200",
+    "lowrank:rank=4,segment=64,residual=coded+int2:tail=3",
+    "k=lowrank:rank=8,segment=128,residual=fitted,coefficients=int8+k=int3:per=channel,group=64+v="
+    "f16"};
 
 void check(const KvCache& cache) {
   const CacheStats stats = cache.stats();

@@ -51,9 +51,18 @@ class ReferenceRows {
     PageFormat format = side_.format_of(page.basis % side_.n_tiers());
     const BasisView* basis = side_.bases == nullptr ? nullptr : side_.bases + page.basis;
     if (basis != nullptr) format.coded.strip_bits = basis->strip_bits;
-    const int n = side_.n_channels;
+    const bool sum = side_.coefficients != nullptr;
+    const int n = sum ? side_.coefficients->width : side_.n_channels;
     std::vector<float> coefficients(static_cast<size_t>(page.rows * n));
-    decode_rows(format, page.data, 0, page.rows, side_.first_channel, n, coefficients.data(), n);
+    std::vector<float> codes(static_cast<size_t>(page.rows * side_.n_channels));
+    decode_rows(format, page.data, 0, page.rows, side_.first_channel, side_.n_channels,
+                codes.data(), side_.n_channels);
+    if (sum) {
+      decode_rows(*side_.coefficients, page.data + end_of_page(format), 0, page.rows, 0, n,
+                  coefficients.data(), n);
+    } else {
+      coefficients = codes;
+    }
     for (int r = 0; r < page.rows; ++r) {
       const float* from = coefficients.data() + r * n;
       if (basis == nullptr) {
@@ -61,6 +70,9 @@ class ReferenceRows {
         continue;
       }
       std::vector<double> row = lift(*basis, matrix_of(*basis), from);
+      for (int c = 0; sum && c < side_.width; ++c) {
+        row[static_cast<size_t>(c)] += codes[static_cast<size_t>(r * side_.n_channels + c)];
+      }
       const int turned = basis->anchor == 1 ? position_of(head_, first_row + r) : anchor(first_row);
       if (basis->anchor > 0) turn(*basis, turned, &row);
       values_.push_back(row);

@@ -72,9 +72,41 @@ class SealOnlyBackend final : public Backend {
       return encode_rows(job.format, rows.data, rows.stride, job.page, job.first_row, job.n_rows,
                          scratch_.data());
     }
+    if (job.coefficients.width > 0) return run_sum(job, rows);
     const Mat coefficients = project(job, rows);
     return encode_rows(job.format, coefficients.data, coefficients.stride, job.page, job.first_row,
                        job.n_rows, scratch_.data());
+  }
+
+  // Codes and coefficients, one of what the other leaves.
+  bool run_sum(const SealJob& job, Mat rows) {
+    std::byte* behind = job.page + end_of_page(job.format);
+    scratch_.resize(std::max(encode_scratch(job.format), encode_scratch(job.coefficients)));
+    std::vector<float> other(rows_.size());
+    std::vector<float> few(static_cast<size_t>(job.n_rows * job.coefficients.width));
+    const Mat rest(other.data(), rows.rows, rows.cols);
+    const Mat coefficients(few.data(), job.n_rows, job.coefficients.width);
+    const auto code = [&] {
+      return encode_rows(job.format, rows.data, rows.stride, job.page, 0, job.n_rows,
+                         scratch_.data());
+    };
+    const auto keep = [&](Mat of) {
+      project_rows(*job.basis, of, coefficients);
+      return encode_rows(job.coefficients, coefficients.data, coefficients.stride, behind, 0,
+                         job.n_rows, scratch_.data());
+    };
+    if (job.codes_first) {
+      if (!code()) return false;
+      decode_rows(job.format, job.page, 0, job.n_rows, 0, job.width, rest.data, rest.stride);
+      for (size_t i = 0; i < other.size(); ++i) other[i] = rows_[i] - other[i];
+      return keep(rest);
+    }
+    if (!keep(rows)) return false;
+    decode_rows(job.coefficients, behind, 0, job.n_rows, 0, job.coefficients.width,
+                coefficients.data, coefficients.stride);
+    lift_rows(*job.basis, coefficients, rest);
+    for (size_t i = 0; i < other.size(); ++i) rows_[i] -= other[i];
+    return code();
   }
 
   // Head by head: rows of several heads share a basis, or have one together.

@@ -124,6 +124,14 @@ void rebuild_rows(const SideArgs& side, const PageView& page, int32_t first, int
   const BasisView& basis = side.bases[page.basis];
   format.coded.strip_bits = basis.strip_bits;
   const BasisWork work(scratch, row_numbers(side));
+  if (side.coefficients != nullptr) {
+    const PageFormat& beside = *side.coefficients;
+    KVE_ISA::decode_rows(format, page.data, first, n, 0, side.n_channels, dst, side.width);
+    KVE_ISA::decode_rows(beside, page.data + end_of_page(format), first, n, 0, beside.width,
+                         work.coefficients, beside.width);
+    lift_values({&basis, work.coefficients, beside.width, n, dst, side.width});
+    return;
+  }
   KVE_ISA::decode_rows(format, page.data, first, n, side.first_channel, side.n_channels,
                        work.coefficients, side.n_channels);
   bool done = false;
