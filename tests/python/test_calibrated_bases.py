@@ -73,7 +73,7 @@ def test_transforms(tiny: kv.Model, bases: Path) -> None:
         ids = tokens[i * 256 : (i + 1) * 256]
         if tiny.tokenizer.add_bos:
             ids[0] = tiny.tokenizer.bos
-        session = tiny.session(n_ctx=256, cache="k=klt:fit=320+k=f16+v=f32")
+        session = tiny.session(n_ctx=256, cache="k=klt:fit=320+k=f16+v=f16")
         session.forward(ids)
         for layer, head in np.ndindex(tiny.n_layers, 2):
             shape = tiny.layers[layer]

@@ -75,8 +75,8 @@ def scatter(keys: NDArray[np.float32], layer: dict[str, Any]) -> Matrix:
     n_pages = (len(keys) - SINKS) // PAGE
     rows = keys[SINKS : SINKS + n_pages * PAGE]
     starts = SINKS + np.arange(len(rows)) // PAGE * PAGE
-    pages = turned_back_by(rows, starts, layer).reshape(n_pages, PAGE, -1)
-    deviations = (pages - pages.mean(axis=1, keepdims=True)).reshape(len(rows), -1)
+    pages = turned_back_by(rows, starts, layer).reshape(n_pages, PAGE, keys.shape[1])
+    deviations = (pages - pages.mean(axis=1, keepdims=True)).reshape(rows.shape)
     return deviations.T @ deviations
 
 
