@@ -6,6 +6,7 @@
 
 #include "kernels/cpu/isa/coded_pages.h"
 #include "kernels/cpu/isa/side_reader.h"
+#include "kernels/cpu/isa/strip_round.h"
 
 namespace kve::KVE_ISA {
 
@@ -45,6 +46,7 @@ class StripReader {
 
   void attend(int32_t first, int32_t end) {
     Run run = run_at(first, end);
+    ask_first(run);
     while (run.n > 0) {
       const Run next = run_at(run.base + run.n, end);
       score(run);
@@ -95,6 +97,21 @@ class StripReader {
       ahead.params_side[p] = other.strips + page.basis;
     }
     return ahead;
+  }
+  // What nothing before the first run asks for: the parameters of its keys, and as many codes as
+  // are read before what is asked for meanwhile arrives.
+  void ask_first(const Run& run) const {
+    constexpr int32_t kCodePages = 2;
+    StripRun first = {};
+    for (int32_t p = 0; p < run.keys.n; ++p) {
+      const PageView& page = chunk_.k.pages[run.keys.first + p];
+      first.params_ahead[first.n_pages] = page.data;
+      first.params_side[first.n_pages++] = chunk_.k.strips + page.basis;
+      const std::byte* codes = codes_of(chunk_.k, run.keys.first + p);
+      const std::byte* end = page.data + page.bytes;
+      for (; p < kCodePages && codes < end; codes += 64) prefetch_shared(codes);
+    }
+    ask_params(first);
   }
   static const std::byte* codes_of(const SideArgs& side, int32_t page) {
     const PageView& view = side.pages[page];

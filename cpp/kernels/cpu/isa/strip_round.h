@@ -63,10 +63,11 @@ static inline void ask_params(const StripRun& run) {
   for (int32_t p = 0; p < run.n_pages; ++p) {
     if (run.params_ahead[p] == nullptr) continue;
     const StripSide& side = *run.params_side[p];
+    // All lines that hold one of the bytes: what lies after codes need not begin with a line.
     const auto ask = [&](size_t first, int64_t bytes) {
-      for (int64_t b = 0; b < bytes; b += 64) {
-        prefetch_shared(run.params_ahead[p] + first + static_cast<size_t>(b));
-      }
+      const std::byte* from = run.params_ahead[p] + first / 64 * 64;
+      const std::byte* end = run.params_ahead[p] + first + static_cast<size_t>(bytes);
+      for (; from < end; from += 64) prefetch_shared(from);
     };
     const int64_t n_groups = group_count(side);
     ask(side.scale_offset, n_groups * side.scale_stride * side.scale_bytes);
