@@ -19,10 +19,49 @@ namespace {
 
 using Handle = std::shared_ptr<SessionHandle>;
 
+py::array_t<float> copy_of(const ConstMat& rows) {
+  py::array_t<float> out({rows.rows, rows.cols});
+  for (int64_t r = 0; r < rows.rows; ++r) {
+    std::copy_n(rows.row(r), rows.cols, out.mutable_data(r, 0));
+  }
+  return out;
+}
+
+// A Python function as the engine calls it. It may be called, copied and dropped by whoever does
+// not hold the interpreter's lock.
+RowScorer scorer_of(const py::object& function) {
+  if (function.is_none()) return {};
+  const std::shared_ptr<py::object> held(new py::object(function), [](py::object* object) {
+    const py::gil_scoped_acquire lock;
+    delete object;
+  });
+  return [held](const HeadPlace& place, const HeadRows& rows, std::span<float> scores) {
+    const py::gil_scoped_acquire lock;
+    const py::array_t<float> mass(static_cast<py::ssize_t>(rows.mass.size()), rows.mass.data());
+    const py::object queries =
+        copy_of(rows.queries).attr("reshape")(rows.n_queries, rows.group, rows.keys.cols);
+    const py::object found = (*held)(copy_of(rows.keys), copy_of(rows.values), queries, mass);
+    using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
+    const Floats array = Floats::ensure(found);
+    if (!array) PyErr_Clear();
+    if (!array || array.ndim() != 1 || array.size() != static_cast<py::ssize_t>(scores.size())) {
+      throw ConfigError(
+          message("scorer: layer ", place.layer, ", kv head ", place.kv_head, ": expected ",
+                  scores.size(), " numbers, one per token, found ",
+                  array ? message(array.ndim(), " dimensions, ", array.size(), " numbers")
+                        : std::string("no array of them")));
+    }
+    std::copy_n(array.data(), scores.size(), scores.begin());
+  };
+}
+
 Handle make(const std::shared_ptr<Model>& model, int n_ctx, std::string_view cache, bool exact,
-            int n_batch, const std::string& kv_budget) {
-  SessionOptions options = {
-      .n_ctx = n_ctx, .cache = CacheSpec::parse(cache), .exact = exact, .n_batch = n_batch};
+            int n_batch, const std::string& kv_budget, const py::object& scorer) {
+  SessionOptions options = {.n_ctx = n_ctx,
+                            .cache = CacheSpec::parse(cache),
+                            .exact = exact,
+                            .n_batch = n_batch,
+                            .scorer = scorer_of(scorer)};
   if (!kv_budget.empty()) {
     const int context = n_ctx == 0 ? model->spec().n_ctx : n_ctx;
     options.kv_budget =
@@ -93,7 +132,7 @@ void bind_session(py::module_& module) {
       module, "Session", "One conversation with a model: tokens and their compressed cache.");
   session.def(py::init(&make), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0,
               py::arg("cache") = "f16", py::arg("exact") = false, py::arg("n_batch") = 256,
-              py::arg("kv_budget") = "",
+              py::arg("kv_budget") = "", py::arg("scorer") = py::none(),
               R"(An empty session.
 
 n_ctx: most tokens it may hold; 0: what the model was trained for.
@@ -101,7 +140,11 @@ cache: a cache spec, see caches().
 exact: f32 activations instead of int8.
 n_batch: tokens per forward pass while a prompt is read.
 kv_budget: most bytes of the cache, like '64MiB' or 'bits=3'; empty: no limit.
-Raises ConfigError.)");
+scorer: for a cache with the selector `custom`: score(keys [n, head_dim], values [n, head_dim],
+    queries [w, query heads, head_dim], attention_mass [n]) of one kv head, float32 arrays, returns n
+    numbers; the tokens of the highest stay. attention_mass: the weights of the w newest queries,
+    summed.
+Raises ConfigError, and what the scorer does.)");
   session.def(py::init(&restore), py::arg("model"), py::kw_only(), py::arg("restore"),
               R"(A session that save() wrote to the file `restore`; it goes on bit-identically.
 

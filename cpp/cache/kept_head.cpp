@@ -20,6 +20,8 @@ KeptHead::KeptHead(const std::shared_ptr<MemoryCounter>& counter)
     : positions(CountedAllocator<int32_t>(counter)),
       dead(CountedAllocator<uint64_t>(counter)),
       doomed(CountedAllocator<int32_t>(counter)),
+      next_dead(CountedAllocator<uint64_t>(counter)),
+      next_mass(CountedAllocator<float>(counter)),
       mass(CountedAllocator<float>(counter)),
       pending(CountedAllocator<float>(counter)) {}
 
@@ -67,21 +69,28 @@ void KeptHead::commit() noexcept {
     dead[static_cast<size_t>(row) / 64] |= uint64_t{1} << (static_cast<size_t>(row) % 64);
   }
   n_dead += static_cast<int>(doomed.size());
+  if (!next_dead.empty()) {
+    dead.swap(next_dead);
+    mass.swap(next_mass);
+    count_dead();
+  }
   rollback();
 }
 
 void KeptHead::rollback() noexcept {
   std::ranges::fill(pending, 0.0f);
   doomed.clear();
+  next_dead.clear();
+  next_mass.clear();
 }
 
-KeptHead KeptHead::with_rows(std::span<const int32_t> kept) const {
+KeptHead KeptHead::with_rows(std::span<const int32_t> kept, bool reassign) const {
   KeptHead out(positions.get_allocator().counter());
   const bool weighs = !mass.empty();
   out.append(static_cast<int>(kept.size()), 0, weighs);
   for (size_t i = 0; i < kept.size(); ++i) {
     const auto r = static_cast<size_t>(kept[i]);
-    out.positions[i] = positions[r];
+    if (!reassign) out.positions[i] = positions[r];
     if (weighs) out.mass[i] = mass[r] + pending[r];
   }
   return out;
@@ -94,8 +103,8 @@ void KeptHead::forget_mass() noexcept {
 
 size_t KeptHead::bytes() const {
   return (positions.capacity() + doomed.capacity()) * sizeof(int32_t) +
-         dead.capacity() * sizeof(uint64_t) +
-         (mass.capacity() + pending.capacity()) * sizeof(float);
+         (dead.capacity() + next_dead.capacity()) * sizeof(uint64_t) +
+         (mass.capacity() + pending.capacity() + next_mass.capacity()) * sizeof(float);
 }
 
 }  // namespace kve

@@ -131,14 +131,15 @@ void LayerCache::drop_before(int64_t keep_from) noexcept {
   first_pos = first_page + static_cast<int>(n_pages) * kPageTokens;
 }
 
-KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_,
+KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_, RowScorer scorer_,
                       std::shared_ptr<MemoryCounter> counter_)
     : spec(spec_),
       shapes(std::move(shapes_)),
       counter(std::move(counter_)),
       layers(CountedAllocator<LayerCache>(counter)),
       seals(CountedAllocator<LayerSeal>(counter)),
-      jobs(CountedAllocator<SealJob>(counter)) {
+      jobs(CountedAllocator<SealJob>(counter)),
+      scorer(std::move(scorer_)) {
   check_rules();
   layers.reserve(shapes.size());
   make_selector();
@@ -166,14 +167,16 @@ KvCache::State::State(const State& other)
       n_tokens(other.n_tokens),
       seals(CountedAllocator<LayerSeal>(counter)),
       jobs(CountedAllocator<SealJob>(counter)),
+      scorer(other.scorer),
       selector(other.selector),
       prompt_tokens(other.prompt_tokens),
       selected_at(other.selected_at),
-      dropped_at(other.dropped_at) {
+      dropped_at(other.dropped_at),
+      shift(other.shift) {
   reserve_jobs();
 }
 
-KvCache::KvCache(const CacheSpec& spec, std::vector<LayerShape> layers) {
+KvCache::KvCache(const CacheSpec& spec, std::vector<LayerShape> layers, RowScorer scorer) {
   const std::string error = spec.error();
   if (!error.empty()) throw ConfigError(message("cache spec: ", error));
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -182,7 +185,8 @@ KvCache::KvCache(const CacheSpec& spec, std::vector<LayerShape> layers) {
     check_range("key_dim", i, layers[i].key_dim, 1, kMaxDim);
     check_range("value_dim", i, layers[i].value_dim, 1, kMaxDim);
   }
-  state_ = std::make_unique<State>(spec, std::move(layers), std::make_shared<MemoryCounter>());
+  state_ = std::make_unique<State>(spec, std::move(layers), std::move(scorer),
+                                   std::make_shared<MemoryCounter>());
 }
 
 KvCache::KvCache(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -193,6 +197,7 @@ KvCache::~KvCache() = default;
 const CacheSpec& KvCache::spec() const { return state_->spec; }
 std::span<const LayerShape> KvCache::layers() const { return state_->shapes; }
 int KvCache::n_tokens() const { return state_->n_tokens; }
+int KvCache::next_position() const { return state_->n_tokens - state_->shift; }
 const MemoryCounter& KvCache::memory() const { return *state_->counter; }
 void KvCache::limit_memory(int64_t bytes) { state_->counter->set_limit(bytes); }
 
@@ -221,7 +226,7 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
     add(cache.keys, k);
     add(cache.values, v);
     for (KeptHead& head : cache.kept) {
-      head.append(static_cast<int>(k.rows), first_new,
+      head.append(static_cast<int>(k.rows), first_new - state_->shift,
                   cache.weighs() && state_->is_observing(cache));
     }
     if (backend.seal(jobs) >= 0) {
@@ -229,7 +234,7 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
     }
   };
   const auto undo = [&] {
-    for (KeptHead& head : cache.kept) head.truncate(head.rows_before(first_new));
+    for (KeptHead& head : cache.kept) head.truncate(head.rows_before(first_new - state_->shift));
     cache.each_side([&](SideCache& side, int head) {
       side.truncate_appended(cache.kept.empty() ? before : cache.rows(head));
     });
@@ -455,7 +460,7 @@ void KvCache::truncate(int n) {
   std::vector<CountedVector<uint16_t>> returning;
   for (const LayerCache& layer : s.layers) {
     layer.each_side([&](const SideCache& side, int head) {
-      const int rows = n == 0 ? 0 : layer.rows_before(n, head);
+      const int rows = n == 0 ? 0 : layer.rows_before(n - s.shift, head);
       returning.push_back(side.returning(rows, layer.positions(head)));
     });
   }
@@ -467,7 +472,7 @@ void KvCache::truncate(int n) {
       layer.queries.clear();
     }
     layer.each_side([&](SideCache& side, int head) {
-      side.truncate(layer.rows_before(n, head), std::move(returning[at++]));
+      side.truncate(n == 0 ? 0 : layer.rows_before(n - s.shift, head), std::move(returning[at++]));
     });
     s.forget_selection(&layer, n);
     layer.refresh_views();

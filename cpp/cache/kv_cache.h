@@ -16,6 +16,7 @@
 
 #include "base/memory.h"
 #include "base/span.h"
+#include "cache/select/selector.h"
 #include "cache/side_cache.h"
 #include "cache/spec.h"
 #include "cache/stats.h"
@@ -46,7 +47,7 @@ class KvCache {
  public:
   // Throws ConfigError when the spec does not fit the shapes (e.g. group does not divide head_dim),
   // and what reading a file does that the spec names.
-  KvCache(const CacheSpec& spec, std::vector<LayerShape> layers);
+  KvCache(const CacheSpec& spec, std::vector<LayerShape> layers, RowScorer scorer = {});
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;
   ~KvCache();
@@ -54,6 +55,9 @@ class KvCache {
   const CacheSpec& spec() const;
   std::span<const LayerShape> layers() const;
   int n_tokens() const;  // committed
+  // Of the next token, appended ones not counted: n_tokens(), unless a selector reassigns
+  // positions.
+  int next_position() const;
 
   // Adds the rows of n new tokens at positions n_tokens() ... to one layer. k [n, n_kv_heads *
   // key_dim] (rotated), v [n, n_kv_heads * value_dim]. Throws Error naming layer, head, side and

@@ -5,10 +5,10 @@
 //   keys then values:
 //     i32 sink_rows | i32 coded_rows | i32 tail_rows | u32 n_bases, each a u32 length and its bytes
 //     (of fitted ones) | pages: i32 basis and its bytes | f16 sinks | f16 tail
-// With a selector, i32 {prompt_tokens, selected_at, dropped_at} follow the number of tokens, and
-// what it keeps of a layer without a window is: per kv head i32 rows, their positions, u64 words of
-// dead rows, i32 number of masses, f32 masses | of its queries (if it asks for any) i32 {n,
-// n_heads, width}, f32 queries, f32 sums | i32 n_heads of moments, i64 how many, their sums (if
+// With a selector, i32 {prompt_tokens, selected_at, dropped_at, shift} follow the number of tokens,
+// and what it keeps of a layer without a window is: per kv head i32 rows, their positions, u64
+// words of dead rows, i32 number of masses, f32 masses | of its queries (if it asks for any) i32
+// {n, n_heads, width}, f32 queries, f32 sums | i32 n_heads of moments, i64 how many, their sums (if
 // any). A string is a u32 length and its bytes. Rows that the last page does not have are zero, so
 // that equal caches give equal bytes.
 #include <algorithm>
@@ -402,6 +402,7 @@ std::vector<std::byte> KvCache::save() const {
     out.put<int32_t>(s.prompt_tokens);
     out.put<int32_t>(s.selected_at);
     out.put<int32_t>(s.dropped_at);
+    out.put<int32_t>(s.shift);
   }
   for (const LayerCache& layer : s.layers) {
     KVE_ASSERT(layer.appended == 0);
@@ -428,13 +429,14 @@ void KvCache::load(std::span<const std::byte> bytes) {
   if (s.file) in.expect(s.file->checksum(), "checksum of the calibrated bases");
   in.expect(static_cast<uint32_t>(s.shapes.size()), "number of layers");
   for (size_t i = 0; i < s.shapes.size(); ++i) check_shape(s.shapes[i], i, &in);
-  auto fresh = std::make_unique<State>(s.spec, s.shapes, s.counter);
+  auto fresh = std::make_unique<State>(s.spec, s.shapes, s.scorer, s.counter);
   fresh->n_tokens = in.get<int32_t>("number of tokens");
   if (fresh->n_tokens < 0 || fresh->n_tokens > kMaxTokens) {
     bad_field("header", "a number of tokens of", fresh->n_tokens);
   }
   if (fresh->selector != nullptr) {
-    for (int* count : {&fresh->prompt_tokens, &fresh->selected_at, &fresh->dropped_at}) {
+    for (int* count :
+         {&fresh->prompt_tokens, &fresh->selected_at, &fresh->dropped_at, &fresh->shift}) {
       *count = in.get<int32_t>("tokens at a selection");
       if (*count < 0 || *count > fresh->n_tokens) bad_field("header", "a selection at", *count);
     }
@@ -445,12 +447,14 @@ void KvCache::load(std::span<const std::byte> bytes) {
     const std::string where = message("layer ", i);
     layer.first_pos = load_first_pos(s.shapes[i], s.spec.sinks, fresh->n_tokens, where, &in);
     load_queries(where, &in, &layer.queries);
-    load_kept(s.shapes[i], fresh->n_tokens, where, &in, &layer);
+    if (!s.spec.selector.reassign && fresh->shift != 0)
+      bad_field("header", "a shift of", fresh->shift);
+    load_kept(s.shapes[i], fresh->n_tokens - fresh->shift, where, &in, &layer);
     for (const bool values : {false, true}) {
       Sides& sides = layer.sides(values);
       for (size_t side = 0; side < sides.size(); ++side) {
         const int head = static_cast<int>(side) * sides[side].setup().n_heads;
-        load_side(layer.rows_before(fresh->n_tokens, head), layer.positions(head),
+        load_side(layer.rows_before(fresh->n_tokens - fresh->shift, head), layer.positions(head),
                   side_name(i, static_cast<int>(side), values), s.counter, &in, &sides[side],
                   &scratch);
       }

@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "cache/kv_cache.h"
 #include "cache/kv_cache_state.h"
+#include "cache/select/h2o_bench.h"
 #include "kernels/few_rows.h"
 
 namespace kve {
@@ -61,9 +62,9 @@ void expect_queries(const Voters& voters, int kv_head, int group, int64_t from, 
   }
 }
 
-// The weights that the newest queries of a layer give its rows: [n_kv_heads][rows].
-std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer, int n,
-                                      int n_tokens) {
+// The weights that the newest queries of a layer, before position `next`, give its rows:
+// [n_kv_heads][rows]. n: tokens that are being committed.
+std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer, int n, int next) {
   const Voters& voters = *layer.voters;
   std::vector<std::vector<float>> mass;
   std::vector<float*> pointers;
@@ -72,7 +73,7 @@ std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer,
   const int there = voters.committed() + voters.pending(n);
   const int count = std::min(there, voters.most());
   if (count == 0) return mass;
-  const MassTask task{voters.queries(there - count, count), layer.views, n_tokens + n - count,
+  const MassTask task{voters.queries(there - count, count), layer.views, next - count,
                       voters.sums_of(there - count), pointers};
   backend.attention_mass(voters.params(), MassOf::sum, {&task, 1});
   return mass;
@@ -81,14 +82,20 @@ std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer,
 }  // namespace
 
 void KvCache::State::make_selector() {
-  if (spec.selector.keeps_all()) return;
+  if (spec.selector.keeps_all() && !scorer) return;
+  const auto has_window = [](const LayerShape& shape) { return shape.window > 0; };
+  if (spec.selector.reassign && std::ranges::any_of(shapes, has_window)) {
+    throw ConfigError(
+        "cache: positions=reassigned: expected layers without a sliding window, found some");
+  }
   size_t heads = 0;
   for (const LayerShape& shape : shapes) {
     heads = std::max(heads, static_cast<size_t>(shape.n_kv_heads));
   }
   SelectorSpec asked = spec.selector;
   asked.sinks = std::max(asked.sinks, spec.sinks);  // these are in f16, before all pages
-  selector = kve::make_selector(asked, static_cast<int>(shapes.size()), static_cast<int>(heads));
+  selector =
+      kve::make_selector(asked, static_cast<int>(shapes.size()), static_cast<int>(heads), scorer);
 }
 
 LayerRows* KvCache::State::rows_of(size_t layer) {
@@ -116,13 +123,13 @@ int KvCache::State::tokens_until_selection() const {
 void KvCache::State::count_votes(Backend& backend, int n) {
   for (LayerCache& layer : layers) {
     if (!layer.voters) continue;
-    layer.voters->prepare_commit(n, n_tokens);
+    layer.voters->prepare_commit(n, n_tokens - shift);
     const int few = layer.voters->pending(n);
     if (!layer.weighs() || few == 0) continue;
     std::vector<float*> pending;
     for (KeptHead& head : layer.kept) pending.push_back(head.pending.data());
     const int first = layer.voters->committed();
-    const MassTask task{layer.voters->queries(first, few), layer.views, n_tokens,
+    const MassTask task{layer.voters->queries(first, few), layer.views, n_tokens - shift,
                         layer.voters->sums_of(first), pending};
     backend.attention_mass(layer.voters->params(), MassOf::sum, {&task, 1});
   }
@@ -161,7 +168,13 @@ std::vector<std::vector<int32_t>> KvCache::State::choose(
     if (!layer.voters) continue;
     const AttendParams& params = layer.voters->params();
     rows.group = std::max(1, params.n_heads / std::max(1, params.n_kv_heads));
-    rows.n_queries = std::min(selector->voters(), n_tokens + n);
+    const int there = layer.voters->committed() + layer.voters->pending(n);
+    rows.n_queries = std::min(selector->voters(), there);
+    if ((needs & Selector::queries) != 0) {
+      const int64_t width = int64_t{rows.group} * params.key_dim;
+      rows.queries = layer.voters->queries(there - rows.n_queries, rows.n_queries)
+                         .columns(kv_head * width, width);
+    }
     if ((needs & Selector::future) == 0) continue;
     const Rotation* rotation = shapes[index].rotation.get();
     expect_queries(*layer.voters, kv_head, rows.group, n_tokens + n, selector->spec().future,
@@ -171,7 +184,7 @@ std::vector<std::vector<int32_t>> KvCache::State::choose(
   }
   const LayerPlace place{.layer = static_cast<int>(index),
                          .n_layers = static_cast<int>(layers.size()),
-                         .n_tokens = n_tokens + n,
+                         .n_tokens = n_tokens + n - shift,
                          .n_budget_tokens = prompt_tokens > 0 ? prompt_tokens : n_tokens + n};
   std::vector<std::vector<int32_t>> chosen =
       choose_rows(*selector, place, heads, layer.heads_per_group());
@@ -182,13 +195,32 @@ std::vector<std::vector<int32_t>> KvCache::State::choose(
   return chosen;
 }
 
+// H2O of the benchmark: what the next step sees.
+void KvCache::State::mask_rows(LayerCache* layer, std::span<const std::vector<float>> weights,
+                               int left) const {
+  const double share = spec.selector.share / 2;
+  const int heavy = static_cast<int>(share * (prompt_tokens + 1));
+  for (size_t h = 0; h < layer->kept.size(); ++h) {
+    KeptHead& head = layer->kept[h];
+    const auto n = static_cast<size_t>(head.rows() - left);
+    head.next_mass.assign(head.mass.begin(), head.mass.end());
+    head.next_mass.resize(n);
+    const std::vector<uint8_t> mask =
+        h2o_bench_step(std::span(weights[h]).first(n), heavy, heavy, head.next_mass);
+    head.next_dead.resize(head.dead.size());
+    for (size_t row = 0; row < n; ++row) {
+      if (mask[row] == 0) head.next_dead[row / 64] |= uint64_t{1} << (row % 64);
+    }
+  }
+}
+
 // Marks what goes, when that is little, else makes the layer anew.
 std::optional<LayerRows> KvCache::State::drop_others(LayerCache* layer,
                                                      std::span<const std::vector<int32_t>> chosen,
                                                      int left) {
   const auto group = static_cast<size_t>(layer->heads_per_group());
   bool drops = false;
-  bool many = prompt_tokens == 0;
+  bool many = prompt_tokens == 0 || spec.selector.reassign;
   for (size_t h = 0; h < layer->kept.size(); ++h) {
     const KeptHead& head = layer->kept[h];
     const int alive = static_cast<int>(chosen[h / group].size()) + left;
@@ -220,37 +252,52 @@ std::optional<LayerRows> KvCache::State::drop_others(LayerCache* layer,
     const auto per_side = static_cast<size_t>(sides[0].setup().n_heads);
     for (size_t i = 0; i < sides.size(); ++i) {
       const size_t head = i * per_side;
-      out.push_back(
-          sides[i].with_rows(stay[head / group], layer->positions(static_cast<int>(head))));
+      out.push_back(sides[i].with_rows(stay[head / group], layer->positions(static_cast<int>(head)),
+                                       spec.selector.reassign));
+      if (ends_prompt) out.back().fit_soon();
     }
     return out;
   };
   CountedVector<KeptHead> kept(layer->kept.get_allocator());
   kept.reserve(layer->kept.size());
   for (size_t h = 0; h < layer->kept.size(); ++h) {
-    kept.push_back(layer->kept[h].with_rows(stay[h / group]));
+    kept.push_back(layer->kept[h].with_rows(stay[h / group], spec.selector.reassign));
   }
   return LayerRows(fewer(layer->keys), fewer(layer->values), std::move(kept));
 }
 
 void KvCache::State::select(Backend& backend, int n, int left, bool prompt_goes_on) {
   selecting = is_selection_due(n, prompt_goes_on);
+  next_shift = shift;
   ends_prompt = !prompt_goes_on;
   if (!selecting) return;
   std::vector<std::vector<std::vector<float>>> masses(layers.size());
   const bool votes = (selector->needs() & Selector::mass) != 0 && selector->voters() > 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (votes && layers[i].voters) masses[i] = weigh(backend, layers[i], n, n_tokens);
+    if (votes && layers[i].voters) masses[i] = weigh(backend, layers[i], n, n_tokens + n - shift);
   }
   std::vector<std::optional<LayerRows>> anew(layers.size());
-  backend.pool().parallel(static_cast<int64_t>(layers.size()), [&](int64_t i) {
+  const auto select_in = [&](int64_t i) {
     LayerCache& layer = layers[static_cast<size_t>(i)];
     if (layer.kept.empty()) return;
+    if (spec.selector.kind == SelectorSpec::Kind::h2o_bench) {
+      if (prompt_tokens > 0) mask_rows(&layer, masses[static_cast<size_t>(i)], left);
+      return;
+    }
     const auto chosen = choose(static_cast<size_t>(i), n, left, masses[static_cast<size_t>(i)]);
     anew[static_cast<size_t>(i)] = drop_others(&layer, chosen, left);
-  });
+  };
+  const auto n_layers = static_cast<int64_t>(layers.size());
+  if (selector->is_thread_safe()) {
+    backend.pool().parallel(n_layers, select_in);
+  } else {
+    for (int64_t i = 0; i < n_layers; ++i) select_in(i);
+  }
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (anew[i]) selected.push_back({i, std::move(*anew[i])});
+    if (!anew[i]) continue;
+    // All layers and heads have the same rows where positions are reassigned.
+    if (spec.selector.reassign) next_shift = n_tokens + n + left - anew[i]->rows(0);
+    selected.push_back({i, std::move(*anew[i])});
   }
 }
 
@@ -258,7 +305,7 @@ void KvCache::State::finish_selection(int n) noexcept {
   bool dropped = !selected.empty();
   for (LayerCache& layer : layers) {
     for (KeptHead& head : layer.kept) {
-      dropped = dropped || !head.doomed.empty();
+      dropped = dropped || !head.doomed.empty() || !head.next_dead.empty();
       head.commit();
     }
     if (layer.voters) layer.voters->finish_commit(n);
@@ -272,6 +319,7 @@ void KvCache::State::finish_selection(int n) noexcept {
   selected.clear();
   if (!selecting) return;
   selecting = false;
+  shift = next_shift;
   selected_at = n_tokens + n;
   if (dropped) dropped_at = selected_at;
   if (!ends_prompt || prompt_tokens > 0) return;
@@ -294,7 +342,7 @@ void KvCache::State::cancel_selection() noexcept {
 }
 
 void KvCache::State::forget_selection(LayerCache* layer, int n) noexcept {
-  for (KeptHead& head : layer->kept) head.truncate(head.rows_before(n));
+  for (KeptHead& head : layer->kept) head.truncate(n == 0 ? 0 : head.rows_before(n - shift));
   if (!layer->voters) return;
   if (n == 0) {
     layer->voters->clear();
@@ -307,6 +355,7 @@ void KvCache::State::forget_selection(int n) noexcept {
   if (n < prompt_tokens) prompt_tokens = 0;
   selected_at = std::min(selected_at, n);
   dropped_at = std::min(dropped_at, n);
+  if (n == 0) shift = 0;
 }
 
 float* KvCache::log_sums(int layer, int64_t n, int n_heads) {

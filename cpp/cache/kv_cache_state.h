@@ -129,7 +129,7 @@ struct Selected {
 };
 
 struct KvCache::State {
-  State(const CacheSpec& spec, std::vector<LayerShape> shapes,
+  State(const CacheSpec& spec, std::vector<LayerShape> shapes, RowScorer scorer,
         std::shared_ptr<MemoryCounter> counter);
   State(const State& other);
 
@@ -173,6 +173,7 @@ struct KvCache::State {
   void select(Backend& backend, int n, int left, bool prompt_goes_on);
   std::vector<std::vector<int32_t>> choose(size_t index, int n, int left,
                                            std::span<const std::vector<float>> mass) const;
+  void mask_rows(LayerCache* layer, std::span<const std::vector<float>> weights, int left) const;
   std::optional<LayerRows> drop_others(LayerCache* layer,
                                        std::span<const std::vector<int32_t>> chosen, int left);
   bool is_observing(const LayerCache& layer) const {
@@ -203,6 +204,7 @@ struct KvCache::State {
   int n_tokens = 0;
   CountedVector<LayerSeal> seals;            // of the commit at hand
   SealJobs jobs;                             // kept, so that a decode step allocates nothing
+  RowScorer scorer;                          // of the selector `custom`
   std::shared_ptr<const Selector> selector;  // null: every token stays
   std::vector<Selected> selected;            // of the commit at hand
   bool selecting = false;                    // the commit at hand
@@ -210,6 +212,8 @@ struct KvCache::State {
   int prompt_tokens = 0;  // of the first prompt, once it was selected from
   int selected_at = 0;    // tokens seen at the latest selection
   int dropped_at = 0;     // and at the latest that dropped some
+  int shift = 0;          // tokens seen, less the position of the next one
+  int next_shift = 0;     // when the commit at hand is finished
 };
 
 // "layer 3, kv head 1, keys": how messages name a side.

@@ -18,6 +18,7 @@ constexpr int kTailStep = 16;  // rows
 SideCache::SideCache(const SideSetup& setup, const std::shared_ptr<MemoryCounter>& counter)
     : setup_(setup),
       counter_(counter),
+      fit_(setup.spec.projector.fit),
       pages_(counter),
       older_(CountedAllocator<PageFormat>(counter)),
       coefficients_(setup.coefficients_format()),
@@ -214,7 +215,7 @@ int SideCache::unit_rows() const { return rows_per_unit(format(0)); }
 int SideCache::least_to_seal() const {
   const SideSpec& spec = setup_.spec;
   if (is_eager()) return INT32_MAX;
-  if (waits_for_fit()) return spec.projector.fit + spec.tail;
+  if (waits_for_fit()) return fit_ + spec.tail;
   if (spec.seal == Seal::window) return std::max(spec.tail, 1);
   if (spec.seal == Seal::page && spec.projector.segment == 0) {
     return spec.tail + kPageTokens - pages_.rows() % kPageTokens;
@@ -225,7 +226,7 @@ int SideCache::least_to_seal() const {
 int SideCache::most_tail_rows() const {
   const SideSpec& spec = setup_.spec;
   if (is_eager()) return 0;
-  if (waits_for_fit()) return spec.projector.fit + spec.tail - 1;
+  if (waits_for_fit()) return fit_ + spec.tail - 1;
   if (spec.seal == Seal::window) return std::max(spec.tail, 1) - 1;
   return spec.tail + spec.unit() - 1;
 }
@@ -250,7 +251,7 @@ int SideCache::rows_until_seal(int appended) const {
 
 int SideCache::fit_rows() const {
   const ProjectorSpec& projector = setup_.spec.projector;
-  return projector.segment > 0 ? projector.segment : projector.fit;
+  return projector.segment > 0 ? projector.segment : fit_;
 }
 
 int SideCache::bases_to_fit(int n) const {

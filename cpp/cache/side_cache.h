@@ -122,8 +122,11 @@ class SideCache {
   // All rows of one head in f32, into out [rows(), head_dim].
   void decode(int head, RowPositions positions, Mat out) const;
   // A side of some of the rows (rising, all sinks among them), as they are decoded: sinks and tail
-  // in f16, nothing coded, bases that were fitted once for all. Throws CapacityError.
-  SideCache with_rows(std::span<const int32_t> rows, RowPositions positions) const;
+  // in f16, nothing coded, bases that were fitted once for all. `reassign`: the rows' positions are
+  // then 0, 1, ..., and keys are turned to them. Throws CapacityError.
+  SideCache with_rows(std::span<const int32_t> rows, RowPositions positions, bool reassign) const;
+  // A basis that waits for more rows than there are is fitted to these, in whole pages.
+  void fit_soon();
   // Adds the bytes of this side to codes, scales, bases, tail and meta.
   void count(CacheStats* stats) const;
 
@@ -154,6 +157,7 @@ class SideCache {
   int sink_rows() const { return rows_in(sinks_); }
   int tail_rows() const { return rows_in(tail_); }
   bool is_eager() const { return setup_.spec.eager() && !setup_.exact_prefill; }
+  void move_tail(std::span<const int32_t> rows, RowPositions positions);
   bool waits_for_fit() const;
   int least_to_seal() const;
   int most_tail_rows() const;
@@ -173,6 +177,7 @@ class SideCache {
 
   SideSetup setup_;
   std::shared_ptr<MemoryCounter> counter_;
+  int fit_ = 0;            // rows of the tail to which a basis is fitted once for all
   int sealing_ = 0;        // rows that are in pages and still in the tail
   size_t fitted_now_ = 0;  // bases that came with them
   PageList pages_;

@@ -2,11 +2,13 @@
 #include <algorithm>
 
 #include "base/half.h"
+#include "cache/anchor.h"
 #include "cache/side_cache.h"
 
 namespace kve {
 
-SideCache SideCache::with_rows(std::span<const int32_t> rows, RowPositions positions) const {
+SideCache SideCache::with_rows(std::span<const int32_t> rows, RowPositions positions,
+                               bool reassign) const {
   SideCache out(setup_, counter_);
   const ProjectorSpec& projector = setup_.spec.projector;
   if (!projector.is_fixed() && projector.segment == 0) {
@@ -41,7 +43,31 @@ SideCache SideCache::with_rows(std::span<const int32_t> rows, RowPositions posit
     }
     to += width;
   }
+  if (reassign && setup_.rotation != nullptr) out.move_tail(rows, positions);
   return out;
+}
+
+// Turns keys of the tail from where they were to positions 0, 1, ...
+void SideCache::move_tail(std::span<const int32_t> rows, RowPositions positions) {
+  BasisView view;
+  view.frequencies = setup_.rotation->frequencies.data();
+  view.n_pairs = static_cast<int32_t>(setup_.rotation->frequencies.size());
+  view.interleaved = setup_.rotation->interleaved;
+  std::vector<float> row(values(1));
+  const Mat heads(row.data(), setup_.n_heads, setup_.head_dim);
+  uint16_t* at = tail_.data();
+  for (size_t i = static_cast<size_t>(sink_rows()); i < rows.size(); ++i, at += row.size()) {
+    const int64_t distance = positions.of(rows[i]) - static_cast<int64_t>(i);
+    if (distance == 0) continue;
+    for (size_t c = 0; c < row.size(); ++c) row[c] = half_to_float(at[c]);
+    rotate(heads, view, distance, -1);
+    for (size_t c = 0; c < row.size(); ++c) at[c] = float_to_half(row[c]);
+  }
+}
+
+void SideCache::fit_soon() {
+  const int there = (tail_rows() - setup_.spec.tail) / kPageTokens * kPageTokens;
+  if (waits_for_fit() && there >= kPageTokens) fit_ = std::min(fit_, there);
 }
 
 }  // namespace kve

@@ -2,9 +2,9 @@
 //
 // spec  = stage {"+" stage}      stage = ["k=" | "v="] name [":" key=value {"," key=value}]
 // Blanks around names and signs are ignored. The name tells the kind of a stage: a selector (which
-// tokens stay), a codec (how many bits), a projector (in which basis), or a preset (a name for a
-// whole spec). A stage without k= or
-// v= is for both sides; a side without a projector is stored as it is, one without a codec in f16.
+// tokens stay in the cache), a codec (how many bits), a projector (in which basis), or a preset
+// (a name for a whole spec). A stage without k= or v= is for both sides; a side without a projector
+// is stored as it is, one without a codec in f16. "snapkv:keep=0.25 + int4:tail=64",
 // "int4:group=32,tail=64", "k=q8_0 + v=q4_0", "hadamard + lm4:scale=log8", "kivi2".
 //
 // Every stage may be limited to some layers by first=2 (the first two), last=2 and layers=4-7; on

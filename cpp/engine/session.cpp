@@ -45,7 +45,7 @@ SessionOptions checked(const Model& model, SessionOptions options) {
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
     : model_(std::move(model)),
       options_(checked(*model_, options)),
-      cache_(options_.cache, model_->spec().cache_shape()) {
+      cache_(options_.cache, model_->spec().cache_shape(), options_.scorer) {
   if (options_.kv_budget > 0) cache_.limit_memory(options_.kv_budget);
 }
 

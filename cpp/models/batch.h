@@ -12,7 +12,7 @@ namespace kve {
 struct Batch {
   struct Slice {
     KvCache* cache = nullptr;
-    std::span<const Token> tokens;  // at positions cache->n_tokens() ...
+    std::span<const Token> tokens;  // at positions cache->next_position() ...
     Mat logits;                     // [1 or tokens.size() or 0, vocab_size]: of the last tokens
     bool commit = true;             // false: the tokens stay appended, for the caller to commit
     bool prompt_goes_on = false;    // further tokens of the same prompt follow

@@ -194,6 +194,7 @@ class Session:
         exact: bool = False,
         n_batch: int = 256,
         kv_budget: str = "",
+        scorer: Callable[..., NDArray[np.floating]] | None = None,
     ) -> None: ...
     @overload
     def __init__(self, model: Model, *, restore: str | os.PathLike[str]) -> None: ...

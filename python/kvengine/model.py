@@ -23,6 +23,14 @@ Message = Mapping[str, Any]
 Progress = Callable[[int, int], "bool | None"]
 """Called with the tokens done and to do; returning False cancels."""
 
+Floats = NDArray[np.float32]
+Scorer = Callable[[Floats, Floats, Floats, Floats], NDArray[np.floating]]
+"""``score(keys, values, queries, attention_mass)`` of one kv head, called when tokens are dropped.
+
+``keys`` and ``values`` [n_tokens, head_dim] as attention sees them, ``queries`` [window, query heads,
+head_dim] the newest ones of the heads that read them, ``attention_mass`` [n_tokens] the weights that
+these gave, summed. Returns [n_tokens] numbers: the tokens of the highest stay.
+"""
 
 Prompt = str | bytes | Sequence[int] | Sequence[Message]
 """Text, token ids, or the messages of a conversation."""
@@ -88,6 +96,7 @@ class Model(_core.Model):
         exact: bool = False,
         n_batch: int = 256,
         kv_budget: str | int | None = None,
+        scorer: Scorer | None = None,
     ) -> Session:
         """Start an empty conversation.
 
@@ -101,6 +110,8 @@ class Model(_core.Model):
                 ``cache="auto"`` a cache is planned that never takes more (:meth:`plan_cache`). Any
                 other raises CapacityError when it would, one with tiers (``older=``) only when all
                 of its pages are in their last tier.
+            scorer: which tokens stay in a cache with the selector ``custom``, e.g.
+                ``"custom:keep=0.25,window=64+int4"``.
 
         Warns:
             CacheWarning: the cache is known to damage models like this one.
@@ -120,6 +131,7 @@ class Model(_core.Model):
             exact=exact,
             n_batch=n_batch,
             kv_budget="" if kv_budget is None else str(kv_budget),
+            scorer=scorer,
         )
         for text in self.cache_warnings(cache):
             warnings.warn(text, CacheWarning, stacklevel=2)

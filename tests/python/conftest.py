@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import importlib
 import io
 import json
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -47,6 +49,15 @@ def evaluation_text(relative: str) -> str:
         _missing[relative] = f"there is no {path}; set KVENGINE_DATA"
         pytest.skip(_missing[relative])
     return gzip.decompress(path.read_bytes()).decode()
+
+
+def optional_module(name: str) -> ModuleType:
+    """A package that only some tests compare with; skips the test, loudly, without it."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        _missing[name] = str(error)
+    pytest.skip(f"the Python package {name} is absent: {_missing[name]}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

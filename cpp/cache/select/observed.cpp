@@ -16,8 +16,8 @@ class Observed : public Selector {
     for (size_t h = 0; h < heads.size(); ++h) {
       const HeadRows& rows = heads[h];
       for (size_t r = 0; r < out[h].size(); ++r) {
-        const int queries = std::max(1, place.n_tokens - rows.positions[r]);
-        out[h][r] = rows.mass[r] / static_cast<float>(queries * rows.group);
+        const int seen_by = std::max(1, place.n_tokens - rows.positions[r]);
+        out[h][r] = rows.mass[r] / static_cast<float>(seen_by * rows.group);
       }
     }
   }

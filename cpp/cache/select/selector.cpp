@@ -137,8 +137,12 @@ std::vector<std::vector<int32_t>> choose_rows(const Selector& selector, const La
   return out;
 }
 
-std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, int n_kv_heads) {
+std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, int n_kv_heads,
+                                        RowScorer scorer) {
   using Kind = SelectorSpec::Kind;
+  if (scorer && spec.kind != Kind::custom) {
+    throw ConfigError("cache: expected the selector custom for a scorer, found another or none");
+  }
   switch (spec.kind) {
     case Kind::full:
       return std::make_unique<Full>(spec);
@@ -164,6 +168,10 @@ std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, 
       return make_expected(spec);
     case Kind::random:
       return make_random(spec);
+    case Kind::h2o_bench:
+      return make_h2o_bench(spec);
+    case Kind::custom:
+      return make_custom(spec, std::move(scorer));
     case Kind::duo:
       return make_duo(spec, n_layers, n_kv_heads);
   }

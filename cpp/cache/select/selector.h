@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <limits>
 #include <memory>
 #include <span>
@@ -28,6 +29,7 @@ struct HeadRows {
   std::span<const float> mass;
   int n_queries = 0;       // that mass was summed over, of each query head
   int group = 1;           // query heads
+  ConstMat queries;        // [n_queries, group * key_dim] the voters, oldest first
   ConstMat future_means;   // [group, key_dim] of future queries, rotated as keys are
   ConstMat future_spread;  // [group * key_dim, key_dim] their covariances, one below the other
 
@@ -42,15 +44,24 @@ struct LayerPlace {
   int n_budget_tokens = 0;  // of which budgets are a share: those of the prompt
 };
 
+struct HeadPlace {
+  int layer = 0;
+  int kv_head = 0;
+};
+// Scores rows for `custom`: higher stays; what is not a number goes first. May throw.
+using RowScorer = std::function<void(const HeadPlace&, const HeadRows&, std::span<float> scores)>;
+
 class Selector {
  public:
-  enum Need : unsigned { nothing = 0, keys = 1, values = 2, mass = 4, future = 8 };
+  enum Need : unsigned { nothing = 0, keys = 1, values = 2, mass = 4, future = 8, queries = 16 };
 
   explicit Selector(const SelectorSpec& spec) : spec_(spec) {}
   virtual ~Selector() = default;
 
   const SelectorSpec& spec() const { return spec_; }
   virtual unsigned needs() const { return nothing; }
+  // Whether several layers may be scored at once.
+  virtual bool is_thread_safe() const { return true; }
   // The queries whose weights make up `mass`: so many newest, or all when 0.
   virtual int voters() const { return 0; }
   // Rows that a head may keep: at least 1, sinks and recent tokens included.
@@ -77,8 +88,9 @@ std::vector<std::vector<int32_t>> choose_rows(const Selector& selector, const La
                                               std::span<const HeadRows> heads,
                                               int heads_per_group = 1);
 
-// Throws ConfigError and IoError when a file that the spec names cannot be used for a model of
-// these sizes.
-std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, int n_kv_heads);
+// Throws ConfigError when `custom` has no scorer or another one has, FormatError and IoError when a
+// file that the spec names cannot be used for a model of these sizes.
+std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, int n_kv_heads,
+                                        RowScorer scorer = {});
 
 }  // namespace kve

@@ -13,6 +13,7 @@ struct SelectorSpec {
     streaming,
     h2o,
     h2o_realdrop,
+    h2o_bench,
     snapkv,
     pyramidkv,
     tova,
@@ -22,6 +23,7 @@ struct SelectorSpec {
     expected,
     random,
     duo,
+    custom,
   };
   Kind kind = Kind::full;
   // The heads of a layer have one budget together (Ada-KV).
@@ -34,6 +36,7 @@ struct SelectorSpec {
   // Tokens between two selections after the prompt; 0: there are none.
   int interval = 0;
   bool chunked = false;    // a prompt is also selected from after each of its chunks
+  bool reassign = false;   // streaming: what stays moves to positions 0, 1, ...
   int window = 0;          // newest queries that vote
   int kernel = 0;          // snapkv, pyramidkv: votes are averaged over so many neighbours
   double beta = 0;         // pyramidkv: the mean budget over the last layer's

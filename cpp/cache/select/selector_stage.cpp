@@ -74,6 +74,18 @@ SelectorSpec randomly() {
   return spec;
 }
 
+SelectorSpec bench() {
+  SelectorSpec spec = steady(Kind::h2o_bench, 0);
+  spec.share = 0.5;
+  return spec;
+}
+
+SelectorSpec custom() {
+  SelectorSpec spec = quarter(Kind::custom);
+  spec.window = 64;
+  return spec;
+}
+
 SelectorSpec duo() {
   SelectorSpec spec;
   spec.kind = Kind::duo;
@@ -89,8 +101,9 @@ const auto& entries() {
       SelectorEntry{"full", {}, "", "every token stays", "kvengine"},
       SelectorEntry{"window", steady(Kind::window, 0), "keep, interval, prompt",
                     "the newest tokens", "2004.05150"},
-      SelectorEntry{"streaming", streaming(), "keep, sinks, interval, prompt",
-                    "StreamingLLM: the first few and the newest tokens, at their positions",
+      SelectorEntry{"streaming", streaming(), "keep, sinks, interval, prompt, positions",
+                    "StreamingLLM: the first few and the newest tokens, at their positions or at "
+                    "those in the cache",
                     "2309.17453"},
       SelectorEntry{"h2o", steady(Kind::h2o, -1), KVE_BUDGET,
                     "tokens that got most attention from all queries, and the newest (half of the "
@@ -98,6 +111,9 @@ const auto& entries() {
                     "2306.14048"},
       SelectorEntry{"h2o_realdrop", realdrop(), "heavy, recent, interval, prompt",
                     "H2O with numbers of heavy and recent tokens", "2306.14048"},
+      SelectorEntry{"h2o_bench", bench(), "keep",
+                    "H2O as a benchmark ran it: masks tokens in decode steps, frees nothing",
+                    "2306.14048"},
       SelectorEntry{"snapkv", voted(Kind::snapkv), KVE_BUDGET ", window, kernel",
                     "tokens for which the last queries of the prompt vote", "2404.14469"},
       SelectorEntry{"pyramidkv", voted(Kind::pyramidkv), KVE_BUDGET ", window, kernel, beta",
@@ -116,6 +132,8 @@ const auto& entries() {
                     "the value",
                     "2510.00636"},
       SelectorEntry{"random", randomly(), KVE_BUDGET ", seed", "the control", "kvengine"},
+      SelectorEntry{"custom", custom(), KVE_BUDGET ", window",
+                    "scores of a function that the session is given", "kvengine"},
       SelectorEntry{"adakv", adaptive(),
                     KVE_BUDGET ", score, alpha, window, kernel, beta, future, epsilon, seed",
                     "Ada-KV: the heads of a layer compete for one budget, by the scores of another "
@@ -246,6 +264,9 @@ std::string set_value(std::string_view key, std::string_view value, SelectorSpec
   } else if (key == "prompt") {
     if (value != "exact" && value != "chunked") return "exact or chunked";
     spec->chunked = value == "chunked";
+  } else if (key == "positions") {
+    if (value != "original" && value != "reassigned") return "original or reassigned";
+    spec->reassign = value == "reassigned";
   } else if (key == "seed") {
     if (!read(value, &spec->seed) || spec->seed > INT32_MAX) {
       return message("a whole number from 0 to ", INT32_MAX);
@@ -335,6 +356,7 @@ SelectorSpec parse_selector(const SelectorEntry& entry, std::span<const Selector
 }
 
 std::string selector_error(const SelectorSpec& spec) {
+  if (spec.reassign && spec.kind != Kind::streaming) return "only streaming reassigns positions";
   if (spec.joint && !can_compete(spec.kind)) return "such a selector has no scores that compete";
   const SelectorSpec usual = usual_of(spec);
   for (const WholeField& field : kWholeFields) {
@@ -364,6 +386,9 @@ std::string selector_error(const SelectorSpec& spec) {
   if (spec.tokens > 0 && spec.tokens < spec.sinks + newest) {
     return message("keep: expected at least the ", spec.sinks, " sinks and ", newest,
                    " recent tokens that always stay, found ", spec.tokens);
+  }
+  if (spec.kind == Kind::h2o_bench && spec.tokens > 0) {
+    return message("keep: h2o_bench expects a share of the tokens, found ", spec.tokens);
   }
   if (spec.kind == Kind::duo && spec.gates.empty()) {
     return "duo needs gates=FILE: a line per layer of numbers from 0 to 1, one per kv head";
@@ -407,6 +432,9 @@ void each_parameter(const SelectorSpec& spec, const SelectorSpec& usual, std::st
   if (has_key(keys, "prompt") && (all || spec.chunked)) {
     add("prompt", spec.chunked ? "chunked" : "exact");
   }
+  if (has_key(keys, "positions") && (all || spec.reassign)) {
+    add("positions", spec.reassign ? "reassigned" : "original");
+  }
 }
 
 // The parameters that matter: adakv has those of its scores.
@@ -435,6 +463,7 @@ std::string selector_parameters(const SelectorEntry& entry) {
     if (key == "score") out += message(" (", known_scores(), ")");
     if (key == "keep") out += " (a share above 0 to 1, or tokens)";
     if (key == "prompt") out += " (exact, chunked)";
+    if (key == "positions") out += " (original, reassigned)";
   };
   each_parameter(entry.spec, entry.spec, keys_of(entry.spec), true, add);
   if (entry.spec.joint) add("alpha", real_text(entry.spec.alpha));

@@ -90,7 +90,7 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
     if (slice.cache->wants_queries(context.layer)) {
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
-    tasks.push_back({q.block(row, n), slice.cache->view(context.layer), slice.cache->n_tokens(),
+    tasks.push_back({q.block(row, n), slice.cache->view(context.layer), slice.cache->next_position(),
                      mixed.block(row, n), slice.cache->log_sums(context.layer, n, spec.n_heads)});
     row += n;
   }

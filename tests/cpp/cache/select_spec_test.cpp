@@ -35,6 +35,10 @@ TEST(SelectSpec, CanonicalForms) {
   EXPECT_EQ(canonical("h2o_realdrop:heavy=8,recent=100"), "h2o_realdrop:heavy=8,recent=100+f16");
   EXPECT_EQ(canonical("h2o_realdrop:recent=100,heavy=8"), "h2o_realdrop:heavy=8,recent=100+f16");
   EXPECT_EQ(canonical("streaming:keep=1"), "streaming:keep=1+f16");
+  EXPECT_EQ(canonical("h2o_bench"), "h2o_bench:keep=0.5+f16");
+  EXPECT_EQ(canonical("custom:window=8"), "custom:keep=0.25,window=8+f16");
+  EXPECT_EQ(canonical("streaming:positions=reassigned,interval=16"),
+            "streaming:keep=0.25,interval=16,positions=reassigned+f16");
   EXPECT_EQ(canonical("adakv"), "adakv:score=snapkv,keep=0.25+f16");
   EXPECT_EQ(canonical("adakv:keep=0.5,score=expected,epsilon=0.01,alpha=0.5"),
             "adakv:score=expected,keep=0.5,epsilon=0.01,alpha=0.5+f16");
@@ -79,6 +83,8 @@ TEST(SelectSpec, Refusals) {
   EXPECT_TRUE(contains(refusal("snapkv+h2o"), "'h2o' is a second selector"));
   EXPECT_TRUE(contains(refusal("k=snapkv"), "'snapkv' is for keys and values together"));
   EXPECT_TRUE(contains(refusal("snapkv:first=2"), "snapkv has no parameter 'first'"));
+  EXPECT_TRUE(contains(refusal("h2o_bench:keep=100"), "expects a share of the tokens, found 100"));
+  EXPECT_TRUE(contains(refusal("h2o:positions=reassigned"), "has no parameter 'positions'"));
   EXPECT_TRUE(contains(refusal("duo"), "duo needs gates=FILE"));
   EXPECT_TRUE(contains(refusal("snapkv:prompt=later"), "expected exact or chunked"));
   EXPECT_TRUE(contains(refusal("snapkw"), "did you mean snapkv?"));
