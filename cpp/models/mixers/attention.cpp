@@ -90,8 +90,9 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
     if (slice.cache->wants_queries(context.layer)) {
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
-    tasks.push_back({q.block(row, n), slice.cache->view(context.layer), slice.cache->next_position(),
-                     mixed.block(row, n), slice.cache->log_sums(context.layer, n, spec.n_heads)});
+    tasks.push_back({q.block(row, n), slice.cache->view(context.layer),
+                     slice.cache->next_position(), mixed.block(row, n),
+                     slice.cache->log_sums(context.layer, n, spec.n_heads)});
     row += n;
   }
   const AttendParams params{spec.n_heads,   spec.n_kv_heads, spec.head_dim,
