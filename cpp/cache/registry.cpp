@@ -203,6 +203,12 @@ constexpr std::array kPresets = {
                 "k=klt:fit=512,anchor=64+k=int2:per=channel,group=64,fit=search,scale=log8,tail=60,"
                 "sinks=4+v=hadamard+v=lm2:group=head,fit=energy,scale=log8,tail=60",
                 "recommended at 2 bits", "kvengine"},
+    CachePreset{"best42",
+                "k=klt:fit=512,anchor=64+k=int4:per=channel,group=64,fit=search,scale=log8,tail=60,"
+                "sinks=4+k=int2:per=channel,group=64,fit=search,scale=log8,older=1024+v=hadamard"
+                "+v=lm4:group=head,fit=energy,scale=log8,tail=60"
+                "+v=lm2:group=head,fit=energy,scale=log8,older=1024",
+                "best4 that codes pages as best2 once they are 1,024 tokens behind", "kvengine"},
 };
 
 std::vector<std::string_view> all_names() {

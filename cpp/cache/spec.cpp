@@ -277,6 +277,12 @@ std::string tiers_error(const SideSpec& side) {
       return message("older: expected codes of fewer bits with age, found ",
                      entry_of(tier.codec).name, " after ", entry_of(before->codec).name);
     }
+    const bool shared =
+        side.codec.group == kWholeRow || side.projector.kind == ProjectorSpec::Kind::mpo;
+    if (tier.codec.group == kWholeRow && !shared) {
+      return "older: expected groups within a head, as the side's first codec has them, found "
+             "group=row";
+    }
     before = &tier;
   }
   return "";
