@@ -1,6 +1,7 @@
 #include "cache/select/selector.h"
 
 #include <algorithm>
+#include <functional>
 #include <numeric>
 
 #include "base/error.h"
@@ -19,15 +20,6 @@ class Full : public Selector {
     for (const std::span<float> scores : out) std::ranges::fill(scores, kAlwaysKept);
   }
 };
-
-// The highest score first, of equal ones the older row.
-auto by_score(std::span<const float> scores) {
-  return [scores](int32_t a, int32_t b) {
-    const float left = scores[static_cast<size_t>(a)];
-    const float right = scores[static_cast<size_t>(b)];
-    return left > right || (left == right && a < b);
-  };
-}
 
 std::vector<int32_t> all_rows(size_t n) {
   std::vector<int32_t> rows(n);
@@ -79,12 +71,21 @@ int Selector::budget(const LayerPlace& place, int /*head*/) const {
 int Selector::recent(const LayerPlace& /*place*/, int /*head*/) const { return spec_.recent; }
 
 std::vector<int32_t> top_rows(std::span<const float> scores, int n) {
-  std::vector<int32_t> rows = all_rows(scores.size());
-  if (n >= static_cast<int>(rows.size())) return rows;
-  const auto end = rows.begin() + std::max(n, 0);
-  std::nth_element(rows.begin(), end, rows.end(), by_score(scores));
-  rows.erase(end, rows.end());
-  std::ranges::sort(rows);
+  if (n >= static_cast<int>(scores.size())) return all_rows(scores.size());
+  std::vector<int32_t> rows;
+  if (n <= 0) return rows;
+  rows.reserve(static_cast<size_t>(n));
+  std::vector<float> ordered(scores.begin(), scores.end());
+  const auto last = ordered.begin() + n - 1;
+  std::nth_element(ordered.begin(), last, ordered.end(), std::greater());
+  const float least = *last;
+  // Of rows as good as the last one, the older.
+  auto as_good = n - std::ranges::count_if(scores, [&](float score) { return score > least; });
+  for (size_t r = 0; r < scores.size(); ++r) {
+    if (scores[r] > least || (scores[r] == least && as_good-- > 0)) {
+      rows.push_back(static_cast<int32_t>(r));
+    }
+  }
   return rows;
 }
 
