@@ -3,10 +3,12 @@
 // from 0 to 1, a line per layer, a number per kv head, blanks or tabs between them.
 #include <algorithm>
 #include <cmath>
+#include <filesystem>
 #include <fstream>
 #include <numeric>
 #include <sstream>
 #include <string>
+#include <system_error>
 
 #include "base/error.h"
 #include "base/printable.h"
@@ -18,6 +20,12 @@ namespace {
 constexpr size_t kMaxFile = 1 << 20;
 
 std::vector<double> read_gates(const std::string& path, int n_layers, int n_kv_heads) {
+  // A pipe would be waited for, and a device may never end.
+  std::error_code error;
+  const std::filesystem::file_status status = std::filesystem::status(path, error);
+  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
+    throw IoError(message("gates ", quoted(path), ": expected a regular file"));
+  }
   std::ifstream file(path, std::ios::binary);
   std::string text;
   char chunk[4096];
