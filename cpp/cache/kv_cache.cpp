@@ -252,7 +252,7 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
 
 bool KvCache::wants_queries(int layer) const {
   const LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
-  return cache.queries.collects() && cache.keys[0].bases().empty();
+  return cache.queries.collects() && !cache.all_keys_fitted();
 }
 
 void KvCache::observe_queries(int layer, ConstMat q) {
@@ -286,11 +286,14 @@ void KvCache::State::plan_seals(LayerRows* rows, const LayerCache* layer, int ap
     const Sides& sides = rows->sides(values);
     const auto to_seal = [&](const SideCache& side) { return side.rows_to_seal(appended); };
     const int n = to_seal(sides[0]);
-    if (std::ranges::all_of(sides, [&](const SideCache& side) { return to_seal(side) == n; })) {
+    const int bases = sides[0].bases_to_fit(n);
+    if (std::ranges::all_of(sides, [&](const SideCache& side) {
+          return to_seal(side) == n && side.bases_to_fit(n) == bases;
+        })) {
       if (n > 0) seals.push_back({rows, layer, values, 0, sides.size(), n, {}});
       continue;
     }
-    // Heads that keep different numbers of rows.
+    // Heads that keep different numbers of rows, or of which some have a basis already.
     for (size_t side = 0; side < sides.size(); ++side) {
       const int own = to_seal(sides[side]);
       if (own > 0) seals.push_back({rows, layer, values, side, 1, own, {}});
@@ -393,7 +396,7 @@ void KvCache::finish_commit(int n) noexcept {
     layer.appended -= n;
     layer.queries.commit(n);
     layer.each_side([](SideCache& side, int) { side.finish_seal(); });
-    if (!layer.keys[0].bases().empty()) layer.queries.clear();
+    if (layer.all_keys_fitted()) layer.queries.clear();
     if (s.shapes[i].window > 0) layer.drop_before(oldest_kept(s.shapes[i].window, s.n_tokens));
     layer.refresh_views();
   }

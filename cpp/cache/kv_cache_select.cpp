@@ -62,6 +62,18 @@ void expect_queries(const Voters& voters, int kv_head, int group, int64_t from, 
   }
 }
 
+// How many of the newest n tokens before position `next` every head still has a row of: attention
+// counts rows from a query's own on, and the scores of a function may drop some of these.
+int whole_voters(const LayerCache& layer, int next, int n) {
+  for (const KeptHead& head : layer.kept) {
+    const int rows = head.rows_before(next);
+    const int most = std::min(n, rows);
+    n = 0;
+    while (n < most && head.positions[static_cast<size_t>(rows - 1 - n)] == next - 1 - n) ++n;
+  }
+  return n;
+}
+
 // The weights that the newest queries of a layer, before position `next`, give its rows:
 // [n_kv_heads][rows]. n: tokens that are being committed.
 std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer, int n, int next) {
@@ -71,7 +83,7 @@ std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer,
   for (const KeptHead& head : layer.kept) mass.emplace_back(head.positions.size());
   for (std::vector<float>& rows : mass) pointers.push_back(rows.data());
   const int there = voters.committed() + voters.pending(n);
-  const int count = std::min(there, voters.most());
+  const int count = whole_voters(layer, next, std::min(there, voters.most()));
   if (count == 0) return mass;
   const MassTask task{voters.queries(there - count, count), layer.views, next - count,
                       voters.sums_of(there - count), pointers};
@@ -169,7 +181,7 @@ std::vector<std::vector<int32_t>> KvCache::State::choose(
     const AttendParams& params = layer.voters->params();
     rows.group = std::max(1, params.n_heads / std::max(1, params.n_kv_heads));
     const int there = layer.voters->committed() + layer.voters->pending(n);
-    rows.n_queries = std::min(selector->voters(), there);
+    rows.n_queries = whole_voters(layer, n_tokens + n - shift, std::min(selector->voters(), there));
     if ((needs & Selector::queries) != 0) {
       const int64_t width = int64_t{rows.group} * params.key_dim;
       rows.queries = layer.voters->queries(there - rows.n_queries, rows.n_queries)
@@ -347,7 +359,9 @@ void KvCache::State::forget_selection(LayerCache* layer, int n) noexcept {
   if (n == 0) {
     layer->voters->clear();
   } else {
-    layer->voters->forget(n_tokens - n);
+    // Once a prompt has ended, its queries are the last unless others are asked later on.
+    const bool ended = spec.selector.interval == 0 && prompt_tokens > 0;
+    layer->voters->forget(std::max(0, (ended ? prompt_tokens : n_tokens) - n));
   }
 }
 

@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <numeric>
 #include <optional>
 #include <span>
 #include <string>
@@ -90,7 +91,10 @@ struct LayerCache : LayerRows {
   void refresh_views();
   // Heads that share pages, and so keep the same rows.
   int heads_per_group() const {
-    return std::max(keys[0].setup().n_heads, values[0].setup().n_heads);
+    return std::lcm(keys[0].setup().n_heads, values[0].setup().n_heads);
+  }
+  bool all_keys_fitted() const {
+    return std::ranges::none_of(keys, [](const SideCache& side) { return side.bases().empty(); });
   }
   // Whether the selector wants what all queries gave the rows.
   bool weighs() const { return voters && voters->most() == 0 && !voters->wants_moments(); }

@@ -353,6 +353,7 @@ void SideCache::truncate(int n_rows, CountedVector<uint16_t> returning) noexcept
   } else if (n_rows == 0 && !setup_.spec.projector.is_fixed()) {
     drop_last_bases(0);
   }
+  if (n_rows == 0) fit_ = setup_.spec.projector.fit;
   release_spare();
 }
 

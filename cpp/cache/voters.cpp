@@ -27,6 +27,14 @@ float* Voters::log_sums(int64_t n, int n_heads) {
 }
 
 void Voters::observe(const AttendParams& params, ConstMat q, int first_pos) {
+  const bool other =
+      (width_ != 0 && (width_ != q.cols || n_heads_ != params.n_heads)) ||
+      (moments_ && (moments_->n_heads() != params.n_heads || moments_->dim() != params.key_dim));
+  if (other) {
+    throw FormatError(message("cache: expected queries of ", n_heads_, " heads and ", width_,
+                              " values, as the restored state has them, found ", params.n_heads,
+                              " heads and ", q.cols, " values"));
+  }
   params_ = params;
   params_.alibi = nullptr;
   n_heads_ = params.n_heads;

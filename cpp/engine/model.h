@@ -11,6 +11,7 @@
 
 #include "cache/plan.h"
 #include "engine/key_guard.h"
+#include "engine/pass_mutex.h"
 #include "gguf/gguf_file.h"
 #include "kernels/backend.h"
 #include "models/decoder.h"
@@ -76,7 +77,7 @@ class Model : public std::enable_shared_from_this<Model> {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<ModelWeights> weights_;
   std::unique_ptr<Decoder> decoder_;
-  std::mutex forward_mutex_;                // backend and decoder keep scratch memory
+  PassMutex forward_mutex_;                 // backend and decoder keep scratch memory
   mutable std::once_flag key_biases_once_;  // they are looked for when a cache asks
   mutable std::vector<KeyBias> key_biases_;
 };

@@ -152,3 +152,16 @@ def test_scorers_belong_to_custom(model: kv.Model) -> None:
         model.session(cache="custom")
     with pytest.raises(kv.ConfigError, match="expected the selector custom"):
         model.session(cache="snapkv", scorer=newest)
+
+
+def test_scorers_cannot_begin_passes(model: kv.Model) -> None:
+    other = model.session(n_ctx=64)
+
+    def score(keys, values, queries, mass):  # type: ignore[no-untyped-def]
+        other.forward([1])
+        return mass
+
+    session = model.session(n_ctx=512, cache="custom:keep=0.25,window=16", scorer=score)
+    with pytest.raises(kv.ConfigError, match="one forward pass at a time"):
+        session.forward(list(range(1, 100)))
+    assert len(other.forward([1])) > 0

@@ -382,6 +382,9 @@ std::string selector_error(const SelectorSpec& spec) {
   if (is_pooled(spec.kind) && spec.kernel % 2 == 0) {
     return message("kernel: expected an odd number, found ", spec.kernel);
   }
+  if (spec.kind == Kind::h2o_realdrop && spec.tokens < 1) {
+    return "heavy: expected at least one heavy or recent token that stays, found none";
+  }
   const int newest = std::max({spec.recent, is_pooled(spec.kind) ? spec.window : 0, 0});
   if (spec.tokens > 0 && spec.tokens < spec.sinks + newest) {
     return message("keep: expected at least the ", spec.sinks, " sinks and ", newest,

@@ -275,6 +275,65 @@ TEST(SelectCache, BasesAreFittedToWhatStays) {
   EXPECT_EQ(read_tokens(tokens, &loaded, *backend, 70), read_tokens(tokens, &cache, *backend, 70));
 }
 
+// Of the heads of a layer some are fitted to what they keep, others wait for more rows: they are
+// coded on their own.
+TEST(SelectCache, HeadsThatAreFittedLaterAreCodedInTheirBasis) {
+  const auto backend = make_cpu_backend(2, "");
+  const TokenRows tokens(select_shapes(1), 800, 21);
+  bool differed = false;
+  for (int keep = 66; keep <= 76; ++keep) {
+    const std::string text = "adakv:score=knorm,keep=" + std::to_string(keep) +
+                             ",alpha=0+k=klt:fit=64+k=int8:per=channel,group=64,tail=5+v=q8_0";
+    SCOPED_TRACE(text);
+    KvCache cache(CacheSpec::parse(text), select_shapes(1));
+    read_tokens(tokens, &cache, *backend, 500);
+    const auto is_fitted = [&](int head) { return cache.rows(0, head) >= 64 + 5; };
+    differed = differed || is_fitted(0) != is_fitted(1);
+    for (const int n : {200, 64}) read_tokens(tokens, &cache, *backend, n);
+    KvCache loaded(cache.spec(), select_shapes(1));
+    loaded.load(cache.save());
+    for (int head = 0; head < 2; ++head) {
+      const Positions positions = kept_positions(cache, 0, head);
+      std::vector<float> keys(positions.size() * kSelectDim);
+      cache.read_keys(0, head,
+                      Mat(keys.data(), static_cast<int64_t>(positions.size()), kSelectDim));
+      double error = 0;
+      double size = 0;
+      for (size_t r = 0; r < positions.size(); ++r) {
+        const float* own = tokens.k(0, positions[r], 1).row(0) + head * kSelectDim;
+        for (int c = 0; c < kSelectDim; ++c) {
+          const double off = double{keys[r * kSelectDim + static_cast<size_t>(c)]} - double{own[c]};
+          error += off * off;
+          size += double{own[c]} * double{own[c]};
+        }
+      }
+      // Codes of 8 bits of a channel's range are off by about 1 / 500 of it.
+      EXPECT_LT(std::sqrt(error / size), 0.02) << "head " << head;
+    }
+  }
+  EXPECT_TRUE(differed);
+}
+
+// What was read after a prompt did not vote, so going back into the prompt takes no votes of it.
+TEST(SelectCache, GoingBackForgetsTheVotesOfThePromptOnly) {
+  const auto backend = make_cpu_backend(2, "");
+  const TokenRows tokens(select_shapes(2), 300, 8);
+  const CacheSpec spec = CacheSpec::parse("snapkv:keep=95,window=16");
+  KvCache back(spec, select_shapes(2));
+  read_tokens(tokens, &back, *backend, 90);
+  for (int t = 0; t < 50; ++t) read_tokens(tokens, &back, *backend, 1);
+  back.truncate(85);
+  KvCache fresh(spec, select_shapes(2));
+  read_tokens(tokens, &fresh, *backend, 85, true);
+  for (KvCache* cache : {&back, &fresh}) read_tokens(tokens, cache, *backend, 20);
+  for (int layer = 0; layer < 2; ++layer) {
+    for (int head = 0; head < 2; ++head) {
+      EXPECT_EQ(kept_positions(back, layer, head), kept_positions(fresh, layer, head));
+      EXPECT_EQ(back.rows(layer, head), 95);
+    }
+  }
+}
+
 TEST(SelectCache, BenchmarkMasksAndFreesNothing) {
   const auto backend = make_cpu_backend(1, "");
   const TokenRows tokens(select_shapes(1), 300, 9);

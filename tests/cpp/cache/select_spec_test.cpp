@@ -73,6 +73,8 @@ TEST(SelectSpec, Refusals) {
   EXPECT_TRUE(contains(refusal("h2o:keep=100,sinks=40,recent=64"),
                        "keep: expected at least the 40 sinks and 64 recent tokens that always "
                        "stay, found 100"));
+  EXPECT_TRUE(contains(refusal("h2o_realdrop:heavy=0,recent=0"),
+                       "heavy: expected at least one heavy or recent token that stays"));
   EXPECT_TRUE(contains(refusal("snapkv:keep=32"), "at least the 0 sinks and 64 recent"));
   EXPECT_TRUE(contains(refusal("snapkv:kernel=4"), "kernel: expected an odd number, found 4"));
   EXPECT_TRUE(contains(refusal("snapkv:window=0"), "window: expected a whole number from 1"));
