@@ -300,6 +300,55 @@ TEST(SelectIo, WhateverWasDoneLoadsAgain) {
   }
 }
 
+// What is accepted of a damaged state can be read on, whatever it says.
+TEST(SelectIo, DamagedStatesThatLoadCanBeReadOn) {
+  const auto backend = make_cpu_backend(1, "");
+  const TokenRows tokens(select_shapes(1), 400, 9);
+  for (const char* text :
+       {"h2o:keep=50,interval=4", "h2o:keep=200,interval=0", "observed:keep=50,interval=4+int4",
+        "snapkv:keep=70,window=4,interval=4", "expected:keep=50,interval=4", "tova:keep=50",
+        "h2o_bench:keep=0.4", "streaming:keep=50,interval=4,positions=reassigned"}) {
+    SCOPED_TRACE(text);
+    const KvCache cache = read_cache(text, 120, 3);
+    const Bytes good = cache.save();
+    const Fields fields(cache);
+    std::vector<size_t> places = {fields.n_tokens,      fields.prompt_tokens, fields.selected_at,
+                                  fields.dropped_at,    fields.shift,         fields.n_voters,
+                                  fields.n_query_heads, fields.width};
+    for (const Fields::Head& head : fields.heads) {
+      places.insert(places.end(), {head.rows, head.positions, head.dead, head.n_masses});
+    }
+    Random random(2);
+    int loaded = 0;
+    for (int i = 0; i < 300; ++i) {
+      const size_t place = places[random.bits() % places.size()];
+      // The number itself or one behind it.
+      const size_t at = place + 4 * (random.bits() % 2 == 0 ? 0 : random.bits() % 40);
+      const int32_t to = random.bits() % 2 == 0 ? static_cast<int32_t>(random.bits() % 130)
+                                                : number_at(good, at) ^ (1 << random.bits() % 32);
+      KvCache target(cache.spec(), select_shapes(1));
+      try {
+        target.load(with_number(good, at, to));
+      } catch (const FormatError&) {
+        continue;
+      }
+      ++loaded;
+      ASSERT_LE(target.n_tokens(), 130);
+      try {
+        for (const int n : {1, 1, 1, 20, 1, 1}) read_tokens(tokens, &target, *backend, n);
+        for (const int n : {target.n_tokens() - 2, 60, 0}) {
+          if (!target.can_truncate(n)) continue;
+          target.truncate(n);
+          read_tokens(tokens, &target, *backend, 10);
+        }
+      } catch (const Error&) {
+        // Of another number of query heads, for one.
+      }
+    }
+    EXPECT_GT(loaded, 10);
+  }
+}
+
 TEST(SelectIo, OtherGatesAreRefused) {
   const auto backend = make_cpu_backend(1, "");
   const std::string path = testing::TempDir() + "select_io_gates.txt";
