@@ -42,33 +42,23 @@ static inline TileRows carve_rows(Carver& carver, int64_t stride) {
   return {stride, rows, carver.take<float>(kTile * stride)};
 }
 
-// One row to f32, zero up to `stride`.
-template <CodecId kType>
-static void widen_row(const std::byte* data, int64_t width, float* dst, int64_t stride) {
-  const auto* from = row_values<kType>(data);
-  int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes) store(dst + d, load_values<kType>(from + d));
-  if (d < width) {
-    store(dst + d, load_values_n<kType>(from + d, width - d));
-    d += kLanes;
-  }
-  for (; d < stride; d += kLanes) store(dst + d, zero());
-}
-
+static inline void store_value(float* to, F32 values) { store(to, values); }
 #if defined(KVE_BF16_DOT)
-// The same to bf16.
-template <CodecId kType>
-static void round_row(const std::byte* data, int64_t width, uint16_t* dst, int64_t stride) {
+static inline void store_value(uint16_t* to, F32 values) { store_bf16(to, values); }
+#endif
+
+// One row to f32 or bf16, zero up to `stride`.
+template <CodecId kType, class Value>
+static void write_row(const std::byte* data, int64_t width, Value* dst, int64_t stride) {
   const auto* from = row_values<kType>(data);
   int64_t d = 0;
-  for (; d + kLanes <= width; d += kLanes) store_bf16(dst + d, load_values<kType>(from + d));
+  for (; d + kLanes <= width; d += kLanes) store_value(dst + d, load_values<kType>(from + d));
   if (d < width) {
-    store_bf16(dst + d, load_values_n<kType>(from + d, width - d));
+    store_value(dst + d, load_values_n<kType>(from + d, width - d));
     d += kLanes;
   }
-  for (; d < stride; d += kLanes) store_bf16(dst + d, zero());
+  for (; d < stride; d += kLanes) store_value(dst + d, zero());
 }
-#endif
 
 template <class Tile, CodecId kType>
 static void convert_row(const std::byte* data, int64_t width, float* rows, int64_t index,
@@ -76,10 +66,10 @@ static void convert_row(const std::byte* data, int64_t width, float* rows, int64
 #if defined(KVE_BF16_DOT)
   if constexpr (Tile::kRounded) {
     uint16_t* to = reinterpret_cast<uint16_t*>(rows) + index * stride;
-    return round_row<kType>(data, width, to, stride);
+    return write_row<kType>(data, width, to, stride);
   }
 #endif
-  widen_row<kType>(data, width, rows + index * stride, stride);
+  write_row<kType>(data, width, rows + index * stride, stride);
 }
 
 // Rows [base, base + n) of a side to the tile.
@@ -139,7 +129,7 @@ static inline void round_queries(const AttendState& state, int64_t query_stride,
   auto* to = reinterpret_cast<uint16_t*>(queries);
   for (int64_t v = 0; v < state.n_vectors; ++v, to += 2 * query_stride) {
     const float* from = state.queries + v * state.key_stride;
-    round_row<CodecId::f32>(reinterpret_cast<const std::byte*>(from), state.key_stride, to,
+    write_row<CodecId::f32>(reinterpret_cast<const std::byte*>(from), state.key_stride, to,
                             2 * query_stride);
   }
 }
