@@ -1,0 +1,69 @@
+// What selectors refuse.
+#include <algorithm>
+
+#include "base/error.h"
+#include "cache/select/selector_list.h"
+
+namespace kve {
+namespace {
+
+using Kind = SelectorSpec::Kind;
+
+constexpr size_t kMaxGatesPath = 4096;
+
+bool is_pooled(Kind kind) { return kind == Kind::snapkv || kind == Kind::pyramidkv; }
+
+}  // namespace
+
+std::string selector_error(const SelectorSpec& spec) {
+  if (spec.reassign && spec.kind != Kind::streaming) return "only streaming reassigns positions";
+  if (spec.joint && !can_compete(spec.kind)) return "such a selector has no scores that compete";
+  const SelectorSpec usual = usual_of(spec);
+  for (const WholeField& field : kWholeFields) {
+    const int value = spec.*field.member;
+    const int low = usual.*field.member == 0 ? 0 : field.low;
+    const bool half = field.key == "recent" && spec.kind == Kind::h2o && value == -1;
+    if ((value < low || value > field.high) && !half) {
+      return message(field.key, ": expected ", low, " to ", field.high, ", found ", value);
+    }
+  }
+  for (const RealField& field : kRealFields) {
+    const double value = spec.*field.member;
+    if (value != usual.*field.member && !(value >= field.low && value <= field.high)) {
+      return message(field.key, ": expected ", field.low, " to ", field.high, ", found ", value);
+    }
+  }
+  if (!(spec.share > 0 && spec.share <= 1)) {
+    return message("keep: expected a share above 0 and at most 1, found ", spec.share);
+  }
+  if (spec.tokens < 0 || spec.tokens > 2 * kMaxSelectorTokens) {
+    return message("keep: expected 0 to ", 2 * kMaxSelectorTokens, " tokens, found ", spec.tokens);
+  }
+  if (is_pooled(spec.kind) && spec.kernel % 2 == 0) {
+    return message("kernel: expected an odd number, found ", spec.kernel);
+  }
+  if (spec.kind == Kind::h2o_realdrop && spec.tokens < 1) {
+    return "heavy: expected at least one heavy or recent token that stays, found none";
+  }
+  const int newest = std::max({spec.recent, is_pooled(spec.kind) ? spec.window : 0, 0});
+  if (spec.tokens > 0 && spec.tokens < spec.sinks + newest) {
+    return message("keep: expected at least the ", spec.sinks, " sinks and ", newest,
+                   " recent tokens that always stay, found ", spec.tokens);
+  }
+  if (spec.kind == Kind::h2o_bench && spec.tokens > 0) {
+    return message("keep: h2o_bench expects a share of the tokens, found ", spec.tokens);
+  }
+  if (spec.kind == Kind::duo && spec.gates.empty()) {
+    return "duo needs gates=FILE: a line per layer of numbers from 0 to 1, one per kv head";
+  }
+  if (spec.kind == Kind::duo && spec.sinks + spec.recent == 0) {
+    return "duo needs sinks or recent tokens that streaming heads keep, found none";
+  }
+  if (spec.gates.size() > kMaxGatesPath) {
+    return message("gates: expected a path of at most ", kMaxGatesPath, " bytes, found ",
+                   spec.gates.size());
+  }
+  return "";
+}
+
+}  // namespace kve
