@@ -1,0 +1,8 @@
+"""The tasks, one family a module. Importing this package registers them all."""
+
+import importlib
+
+FAMILIES: tuple[str, ...] = ()
+
+for _family in FAMILIES:
+    importlib.import_module(f"{__name__}.{_family}")
