@@ -43,6 +43,7 @@ from kvengine._core import (
 )
 from kvengine.batch import BatchAnswer, BatchStream
 from kvengine.model import CacheWarning, Message, Model, Session
+from kvengine.prompt import CompressedPrompt, compress_prompt
 
 __all__ = [
     "BatchAnswer",
@@ -54,6 +55,7 @@ __all__ = [
     "CacheWarning",
     "CancelledError",
     "CapacityError",
+    "CompressedPrompt",
     "ConfigError",
     "DeviceError",
     "Error",
@@ -73,6 +75,7 @@ __all__ = [
     "__version__",
     "caches",
     "canonical_cache",
+    "compress_prompt",
     "decode_weights",
     "encode_weights",
     "machine_limits",

@@ -276,6 +276,24 @@ def add_drafting(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_compression(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("prompt compression: fewer tokens are read")
+    group.add_argument(
+        "--compress-prompt",
+        default=argparse.SUPPRESS,
+        metavar="SPEC",
+        help="shorten the prompt but for its question: selfinfo:keep=0.5 (also unit=word, "
+        "iterative=no, segment=, first=, last=) or llmlingua2:keep=0.5",
+    )
+    group.add_argument(
+        "--question",
+        default=argparse.SUPPRESS,
+        metavar="TEXT",
+        help="ends the prompt, and is not shortened (else what follows its last empty line, or "
+        "line break, is the question)",
+    )
+
+
 def sampling_options(args: argparse.Namespace) -> dict[str, Any]:
     """What add_sampling() read, as arguments of Session.generate(). Draws the seed, if asked to."""
     if args.seed < 0:

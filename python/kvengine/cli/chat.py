@@ -13,13 +13,23 @@ from kvengine import CapacityError, Error, Session
 from kvengine.cli.arguments import (
     InputError,
     add_common,
+    add_compression,
     add_drafting,
     add_prompt,
     add_sampling,
     sampling_options,
 )
 from kvengine.cli.generate import add_system, conversation, speed_summary
-from kvengine.cli.inputs import decoded, draft_options, load_session, prompt_text, read_json
+from kvengine.cli.inputs import (
+    compressed,
+    compression_method,
+    decoded,
+    draft_options,
+    load_session,
+    prompt_text,
+    read_json,
+    with_question,
+)
 from kvengine.cli.output import Progress, cache_summary, say
 
 DESCRIPTION = "Talk with a model. -p or -f gives the first message."
@@ -42,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_system(parser)
     add_sampling(parser)
     add_drafting(parser)
+    add_compression(parser)
     add_common(parser)
 
 
@@ -50,7 +61,10 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("--json: expected a single answer (kvengine generate --chat), found chat")
     first = None
     if hasattr(args, "prompt") or hasattr(args, "file"):
-        first = prompt_text(args)
+        first = with_question(args, prompt_text(args))
+    elif hasattr(args, "compress_prompt") or hasattr(args, "question"):
+        raise InputError("--compress-prompt and --question: expected -p or -f beside them")
+    method = compression_method(args)
     options = sampling_options(args)
     session = load_session(args)
     options |= draft_options(args)
@@ -64,7 +78,7 @@ def run(args: argparse.Namespace) -> None:
 
         say(f"{model.name or model.path}, cache {chat.session.cache.spec} (/help for commands)")
     if first:
-        chat.answer(first)
+        chat.answer(compressed(args, model, first, method).text if method else first)
     while (message := read_message()) is not None:
         if not message.strip():
             continue

@@ -9,12 +9,20 @@ from typing import Any
 from kvengine import Generation, Session, peak_resident_bytes
 from kvengine.cli.arguments import (
     add_common,
+    add_compression,
     add_drafting,
     add_prompt,
     add_sampling,
     sampling_options,
 )
-from kvengine.cli.inputs import draft_options, load_session, prompt_text
+from kvengine.cli.inputs import (
+    compressed,
+    compression_method,
+    draft_options,
+    load_session,
+    prompt_text,
+    with_question,
+)
 from kvengine.cli.output import Progress, cache_summary, print_json, say
 
 DESCRIPTION = "Go on with a prompt, or answer it (--chat), and say what the cache cost."
@@ -28,6 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_system(parser)
     add_sampling(parser)
     add_drafting(parser)
+    add_compression(parser)
     add_common(parser)
 
 
@@ -41,9 +50,15 @@ def run(args: argparse.Namespace) -> int:
     text = prompt_text(args)
     if hasattr(args, "file"):
         text = text.removesuffix("\n")  # as llama.cpp: the editor's, not the writer's
+    text = with_question(args, text)
+    method = compression_method(args)
     session = load_session(args)
     options = sampling_options(args) | draft_options(args)
     prompt: Any = conversation(args.system_prompt, text) if args.chat else text
+    compression = None
+    if method:
+        compression = compressed(args, session.model, prompt, method)
+        prompt = compression.tokens
     with Progress("reading the prompt") as progress:
         answer = session.generate(prompt, progress=progress.update, **options)
     pieces, interrupted = [], False
@@ -59,7 +74,10 @@ def run(args: argparse.Namespace) -> int:
         print(flush=True)
         say(f"{cache_summary(session.cache.stats())}\n{speed_summary(answer)}, seed {args.seed}")
     elif not interrupted:
-        print_json(_document(session, answer, pieces))
+        document = _document(session, answer, pieces)
+        if compression:
+            document["prompt_compression"] = compression.as_dict()
+        print_json(document)
     return 130 if interrupted else 0
 
 

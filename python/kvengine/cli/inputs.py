@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvengine import GgufFile, Model, Session, Tokenizer
+from kvengine import CompressedPrompt, GgufFile, Model, Session, Tokenizer, compress_prompt
 from kvengine.cli.arguments import InputError, cache_spec
 from kvengine.cli.output import Progress, human_bytes, say
 
@@ -71,6 +71,32 @@ def draft_options(args: argparse.Namespace) -> dict[str, Any]:
         with Progress(f"loading {path.name}"):
             draft = Model.load(path, threads=args.threads, repack=not args.no_repack)
     return {"draft": draft} | ({} if most is None else {"draft_max": most})
+
+
+def compression_method(args: argparse.Namespace) -> Any:
+    """What --compress-prompt names, or None; told before anything is loaded if it is a bad one."""
+    from kvengine.prompt import parse_method
+
+    spec = getattr(args, "compress_prompt", None)
+    return None if spec is None else parse_method(spec)
+
+
+def with_question(args: argparse.Namespace, text: str) -> str:
+    """A prompt and, as its last paragraph, what --question asks."""
+    question = getattr(args, "question", None)
+    return text if question is None else f"{text}\n\n{question}"
+
+
+def compressed(
+    args: argparse.Namespace, model: Model, prompt: Any, method: Any
+) -> CompressedPrompt:
+    """A prompt that ends with what --question asks, shortened; tells by how much."""
+    with Progress("shortening the prompt") as progress:
+        short = compress_prompt(
+            model, prompt, method, getattr(args, "question", None), progress.update
+        )
+    say(f"prompt {short.method}: {short.original_tokens} tokens, {len(short.tokens)} are left")
+    return short
 
 
 def load_session(args: argparse.Namespace) -> Session:

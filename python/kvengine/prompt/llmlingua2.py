@@ -1,0 +1,102 @@
+"""LLMLingua-2 (arXiv 2403.12968): a small encoder says of every word whether it is needed.
+
+The package llmlingua does it, with the settings of the KV cache benchmark (arXiv 2407.01527): line
+breaks and . ! ? , always stay, chunks end at full stops and line breaks, repeated marks are dropped.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+from kvengine._core import ConfigError, IoError, UnsupportedError
+from kvengine.model import Model, Prompt
+from kvengine.prompt.layout import is_conversation, question_span
+from kvengine.prompt.result import CompressedPrompt
+from kvengine.prompt.spec import spelled
+
+_ENCODER = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
+_FORCED = ["\n", ".", "!", "?", ","]
+_CHUNK_ENDS = [".", "\n"]
+
+
+@dataclass(frozen=True)
+class Llmlingua2:
+    """keep: share of the text's tokens, in those of GPT-3.5; model: the encoder's name or folder."""
+
+    keep: float = 0.5
+    model: str = _ENCODER
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep <= 1 or math.isnan(self.keep):
+            raise ConfigError(f"llmlingua2: expected keep above 0 and up to 1, found {self.keep:g}")
+
+    def __str__(self) -> str:
+        return spelled("llmlingua2", self)
+
+    def compress(self, model: Model, prompt: Prompt, question: str | None) -> CompressedPrompt:
+        """See :func:`kvengine.prompt.compress_prompt`. Text only: the encoder has its own tokens."""
+        encoder = _encoder(self.model)
+        if isinstance(prompt, bytes):
+            prompt = prompt.decode()
+        if isinstance(prompt, str):
+            before = model.tokenizer.encode(prompt, parse_special=True)
+            after = model.tokenizer.encode(
+                self._shorten(encoder, prompt, question_span(prompt, question)), parse_special=True
+            )
+        elif is_conversation(prompt):
+            before = model.encode_chat(prompt)  # type: ignore[arg-type]
+            after = model.encode_chat(self._messages(encoder, prompt, question))
+        else:
+            raise ConfigError("llmlingua2: expected text or messages, found token ids")
+        return CompressedPrompt(
+            tokens=after,
+            text=model.tokenizer.decode(after, render_special=True),
+            original_tokens=len(before),
+            method=str(self),
+        )
+
+    def _messages(self, encoder: Any, messages: Any, question: str | None) -> list[dict[str, Any]]:
+        result = []
+        for index, message in enumerate(messages):
+            content = message.get("content") or ""
+            if not isinstance(content, str):
+                raise ConfigError("messages: expected contents of text only, found parts")
+            if message.get("role") != "system":
+                last = index + 1 == len(messages)
+                span = question_span(content, question) if last else (len(content),) * 2
+                content = self._shorten(encoder, content, span)
+            result.append({**message, "content": content})
+        return result
+
+    def _shorten(self, encoder: Any, text: str, protected: tuple[int, int]) -> str:
+        start, end = protected
+        parts = [text[:start], text[start:end], text[end:]]
+        for i in (0, 2):
+            if parts[i].strip():
+                parts[i] = encoder.compress_prompt(
+                    parts[i],
+                    rate=self.keep,
+                    force_tokens=_FORCED,
+                    chunk_end_tokens=_CHUNK_ENDS,
+                    drop_consecutive=True,
+                )["compressed_prompt"]
+        return "".join(parts)
+
+
+@lru_cache(maxsize=1)
+def _encoder(name: str) -> Any:
+    try:
+        from llmlingua import PromptCompressor
+    except ImportError:
+        raise UnsupportedError(
+            "llmlingua2: expected the Python package llmlingua, found none; "
+            "pip install 'kvengine[llmlingua]' brings it"
+        ) from None
+    try:
+        return PromptCompressor(name, use_llmlingua2=True, device_map="cpu")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise IoError(f"llmlingua2: could not load the encoder {name} ({reason[:200]})") from None
