@@ -1,0 +1,97 @@
+"""Reports of an evaluation: report.html, report.md and pictures as SVG and PNG.
+
+Shown are, for each model and task: a table; quality against bytes with the Pareto front; and, where
+the items of the task have what it takes, maps of a needle's depth and length, tails of the
+divergence, and speed against depth.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kvengine._core import ConfigError, IoError
+from kvengine.eval.report import data, plots
+from kvengine.eval.report.data import Group
+from kvengine.eval.report.names import slug
+from kvengine.eval.report.page import html
+from kvengine.eval.report.text import Picture, Section, markdown, section
+from kvengine.eval.task import Result
+
+_SPEEDS = {"tps": "tokens per second, one by one", "prefill_tps": "tokens of the prompt per second"}
+
+
+def write(out_dir: str | os.PathLike[str], results: Sequence[Result]) -> Path:
+    """Write the report of results into a folder, which is made, and return the path of its page.
+
+    Files of an earlier report in it are replaced.
+
+    Raises:
+        UnsupportedError: matplotlib is absent.
+        ConfigError: there are no results.
+        IoError: the folder cannot be written.
+    """
+    plots.require_matplotlib()
+    if not results:
+        raise ConfigError("report: expected at least one result, found none")
+    out = Path(out_dir)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        sections = [_section(group, out) for group in data.grouped(results)]
+        models = [
+            (name, list(own))
+            for name, own in itertools.groupby(sections, lambda each: each.group.model)
+        ]
+        engine = ", ".join(dict.fromkeys(result.engine for result in results))
+        _replace(out / "report.md", markdown(models, engine))
+        page = html(models, engine, lambda stem: (out / f"{stem}.svg").read_bytes())
+        _replace(out / "report.html", page)
+    except OSError as error:
+        raise IoError(f"{error.filename or out}: could not be written ({error.strerror})") from None
+    return out / "report.html"
+
+
+def _section(group: Group, out: Path) -> Section:
+    pictures = []
+    for kind, title, figure in _figures(group):
+        stem = slug(f"{group.model} {group.title}") + f"-{kind}"
+        plots.save(figure, out / stem)
+        pictures.append(Picture(stem, title))
+    return section(group, pictures)
+
+
+def _figures(group: Group) -> Iterator[tuple[str, str, Any]]:
+    """Kind, title and matplotlib figure of all that a group has data for."""
+    what = f"{group.title}, {group.model}"
+    points = data.points(group)
+    if len(points) > 1:
+        first = group.good[0]
+        title = f"{first.primary} against bytes: {what}"
+        yield "bytes", title, plots.quality(points, title, first.primary, first.higher_is_better)
+    for metric in data.MAPPED:
+        maps = data.heat_maps(group, metric)
+        if maps:
+            title = f"{metric} by depth and length: {what}"
+            yield f"map-{metric}", title, plots.heat(maps, title, metric)
+    tails = data.tails(group)
+    if tails:
+        title = f"tails of the divergence: {what}"
+        yield "tails", title, plots.tails(tails, title)
+    for metric, label in _SPEEDS.items():
+        curves = data.speeds(group, metric)
+        if curves:
+            title = f"speed against depth: {what}"
+            yield slug(metric), title, plots.depths(curves, title, label)
+
+
+def _replace(path: Path, text: str) -> None:
+    """The file is whole at any time."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)

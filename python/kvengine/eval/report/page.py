@@ -1,0 +1,97 @@
+"""report.html: one file with everything in it; no script, nothing fetched."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Sequence
+from html import escape
+
+from kvengine.eval.report.names import slug
+from kvengine.eval.report.text import Section, Table, overview
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto;
+  max-width: 70rem; padding: 0 1rem; }
+h1, h2, h3 { line-height: 1.2; margin: 2rem 0 0.6rem; }
+h2 { border-bottom: 1px solid #ccc; padding-bottom: 0.3rem; }
+h3 { overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th { vertical-align: bottom; border-bottom: 2px solid #888; }
+th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+tr.front td { background: #e8f1f8; font-weight: 600; }
+figure { margin: 1.2rem 0; }
+img { max-width: 100%; height: auto; }
+.failed { color: #8a1f00; }
+nav a { margin-right: 1rem; color: #0b5394; }
+@media print { nav { display: none; } }
+"""
+
+
+def html(
+    models: Sequence[tuple[str, list[Section]]], engine: str, picture: Callable[[str], bytes]
+) -> str:
+    """The page. `picture` returns the SVG of a stem."""
+    body = [
+        "<h1>What compressed caches cost in quality</h1>",
+        f"<p>kvengine {escape(engine)}. Shaded rows are on the Pareto front: no other cache of the "
+        "table is both smaller and better. ↑: higher is better, ↓: lower is better.</p>",
+        _contents(models),
+    ]
+    for model, sections in models:
+        body.append(f"<h2>{escape(model)}</h2>")
+        body.append(_table(overview([each.group for each in sections])))
+        for each in sections:
+            body += _section(model, each, picture)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<link rel="icon" href="data:,">\n<title>kvengine report</title>\n'
+        f"<style>{_STYLE}</style>\n</head>\n<body>\n" + "\n".join(body) + "\n</body>\n</html>\n"
+    )
+
+
+def _contents(models: Sequence[tuple[str, list[Section]]]) -> str:
+    links = [
+        f'<a href="#{_anchor(model, each)}">{escape(each.group.title)}</a>'
+        for model, sections in models
+        for each in sections
+    ]
+    return f"<nav>{' '.join(links)}</nav>"
+
+
+def _anchor(model: str, each: Section) -> str:
+    return slug(f"{model} {each.group.title}")
+
+
+def _section(model: str, each: Section, picture: Callable[[str], bytes]) -> list[str]:
+    parts = [f'<h3 id="{_anchor(model, each)}">{escape(each.group.title)}</h3>', _table(each.table)]
+    parts += [
+        f'<p class="failed">{escape(name)}: no result: {escape(reason)}</p>'
+        for name, reason in each.failed
+    ]
+    for shown in each.pictures:
+        data = base64.b64encode(picture(shown.stem)).decode()
+        parts.append(
+            f'<figure><img alt="{escape(shown.title)}" src="data:image/svg+xml;base64,{data}">'
+            "</figure>"
+        )
+    if each.details:
+        parts.append(f"<details><summary>Parts</summary>{_table(each.details)}</details>")
+    return parts
+
+
+def _table(table: Table) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    rows = [
+        f"<tr{' class=front' if i in table.marked else ''}>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        + "</tr>"
+        for i, row in enumerate(table.rows)
+    ]
+    rows = [row.replace("<tr class=front>", '<tr class="front">') for row in rows]
+    return (
+        f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>"
+    )
