@@ -66,6 +66,7 @@ LayerCache::LayerCache(std::span<const SideSetup> keys_setups,
     : LayerRows(make_sides(keys_setups, counter), make_sides(values_setups, counter),
                 CountedVector<KeptHead>(CountedAllocator<KeptHead>(counter))),
       views(CountedAllocator<HeadView>(counter)),
+      bounds(CountedAllocator<HeadBounds>(counter)),
       queries(uses_queries(keys_setups[0]) ? shape.n_kv_heads : 0, shape.key_dim,
               // Those of the tokens that are there when the basis is fitted, at least.
               int64_t{keys_setups[0].sinks} + keys_setups[0].spec.projector.fit +
@@ -90,6 +91,7 @@ LayerCache::LayerCache(std::span<const SideSetup> keys_setups,
 LayerCache::LayerCache(const LayerCache& other)
     : LayerRows(other),
       views(other.views),
+      bounds(other.bounds),
       queries(other.queries),
       voters(other.voters),
       sinks(other.sinks),
@@ -136,7 +138,8 @@ KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_, R
       layers(CountedAllocator<LayerCache>(counter)),
       seals(CountedAllocator<LayerSeal>(counter)),
       jobs(CountedAllocator<SealJob>(counter)),
-      scorer(std::move(scorer_)) {
+      scorer(std::move(scorer_)),
+      shown(counter) {
   check_rules();
   layers.reserve(shapes.size());
   make_selector();
@@ -150,6 +153,7 @@ KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_, R
     const std::vector<SideSetup> values = setups(i, true);
     layers.emplace_back(keys, values, shapes[i], selector.get(), counter);
   }
+  make_bounds();
   reserve_jobs();
 }
 
@@ -169,7 +173,8 @@ KvCache::State::State(const State& other)
       prompt_tokens(other.prompt_tokens),
       selected_at(other.selected_at),
       dropped_at(other.dropped_at),
-      shift(other.shift) {
+      shift(other.shift),
+      shown(counter) {
   reserve_jobs();
 }
 
@@ -229,12 +234,14 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
     if (backend.seal(jobs) >= 0) {
       throw Error(locate_not_finite(layer, shape.n_kv_heads, first_new, k, v));
     }
+    state_->extend_bounds(backend, &cache, static_cast<int>(k.rows));
   };
   const auto undo = [&] {
     for (KeptHead& head : cache.kept) head.truncate(head.rows_before(first_new - state_->shift));
     cache.each_side([&](SideCache& side, int head) {
       side.truncate_appended(cache.kept.empty() ? before : cache.rows(head));
     });
+    for (HeadBounds& bounds : cache.bounds) bounds.truncate(before);
     cache.refresh_views();
   };
   try {
@@ -400,11 +407,13 @@ void KvCache::finish_commit(int n) noexcept {
 }
 
 int KvCache::tokens_until_seal() const {
-  int least = state_->tokens_until_selection();
-  for (const LayerCache& layer : state_->layers) {
-    layer.each_side([&](const SideCache& side, int) {
+  const State& s = *state_;
+  int least = s.tokens_until_selection();
+  const int64_t newest = int64_t{s.n_tokens} - s.shift - 1;
+  for (const LayerCache& layer : s.layers) {
+    layer.each_side([&](const SideCache& side, int head) {
       least = std::min(least, side.rows_until_seal(layer.appended));
-      least = std::min(least, side.rows_until_lowered(state_->n_tokens - layer.first_pos));
+      least = std::min(least, side.tokens_until_lowered(layer.positions(head), newest));
     });
   }
   return least;

@@ -75,6 +75,11 @@ class KvCache {
                          const AttendTask& task);
   // [key_dim]: of the committed tokens whose queries are known, while wants_queries(); else ones.
   std::vector<double> mean_squared_queries(int layer, int kv_head) const;
+  // Adds what the queries [n, n_heads * key_dim] of the tokens last appended to a layer attend to:
+  // one task, or where a selector shows each query some tokens only (quest) one for each. `out` [n,
+  // n_heads * value_dim]; tasks are valid until the next change or call. Throws CapacityError.
+  void plan_attention(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out,
+                      std::vector<AttendTask>* tasks);
   // Committed and appended rows of one layer, one view per kv head; valid until the next change.
   std::span<const HeadView> view(int layer) const;
   // Makes the first n of the appended tokens (the same number in every layer) part of the cache and

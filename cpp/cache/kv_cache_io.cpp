@@ -10,8 +10,9 @@
 // and what it keeps of a layer without a window is: per kv head i32 rows, their positions, u64
 // words of dead rows, i32 number of masses, f32 masses | of its queries (if it asks for any) i32
 // {n, n_heads, width}, f32 queries, f32 sums | i32 n_heads of moments, i64 how many, their sums (if
-// any). A string is a u32 length and its bytes. Rows that the last page does not have are zero, so
-// that equal caches give equal bytes.
+// any). Where queries read some pages only (quest), the same counts follow the number of tokens,
+// and a layer keeps f16 bounds of its whole pages, head by head. A string is a u32 length and its
+// bytes. Rows that the last page does not have are zero, so that equal caches give equal bytes.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -198,6 +199,22 @@ void check_shape(const LayerShape& shape, size_t layer, StateReader* in) {
 }
 
 bool has_gates(const CacheSpec& spec) { return !spec.selector.gates.empty(); }
+bool has_counts(const CacheSpec& spec, const std::shared_ptr<const Selector>& selector) {
+  return selector != nullptr || spec.selector.reads_some();
+}
+
+void load_bounds(const std::string& where, int n_tokens, StateReader* in, LayerCache* layer) {
+  for (HeadBounds& bounds : layer->bounds) {
+    const size_t pages = static_cast<size_t>(bounds.grid().whole(n_tokens));
+    const size_t width = sizeof(uint16_t) * static_cast<size_t>(bounds.width());
+    if (pages > in->left() / width)
+      bad_field(where, "pages of bounds", static_cast<int64_t>(pages));
+    if (!bounds.restore(in->take(pages * width, where))) {
+      throw FormatError(message("cache state, ", where,
+                                ": expected finite bounds of keys, none above its other"));
+    }
+  }
+}
 
 }  // namespace
 
@@ -219,7 +236,7 @@ std::vector<std::byte> KvCache::save() const {
     out.put<int32_t>(shape.window);
   }
   out.put<int32_t>(s.n_tokens);
-  if (s.selector != nullptr) {
+  if (has_counts(s.spec, s.selector)) {
     save_counts({s.n_tokens, s.prompt_tokens, s.selected_at, s.dropped_at, s.shift}, &out);
   }
   for (const LayerCache& layer : s.layers) {
@@ -230,6 +247,10 @@ std::vector<std::byte> KvCache::save() const {
       for (const double sum : layer.queries.sums()) out.put(sum);
     }
     save_kept(layer, &out);
+    for (const HeadBounds& bounds : layer.bounds) {
+      const size_t bytes = static_cast<size_t>(bounds.pages() * bounds.width()) * sizeof(uint16_t);
+      out.put_bytes(reinterpret_cast<const std::byte*>(bounds.data()), bytes);
+    }
     layer.each_side([&](const SideCache& side, int) { save_side(side, &out); });
   }
   return out.take();
@@ -256,7 +277,7 @@ void KvCache::load(std::span<const std::byte> bytes) {
     bad_field("header", "a number of tokens of", fresh->n_tokens);
   }
   SelectionCounts counts{.n_tokens = fresh->n_tokens};
-  if (fresh->selector != nullptr) {
+  if (has_counts(s.spec, fresh->selector)) {
     counts = load_counts(fresh->n_tokens, s.spec.selector, &in);
     fresh->prompt_tokens = counts.prompt_tokens;
     fresh->selected_at = counts.selected_at;
@@ -270,6 +291,7 @@ void KvCache::load(std::span<const std::byte> bytes) {
     layer.first_pos = load_first_pos(s.shapes[i], s.spec.sinks, fresh->n_tokens, where, &in);
     load_queries(where, &in, &layer.queries);
     load_kept(s.shapes[i], s.spec.selector, counts, where, &in, &layer);
+    load_bounds(where, fresh->n_tokens, &in, &layer);
     for (const bool values : {false, true}) {
       Sides& sides = layer.sides(values);
       for (size_t side = 0; side < sides.size(); ++side) {

@@ -15,6 +15,7 @@ CacheStats KvCache::stats() const {
   out.meta = static_cast<int64_t>(s.layers.capacity() * sizeof(LayerCache) +
                                   s.seals.capacity() * sizeof(LayerSeal) +
                                   s.jobs.capacity() * sizeof(SealJob));
+  out.meta += static_cast<int64_t>(s.shown.bytes());
   for (size_t i = 0; i < s.layers.size(); ++i) {
     const LayerCache& layer = s.layers[i];
     out.meta +=
@@ -25,6 +26,8 @@ CacheStats KvCache::stats() const {
       out.meta += static_cast<int64_t>(head.bytes());
       out.tokens_kept = std::max<int64_t>(out.tokens_kept, head.alive());
     }
+    out.meta += static_cast<int64_t>(layer.bounds.capacity() * sizeof(HeadBounds));
+    for (const HeadBounds& bounds : layer.bounds) out.meta += static_cast<int64_t>(bounds.bytes());
     if (layer.voters) out.meta += static_cast<int64_t>(layer.voters->bytes());
     layer.each_side([&](const SideCache& side, int) { side.count(&out); });
     const LayerShape& shape = s.shapes[i];

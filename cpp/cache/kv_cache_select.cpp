@@ -125,8 +125,8 @@ bool KvCache::State::is_selection_due(int n, bool prompt_goes_on) const {
 }
 
 int KvCache::State::tokens_until_selection() const {
+  if (prompt_tokens == 0 && (selector != nullptr || spec.selector.reads_some())) return 1;
   if (selector == nullptr) return kMaxTokens;
-  if (prompt_tokens == 0) return 1;
   const int interval = spec.selector.interval;
   return interval == 0 ? kMaxTokens : std::max(1, selected_at + interval - n_tokens);
 }
@@ -329,6 +329,9 @@ void KvCache::State::finish_selection(int n) noexcept {
     layer.kept.swap(chosen.rows.kept);
   }
   selected.clear();
+  if (spec.selector.reads_some() && ends_prompt && prompt_tokens == 0) {
+    prompt_tokens = selected_at = n_tokens + n;
+  }
   if (!selecting) return;
   selecting = false;
   shift = next_shift;

@@ -14,6 +14,7 @@
 #include "cache/fit_bases.h"
 #include "cache/kept_head.h"
 #include "cache/kv_cache.h"
+#include "cache/page_bounds.h"
 #include "cache/query_squares.h"
 #include "cache/select/selector.h"
 #include "cache/side_cache.h"
@@ -102,6 +103,8 @@ struct LayerCache : LayerRows {
   void drop_before(int64_t keep_from) noexcept;
 
   CountedVector<HeadView> views;  // [n_kv_heads]
+  // [n_kv_heads] where queries read some pages only; else empty.
+  CountedVector<HeadBounds> bounds;
   QuerySquares queries;
   std::optional<Voters> voters;  // where a selector asks for queries
   int sinks = 0;
@@ -124,6 +127,24 @@ struct LayerSeal {
   int first_head() const {
     return static_cast<int>(first) * rows->sides(values)[0].setup().n_heads;
   }
+};
+
+// What the few queries of a pass are shown of one layer, each its own pages: memory that is kept
+// from layer to layer.
+struct ShownPages {
+  explicit ShownPages(const std::shared_ptr<MemoryCounter>& counter);
+  // For passes of n_queries over n_rows rows. Throws CapacityError.
+  void resize(int n_queries, int n_heads, int n_rows, int n_pages, int bounds_width);
+  size_t bytes() const;
+
+  int words = 0;                  // of 64 rows
+  int scores_stride = 0;          // of one query and head
+  int vector_stride = 0;          // the same
+  CountedVector<HeadView> views;  // [n_queries][n_heads]
+  CountedVector<uint64_t> dead;   // [n_queries][n_heads][words]
+  CountedVector<float> vectors;   // [n_queries][n_heads][vector_stride]
+  CountedVector<float> scores;    // [n_queries][n_heads][scores_stride]
+  CountedVector<float> ranked;    // the same
 };
 
 // What a layer will be once a selection is committed.
@@ -186,6 +207,14 @@ struct KvCache::State {
   void finish_selection(int n) noexcept;
   void cancel_selection() noexcept;
   void make_selector();
+  // kv_cache_pages.cpp: reading some pages only.
+  void make_bounds();
+  void extend_bounds(Backend& backend, LayerCache* layer, int n);
+  // Tokens that a query sees of n_rows, its own included.
+  int tokens_shown(int n_rows) const;
+  bool shows_some(const LayerCache& layer, int n_queries) const;
+  void show_pages(const Backend& backend, const AttendParams& params, const LayerCache& layer,
+                  ConstMat q, int query, int kv_head);
   // When the cache is truncated to n tokens.
   void forget_selection(LayerCache* layer, int n) noexcept;
   void forget_selection(int n) noexcept;
@@ -213,11 +242,13 @@ struct KvCache::State {
   std::vector<Selected> selected;            // of the commit at hand
   bool selecting = false;                    // the commit at hand
   bool ends_prompt = false;
-  int prompt_tokens = 0;  // of the first prompt, once it was selected from
-  int selected_at = 0;    // tokens seen at the latest selection
-  int dropped_at = 0;     // and at the latest that dropped some
-  int shift = 0;          // tokens seen, less the position of the next one
-  int next_shift = 0;     // when the commit at hand is finished
+  int prompt_tokens = 0;                // of the first prompt, once it was selected from
+  int selected_at = 0;                  // tokens seen at the latest selection
+  int dropped_at = 0;                   // and at the latest that dropped some
+  int shift = 0;                        // tokens seen, less the position of the next one
+  int next_shift = 0;                   // when the commit at hand is finished
+  ShownPages shown;                     // of the pass at hand
+  std::vector<Scratch> bounds_scratch;  // of each kv head
 };
 
 // "layer 3, kv head 1, keys": how messages name a side.

@@ -28,6 +28,7 @@ void KvCache::rollback() {
       side.truncate_appended(layer.kept.empty() ? committed : layer.rows(head));
       side.release_spare();
     });
+    for (HeadBounds& bounds : layer.bounds) bounds.truncate(committed);
     layer.appended = 0;
     layer.refresh_views();
   }
@@ -79,6 +80,7 @@ void KvCache::truncate(int n) {
     layer.each_side([&](SideCache& side, int head) {
       side.truncate(n == 0 ? 0 : layer.rows_before(n - s.shift, head), std::move(returning[at++]));
     });
+    for (HeadBounds& bounds : layer.bounds) bounds.truncate(n);
     s.forget_selection(&layer, n);
     layer.refresh_views();
   }

@@ -105,22 +105,24 @@ class SideCache {
   // Gives back the memory that a long chunk left in the tail.
   void release_spare() noexcept;
 
-  // Tiers (cache/tiers.cpp). Of full pages of a tier, the newest that is to go down when the side
-  // has n_rows committed rows (the newer ones have gone), and the oldest in no other list; -1:
-  // none.
-  int last_to_lower(int tier, int n_rows) const;
+  // Tiers (cache/tiers.cpp), by the ages of tokens: what their positions lie behind `newest`, that
+  // of the newest token. Of full pages of a tier, the newest that is to go down (the newer ones
+  // have gone), and the oldest in no other list; -1: none.
+  int last_to_lower(int tier, RowPositions positions, int64_t newest) const;
   int first_own(int tier) const;
   int tier_of(int page) const;
-  // How old a page is when the side has n_rows rows, against the age at which it goes down.
-  double ripeness(int page, int n_rows) const;
-  // Rows until a page goes down for its age.
-  int rows_until_lowered(int n_rows) const;
+  // How old a page is, against the age at which it goes down.
+  double ripeness(int page, RowPositions positions, int64_t newest) const;
+  // Tokens until a page may go down for its age.
+  int tokens_until_lowered(RowPositions positions, int64_t newest) const;
   // Codes a page in the format of the next tier, whose bytes then replace it (PageList::replace).
   SealJob lowering_job(int page, std::byte* to) const;
   void lower(int page, std::span<const std::byte> bytes);
 
   // All rows of one head in f32, into out [rows(), head_dim].
   void decode(int head, RowPositions positions, Mat out) const;
+  // Rows [first, first + n) of one head, as they are decoded, in binary16: out [n, head_dim].
+  void read_halves(int head, int first, int n, RowPositions positions, uint16_t* out) const;
   // A side of some of the rows (rising, all sinks among them), as they are decoded: sinks and tail
   // in f16, nothing coded, bases that were fitted once for all. `reassign`: the rows' positions are
   // then 0, 1, ..., and keys are turned to them. Throws CapacityError.
@@ -148,6 +150,10 @@ class SideCache {
 
  private:
   int n_tiers() const { return setup_.spec.n_tiers(); }
+  // Of the last row that a page has when it is full.
+  int64_t last_position(int page, RowPositions positions) const;
+  // The first full page that is not older than `age`, or the number of these.
+  int first_younger(int age, RowPositions positions, int64_t newest) const;
   size_t values(int rows) const {
     return static_cast<size_t>(rows) * static_cast<size_t>(setup_.width());
   }

@@ -1,4 +1,5 @@
 // Rows of a side as attention sees them.
+#include <algorithm>
 #include <vector>
 
 #include "base/half.h"
@@ -6,6 +7,11 @@
 #include "cache/side_cache.h"
 
 namespace kve {
+namespace {
+
+constexpr float kMaxHalf = 65504;
+
+}  // namespace
 
 void SideCache::decode_page(const SideView& side, const PageView& page, int row,
                             RowPositions positions, Mat out) const {
@@ -55,6 +61,45 @@ void SideCache::decode(int head, RowPositions positions, Mat out) const {
     row += page.rows;
   }
   read_floats(side.tail, side.tail_rows);
+}
+
+void SideCache::read_halves(int head, int first, int n, RowPositions positions,
+                            uint16_t* out) const {
+  const SideView side = view(head);
+  const int end = first + n;
+  const auto width = static_cast<size_t>(side.width);
+  const auto copy = [&](const uint16_t* rows, int64_t stride, int count) {
+    for (int r = 0; r < count; ++r, out += width) std::copy_n(rows + r * stride, width, out);
+  };
+  if (first < side.sink_rows) {
+    const int count = std::min(end, side.sink_rows) - first;
+    copy(side.sinks + int64_t{first} * side.row_stride, side.row_stride, count);
+    first += count;
+  }
+  const bool plain = side.format.id == CodecId::f16 && side.bases == nullptr;
+  std::vector<float> decoded;
+  const int first_of_tail = side.sink_rows + pages_.rows();
+  while (first < std::min(end, first_of_tail)) {
+    const int index = (first - side.sink_rows) / kPageTokens;
+    const int row = side.sink_rows + index * kPageTokens;
+    PageView page = side.pages[static_cast<size_t>(index)];
+    page.rows = static_cast<int16_t>(std::min<int>(page.rows, end - row));
+    const int skipped = first - row;
+    if (plain) {
+      const auto* rows = reinterpret_cast<const uint16_t*>(page.data);
+      copy(rows + int64_t{skipped} * side.format.width + side.first_channel, side.format.width,
+           page.rows - skipped);
+    } else {
+      decoded.resize(static_cast<size_t>(page.rows) * width);
+      decode_page(side, page, row, positions, {decoded.data(), page.rows, side.width});
+      for (size_t i = static_cast<size_t>(skipped) * width; i < decoded.size(); ++i) {
+        *out++ = float_to_half(std::clamp(decoded[i], -kMaxHalf, kMaxHalf));
+      }
+    }
+    first = row + page.rows;
+  }
+  if (first >= end) return;
+  copy(side.tail + int64_t{first - first_of_tail} * side.row_stride, side.row_stride, end - first);
 }
 
 }  // namespace kve

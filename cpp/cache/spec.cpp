@@ -319,13 +319,6 @@ std::string side_error(const SideSpec& side, bool values) {
   return message("seal=window needs a tail of ", unit, " tokens or a multiple, found ", side.tail);
 }
 
-bool has_tiers(const CacheSpec& spec) {
-  return !spec.k.older.empty() || !spec.v.older.empty() ||
-         std::ranges::any_of(spec.rules, [](const LayerRule& rule) {
-           return (rule.k && !rule.k->older.empty()) || (rule.v && !rule.v->older.empty());
-         });
-}
-
 std::string bases_error(const CacheSpec& spec) {
   bool calibrated = spec.k.projector.calibrated || spec.v.projector.calibrated;
   for (const LayerRule& rule : spec.rules) {
@@ -400,15 +393,12 @@ std::string CacheSpec::error() const {
   }
   error = selector_error(selector);
   if (!error.empty()) return error;
-  if (!selector.keeps_all() && has_tiers(*this)) {
-    return "older: expected every token to stay, found a selector";
-  }
   return bases_error(*this);
 }
 
 std::string CacheSpec::str() const {
   SpecText text(*this);
-  if (!selector.keeps_all()) text.add(selector_text(selector));
+  if (selector.kind != SelectorSpec::Kind::full) text.add(selector_text(selector));
   text.add(&k, &v, {});
   for (const LayerRule& rule : rules) {
     text.add(rule.k ? &*rule.k : nullptr, rule.v ? &*rule.v : nullptr, {rule.layers, rule.heads});

@@ -51,12 +51,24 @@ int SideCache::tier_of(int page) const {
   return pages_.views()[static_cast<size_t>(page)].basis % n_tiers();
 }
 
-int SideCache::last_to_lower(int tier, int n_rows) const {
+int SideCache::first_younger(int age, RowPositions positions, int64_t newest) const {
+  int first = 0;
+  int end = pages_.full_pages();
+  while (first < end) {
+    const int middle = first + (end - first) / 2;
+    if (newest - last_position(middle, positions) > age) {
+      first = middle + 1;
+    } else {
+      end = middle;
+    }
+  }
+  return first;
+}
+
+int SideCache::last_to_lower(int tier, RowPositions positions, int64_t newest) const {
   if (tier + 1 >= n_tiers()) return -1;
   const int age = setup_.spec.older[static_cast<size_t>(tier)].age;
-  // Pages before this one lie more than `age` behind the newest row.
-  const int end = std::max(0, n_rows - 1 - age - sink_rows()) / kPageTokens;
-  const int page = std::min(end, pages_.full_pages()) - 1;
+  const int page = first_younger(age, positions, newest) - 1;
   return page >= 0 && tier_of(page) == tier ? page : -1;
 }
 
@@ -68,19 +80,29 @@ int SideCache::first_own(int tier) const {
   return -1;
 }
 
-double SideCache::ripeness(int page, int n_rows) const {
+double SideCache::ripeness(int page, RowPositions positions, int64_t newest) const {
   const int age = setup_.spec.older[static_cast<size_t>(tier_of(page))].age;
-  return static_cast<double>(n_rows - sink_rows() - (page + 1) * kPageTokens) / age;
+  return static_cast<double>(newest - last_position(page, positions)) / age;
 }
 
-int SideCache::rows_until_lowered(int n_rows) const {
-  int least = INT32_MAX;
+int64_t SideCache::last_position(int page, RowPositions positions) const {
+  const int64_t row = sink_rows() + int64_t{page + 1} * kPageTokens - 1;
+  if (row < rows()) return positions.of(row);
+  // Of tokens that will come.
+  return rows() == 0 ? row : positions.of(rows() - 1) + row - rows() + 1;
+}
+
+int SideCache::tokens_until_lowered(RowPositions positions, int64_t newest) const {
+  int64_t least = INT32_MAX;
   for (const TierSpec& tier : setup_.spec.older) {
-    const int past = n_rows - 1 - tier.age - sink_rows();
-    const int next = past < 0 ? kPageTokens : (past / kPageTokens + 1) * kPageTokens;
-    least = std::min(least, next - past);
+    const auto tokens = [&](int page) {
+      return last_position(page, positions) + tier.age + 1 - newest;
+    };
+    int page = first_younger(tier.age, positions, newest);
+    while (tokens(page) <= 0) ++page;  // it waits in the tail
+    least = std::min(least, tokens(page));
   }
-  return least;
+  return static_cast<int>(least);
 }
 
 SealJob SideCache::lowering_job(int page, std::byte* to) const {
@@ -100,11 +122,13 @@ void SideCache::lower(int page, std::span<const std::byte> bytes) {
 }
 
 void KvCache::State::lower_aged(Backend& backend, int n_committed) {
+  const int64_t newest = int64_t{n_committed} - next_shift - 1;
   for (int tier = 0; tier + 1 < static_cast<int>(kMaxTiers); ++tier) {
     std::vector<OldPage> found;
-    for (LayerCache& layer : layers) {
-      layer.each_side([&](SideCache& side, int) {
-        int page = side.last_to_lower(tier, n_committed - layer.first_pos);
+    for (size_t i = 0; i < layers.size(); ++i) {
+      LayerRows* rows = rows_of(i);
+      rows->each_side([&](SideCache& side, int head) {
+        int page = side.last_to_lower(tier, rows->positions(head), newest);
         for (; page >= 0 && side.tier_of(page) == tier; --page) found.push_back({&side, page});
       });
     }
@@ -117,15 +141,15 @@ void KvCache::State::lower_aged(Backend& backend, int n_committed) {
 }
 
 bool KvCache::State::lower_oldest(Backend& backend) {
+  const int64_t newest = int64_t{n_tokens} - shift - 1;
   double ripest = -1;
   std::vector<OldPage> found;
   for (LayerCache& layer : layers) {
-    const int n_rows = n_tokens - layer.first_pos;
-    layer.each_side([&](SideCache& side, int) {
+    layer.each_side([&](SideCache& side, int head) {
       for (int tier = 0; tier + 1 < static_cast<int>(kMaxTiers); ++tier) {
         const int page = side.first_own(tier);
         if (page < 0) continue;
-        const double ripeness = side.ripeness(page, n_rows);
+        const double ripeness = side.ripeness(page, layer.positions(head), newest);
         if (ripeness < ripest) continue;
         if (ripeness > ripest) found.clear();
         ripest = ripeness;

@@ -17,6 +17,7 @@
 #include "formats/cache_codecs.h"
 #include "formats/weight_formats.h"
 #include "kernels/basis_view.h"
+#include "kernels/half_dots.h"
 #include "kernels/page_view.h"
 
 namespace kve {
@@ -196,6 +197,8 @@ class Backend {
   // Whether few queries attend to the side's pages as they lie in memory, in this precision; else
   // their rows are rebuilt first.
   virtual bool reads_pages(const SideView& side, Precision precision) const = 0;
+  // May be called from several threads at once.
+  virtual void dot_halves(const HalfDots& job) const = 0;
   // Codes all jobs, no two of which write to one page of codes; returns the index of a job that
   // holds a NaN or infinity, or -1.
   virtual int64_t seal(std::span<const SealJob> jobs) = 0;

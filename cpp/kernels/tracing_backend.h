@@ -63,6 +63,8 @@ class TracingBackend final : public Backend {
   bool reads_pages(const SideView& side, Precision precision) const override {
     return backend_->reads_pages(side, precision);
   }
+  // Part of the cache's own work, on any thread: not counted.
+  void dot_halves(const HalfDots& job) const override { backend_->dot_halves(job); }
   int64_t seal(std::span<const SealJob> jobs) override;
 
   const TracePhase& prefill() const { return prefill_; }

@@ -146,6 +146,7 @@ std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, 
   }
   switch (spec.kind) {
     case Kind::full:
+    case Kind::quest:
       return std::make_unique<Full>(spec);
     case Kind::window:
     case Kind::streaming:

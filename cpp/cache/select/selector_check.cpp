@@ -45,6 +45,13 @@ std::string selector_error(const SelectorSpec& spec) {
   if (spec.kind == Kind::h2o_realdrop && spec.tokens < 1) {
     return "heavy: expected at least one heavy or recent token that stays, found none";
   }
+  if (spec.kind == Kind::quest && spec.page != 16 && spec.page != 32 && spec.page != 64) {
+    return message("page: expected 16, 32 or 64, found ", spec.page);
+  }
+  if (spec.kind == Kind::quest && spec.tokens > 0 && spec.tokens < spec.page + spec.recent) {
+    return message("budget: expected at least a page of ", spec.page, " and the ", spec.recent,
+                   " recent tokens that are always read, found ", spec.tokens);
+  }
   const int newest = std::max({spec.recent, is_pooled(spec.kind) ? spec.window : 0, 0});
   if (spec.tokens > 0 && spec.tokens < spec.sinks + newest) {
     return message("keep: expected at least the ", spec.sinks, " sinks and ", newest,

@@ -82,6 +82,15 @@ SelectorSpec custom() {
   return spec;
 }
 
+SelectorSpec quest() {
+  SelectorSpec spec;
+  spec.kind = Kind::quest;
+  spec.tokens = 1024;
+  spec.page = 16;
+  spec.dense = 2;
+  return spec;
+}
+
 SelectorSpec duo() {
   SelectorSpec spec;
   spec.kind = Kind::duo;
@@ -139,6 +148,9 @@ const auto& entries() {
                     "DuoAttention: heads with low gates keep the first and newest tokens, the "
                     "others all",
                     "2410.10819"},
+      SelectorEntry{"quest", quest(), "budget, keep, page, dense, recent",
+                    "every token stays; queries read the pages that may matter to them",
+                    "2406.10774"},
   };
   return kEntries;
 }

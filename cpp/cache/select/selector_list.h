@@ -24,6 +24,8 @@ inline constexpr WholeField kWholeFields[] = {
     {"window", &SelectorSpec::window, 1, 1024},
     {"kernel", &SelectorSpec::kernel, 1, 255},
     {"future", &SelectorSpec::future, 1, 65536},
+    {"page", &SelectorSpec::page, 16, 64},
+    {"dense", &SelectorSpec::dense, 0, 1024},
 };
 
 struct RealField {

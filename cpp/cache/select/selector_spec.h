@@ -24,11 +24,13 @@ struct SelectorSpec {
     random,
     duo,
     custom,
+    quest,
   };
   Kind kind = Kind::full;
   // The heads of a layer have one budget together (Ada-KV).
   bool joint = false;
-  // What stays of each head: a share of the prompt's tokens, or so many when that is above 0.
+  // What stays of each head: a share of the prompt's tokens, or so many when that is above 0. What
+  // is read of it: a share of the tokens up to the query's own, or so many.
   double share = 1;
   int tokens = 0;
   int sinks = 0;   // first positions that always stay
@@ -45,10 +47,14 @@ struct SelectorSpec {
   double epsilon = 0;      // expected: added to every weight
   double streaming = 0;    // duo: the share of all kv heads that keep sinks and recent tokens only
   uint64_t seed = 0;       // random
+  int page = 0;            // quest: tokens that are read together or not at all
+  int dense = 0;           // quest: the first so many layers, whose queries read all tokens
   std::string gates = {};  // duo: file
 
   // Whether nothing is ever dropped.
-  bool keeps_all() const { return kind == Kind::full; }
+  bool keeps_all() const { return kind == Kind::full || reads_some(); }
+  // Whether queries read some of the tokens only, each its own; all stay.
+  bool reads_some() const { return kind == Kind::quest; }
   bool operator==(const SelectorSpec&) const = default;
 };
 

@@ -1,6 +1,7 @@
 // Stages of selectors as they are written.
 #include "cache/select/selector_stage.h"
 
+#include <algorithm>
 #include <charconv>
 
 #include "base/error.h"
@@ -73,6 +74,13 @@ std::string set_value(std::string_view key, std::string_view value, SelectorSpec
     }
     spec->tokens = 0;
     spec->share = share;
+  } else if (key == "budget") {
+    int n = 0;
+    if (!read(value, &n) || n < 1 || n > kMaxSelectorTokens) {
+      return message("a whole number from 1 to ", kMaxSelectorTokens);
+    }
+    spec->tokens = n;
+    spec->share = 1;
   } else if (key == "heavy") {
     int n = 0;
     if (!read(value, &n) || n > kMaxSelectorTokens) {
@@ -121,6 +129,12 @@ SelectorSpec parse_selector(const SelectorEntry& entry, std::span<const Selector
            message(entry.name, " has no parameter ", quoted(key), "; ",
                    keys.empty() ? "it has none" : message("known: ", keys)));
     }
+    const bool budget = key == "keep" || key == "budget";
+    if (budget && std::ranges::any_of(given.first(i), [&](const SelectorParameter& earlier) {
+          return earlier.key != key && (earlier.key == "keep" || earlier.key == "budget");
+        })) {
+      fail(i, false, "expected one of budget and keep, found both");
+    }
     const std::string expected = set_value(key, value, &spec);
     if (!expected.empty()) {
       fail(i, true, message(key, ": expected ", expected, ", found ", quoted(value)));
@@ -140,7 +154,9 @@ void each_parameter(const SelectorSpec& spec, const SelectorSpec& usual, std::st
   if (has_key(keys, "gates")) add("gates", spec.gates.empty() ? "FILE" : spec.gates);
   if (spec.joint) add("score", std::string(scorer_of(spec.kind).name));
   if (has_key(keys, "keep")) {
-    add("keep", spec.tokens > 0 ? std::to_string(spec.tokens) : real_text(spec.share));
+    const bool budget = spec.tokens > 0 && has_key(keys, "budget");
+    add(budget ? "budget" : "keep",
+        spec.tokens > 0 ? std::to_string(spec.tokens) : real_text(spec.share));
   }
   if (has_key(keys, "heavy")) add("heavy", std::to_string(spec.tokens - spec.recent));
   for (const WholeField& field : kWholeFields) {
@@ -189,6 +205,8 @@ std::string selector_parameters(const SelectorEntry& entry) {
     out += message(out.empty() ? "" : ", ", key, '=', value);
     if (key == "score") out += message(" (", known_scores(), ")");
     if (key == "keep") out += " (a share above 0 to 1, or tokens)";
+    if (key == "budget") out += " (tokens, or keep= with a share of them)";
+    if (key == "page") out += " (16, 32, 64)";
     if (key == "prompt") out += " (exact, chunked)";
     if (key == "positions") out += " (original, reassigned)";
   };

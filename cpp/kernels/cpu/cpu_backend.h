@@ -32,6 +32,7 @@ class CpuBackend final : public Backend {
   void attention_mass(const AttendParams& params, MassOf what,
                       std::span<const MassTask> tasks) override;
   bool reads_pages(const SideView& side, Precision precision) const override;
+  void dot_halves(const HalfDots& job) const override { kernels_.dot_halves(job); }
   int64_t seal(std::span<const SealJob> jobs) override;
 
  private:

@@ -13,6 +13,7 @@
 #include "formats/weight_formats.h"
 #include "kernels/basis_view.h"
 #include "kernels/cpu/strip_args.h"
+#include "kernels/half_dots.h"
 #include "kernels/page_view.h"
 
 namespace kve {
@@ -214,6 +215,7 @@ struct Kernels {
   void (*attend_merge)(const AttendMerge& merge);
   size_t (*mass_scratch)(int key_dim);
   void (*attention_mass)(const MassChunk& job);
+  void (*dot_halves)(const HalfDots& job);
   // As formats/cache_codecs.h has it, with the same bits.
   bool (*encode_rows)(const PageFormat& format, const float* src, int64_t src_stride,
                       std::byte* page, int first_row, int n_rows, std::byte* scratch);

@@ -82,6 +82,9 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
     k = merged_k;
   }
 
+  const AttendParams params{spec.n_heads,   spec.n_kv_heads, spec.head_dim,
+                            spec.value_dim, spec.scale,      spec.softcap,
+                            spec.window,    nullptr,         context.precision.attention};
   tasks.clear();
   int64_t row = 0;
   for (const Batch::Slice& slice : context.batch.slices) {
@@ -90,17 +93,17 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
     if (slice.cache->wants_queries(context.layer)) {
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
-    tasks.push_back({q.block(row, n), slice.cache->view(context.layer),
-                     slice.cache->next_position(), mixed.block(row, n),
-                     slice.cache->log_sums(context.layer, n, spec.n_heads)});
+    slice.cache->plan_attention(backend, params, context.layer, q.block(row, n),
+                                mixed.block(row, n), &tasks);
     row += n;
   }
-  const AttendParams params{spec.n_heads,   spec.n_kv_heads, spec.head_dim,
-                            spec.value_dim, spec.scale,      spec.softcap,
-                            spec.window,    nullptr,         context.precision.attention};
   backend.attend(params, tasks);
-  for (size_t i = 0; i < tasks.size(); ++i) {
-    context.batch.slices[i].cache->observe_attention(backend, context.layer, params, tasks[i]);
+  // A slice has one task, or one for each token.
+  size_t task = 0;
+  for (const Batch::Slice& slice : context.batch.slices) {
+    const bool one_each = tasks[task].q.rows < std::ssize(slice.tokens);
+    slice.cache->observe_attention(backend, context.layer, params, tasks[task]);
+    task += one_each ? slice.tokens.size() : 1;
   }
 
   const Product output{&w.o, a.block, data_or_null(w.o_bias)};

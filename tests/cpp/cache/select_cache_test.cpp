@@ -58,6 +58,9 @@ const char* const kCombinations[] = {
     "h2o:keep=80,prompt=chunked,interval=16+q4_0",
     "h2o_bench:keep=0.3+int4:tail=10",
     "streaming:keep=90,interval=30,positions=reassigned+k=klt:fit=64+k=int4:tail=0+v=lm4",
+    "snapkv:keep=0.6,window=16+best4+best2:older=100",
+    "h2o:keep=0.6,interval=16+int8:tail=10+int4:older=64+int2:older=128",
+    "streaming:keep=250,interval=30,positions=reassigned+int8:tail=3+int4:older=70",
 };
 
 TEST(SelectCache, GoesWithEveryProjectorAndCodec) {

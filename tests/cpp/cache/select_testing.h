@@ -40,10 +40,11 @@ inline std::vector<float> attend_tokens(const TokenRows& tokens, KvCache* cache,
     const int layer = static_cast<int>(i);
     cache->append(backend, layer, tokens.k(i, first, n), tokens.v(i, first, n));
     if (cache->wants_queries(layer)) cache->observe_queries(layer, tokens.q(i, first, n));
-    const AttendTask task{tokens.q(i, first, n), cache->view(layer), cache->next_position(),
-                          Mat(out.data(), n, width), cache->log_sums(layer, n, params.n_heads)};
-    backend.attend(params, {&task, 1});
-    cache->observe_attention(backend, layer, params, task);
+    std::vector<AttendTask> tasks;
+    cache->plan_attention(backend, params, layer, tokens.q(i, first, n), Mat(out.data(), n, width),
+                          &tasks);
+    backend.attend(params, tasks);
+    cache->observe_attention(backend, layer, params, tasks[0]);
   }
   return out;
 }

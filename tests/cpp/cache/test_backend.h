@@ -43,6 +43,18 @@ class SealOnlyBackend final : public Backend {
   void attend(const AttendParams&, std::span<const AttendTask>) override { unused(); }
   void attention_mass(const AttendParams&, MassOf, std::span<const MassTask>) override { unused(); }
   bool reads_pages(const SideView&, Precision) const override { return false; }
+  void dot_halves(const HalfDots& job) const override {
+    for (int64_t v = 0; v < job.n_vectors; ++v) {
+      for (int64_t r = 0; r < job.n; ++r) {
+        float sum = 0;
+        for (int64_t c = 0; c < job.width; ++c) {
+          sum +=
+              half_to_float(job.rows[r * job.width + c]) * job.vectors[v * job.vector_stride + c];
+        }
+        job.out[v * job.out_stride + r] = sum;
+      }
+    }
+  }
 
   int calls = 0;
   bool fail_next = false;

@@ -49,8 +49,6 @@ TEST(Tiers, BadOnesAreRefused) {
   EXPECT_TRUE(contains(error("int8+int7:older=1+int6:older=2+int5:older=3+int4:older=4"),
                        "at most 3 ages, found 4"));
   EXPECT_TRUE(contains(error("int8+int4:older=64,group=row"), "expected groups within a head"));
-  EXPECT_TRUE(contains(error("h2o+int8+int4:older=64"), "expected every token to stay"));
-  EXPECT_TRUE(contains(error("h2o+int8+int8:first=1+int4:older=64,first=1"), "found a selector"));
   for (const char* text : {"int8+int4:older=0", "int8+int4:older=-1", "int8+int4:older=1000001",
                            "int8+int4:older=", "int8+int4:older=64,older=65"}) {
     EXPECT_THROW(CacheSpec::parse(text), ConfigError) << text;

@@ -95,6 +95,37 @@ static inline uint64_t dead_rows(const AttendChunk& chunk, int32_t base, int32_t
   return n < 64 ? bits & ((uint64_t{1} << n) - 1) : bits;
 }
 
+// Whether nobody sees any of the rows [base, base + n), n <= 64.
+static inline bool all_dead(const AttendChunk& chunk, int32_t base, int32_t n) {
+  if (chunk.dead == nullptr) return false;
+  return dead_rows(chunk, base, n) == (n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0});
+}
+
+// Rows of one tile, and what is left of it between rows that nobody sees: these are not read. Rows
+// that are read begin and end at blocks of kLiveBlock rows of a tile, so that what a query adds up
+// depends on what it sees alone.
+constexpr int32_t kLiveBlock = 16;
+struct LiveRows {
+  int32_t base;
+  int32_t n;
+};
+static inline LiveRows live_rows(const AttendChunk& chunk, int32_t base, int32_t end) {
+  while (base < end) {
+    const int32_t n = tile_rows(chunk, base, end);
+    if (chunk.dead == nullptr) return {base, n};
+    const auto block_at = [&](int32_t row) {
+      return static_cast<int32_t>(least(n - row, kLiveBlock));
+    };
+    int32_t first = 0;
+    while (first < n && all_dead(chunk, base + first, block_at(first))) first += kLiveBlock;
+    int32_t last = first;
+    while (last < n && !all_dead(chunk, base + last, block_at(last))) last += kLiveBlock;
+    if (first < n) return {base + first, static_cast<int32_t>(least(last, n)) - first};
+    base += n;
+  }
+  return {end, 0};
+}
+
 // Scores of dead rows among those that are seen of the rows from `base` on become minus infinity.
 // False when no other is left.
 static inline bool hide_dead(const AttendChunk& chunk, int32_t base, Visible seen, float* scores) {

@@ -80,6 +80,7 @@ static void weigh_tiles(const MassChunk& job, const AttendState& state, const Ma
   int32_t n = 0;
   for (int32_t base = chunk.first_row; base < chunk.end_row; base += n) {
     n = tile_rows(chunk, base, chunk.end_row);
+    if (all_dead(chunk, base, n)) continue;
     read_key_tile<Tile>(chunk, &tiles, work.rows, work.keys, reader, base, n);
     float mass[kTile];
     for (int32_t r = 0; r < kTile; r += kLanes) store(mass + r, zero());

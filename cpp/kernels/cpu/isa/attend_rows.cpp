@@ -211,8 +211,10 @@ static int32_t run_rows(int width) {
   return static_cast<int32_t>(rows < kLanes ? int64_t{kLanes} : rows);
 }
 
-static Ahead look_ahead(const RowRun& run, const std::byte* next) {
+static Ahead look_ahead(const RowRun& run, const std::byte* next, bool sparse) {
   const int64_t bytes = run.rows * run.stride * bytes_of_value(run.type);
+  // Between rows that are not read, runs are short: while one is read, the next is asked for.
+  if (sparse && next != nullptr && bytes < kAheadBytes) return {run.data, next, kAheadBytes};
   // Past a run that is shorter than the distance, too much would be skipped: it is not worth it.
   const bool useful = next != nullptr && bytes >= kAheadBytes;
   return {run.data, next, useful ? bytes : 0};
@@ -222,6 +224,15 @@ void dot_f16_rows(const RowDots& job, float* out, int64_t stride) {
   kernels_for(CodecId::f16, job.n_vectors)
       .score(reinterpret_cast<const std::byte*>(job.rows), job.n, job.width, job.width, job.vectors,
              job.vector_stride, out, stride, {});
+}
+
+void dot_halves(const HalfDots& job) {
+  for (int64_t v = 0; v < job.n_vectors; v += kRowVectors) {
+    const RowDots some = {job.rows,          job.n,
+                          job.width,         job.vectors + v * job.vector_stride,
+                          job.vector_stride, group_of(v, job.n_vectors)};
+    dot_f16_rows(some, job.out + v * job.out_stride, job.out_stride);
+  }
 }
 
 void score_row_run(const AttendState& state, const RowRun& run, int width, float* scores,
@@ -251,7 +262,8 @@ static void score_tile(const AttendChunk& chunk, const AttendState& state, const
     const RowRun run = keys.read(base + done, most, work.coded, kCodedRows);
     const bool last = done + run.rows == n;
     const std::byte* next = last ? values.peek(base) : keys.peek(base + done + run.rows);
-    score_row_run(state, run, width, work.scores + done, kScoreStride, look_ahead(run, next));
+    score_row_run(state, run, width, work.scores + done, kScoreStride,
+                  look_ahead(run, next, chunk.dead != nullptr));
     done += run.rows;
   }
 }
@@ -285,7 +297,8 @@ static void add_tile(const AttendChunk& chunk, const AttendState& state, const R
     const RowRun run = values.read(base + done, most, work.coded, kCodedRows);
     const bool last = done + run.rows == n;
     const std::byte* after = last ? next : values.peek(base + done + run.rows);
-    add_row_run(state, run, width, work.scores + done, kScoreStride, look_ahead(run, after));
+    add_row_run(state, run, width, work.scores + done, kScoreStride,
+                look_ahead(run, after, chunk.dead != nullptr));
     done += run.rows;
   }
 }
@@ -299,12 +312,14 @@ void attend_rows(const AttendChunk& chunk, const AttendState& state, int32_t fir
   const RowWork work(scratch, chunk.k.width, chunk.v.width, row_numbers(chunk));
   SideReader keys(chunk.k, chunk.first_pos, false, work.lifting);
   SideReader values(chunk.v, chunk.first_pos, false, work.lifting);
-  int32_t n = 0;
-  for (int32_t base = first; base < end; base += n) {
-    n = tile_rows(chunk, base, end);
-    score_tile(chunk, state, work, keys, values, base, n);
-    weigh_tile(chunk, state, work, base, n);
-    add_tile(chunk, state, work, values, base, n, base + n < end ? keys.peek(base + n) : nullptr);
+  LiveRows rows = live_rows(chunk, first, end);
+  while (rows.n > 0) {
+    const LiveRows next = live_rows(chunk, rows.base + rows.n, end);
+    score_tile(chunk, state, work, keys, values, rows.base, rows.n);
+    weigh_tile(chunk, state, work, rows.base, rows.n);
+    add_tile(chunk, state, work, values, rows.base, rows.n,
+             next.n > 0 ? keys.peek(next.base) : nullptr);
+    rows = next;
   }
 }
 

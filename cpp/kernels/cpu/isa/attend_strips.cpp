@@ -57,12 +57,21 @@ class StripReader {
   }
 
  private:
-  // The rows from `base` on that belong to one run.
+  // The first rows from `base` on that belong to one run and are in tiles of which somebody sees
+  // some.
   Run run_at(int32_t base, int32_t end) const {
+    while (base < end && is_dead(base, end)) base += tile_rows(chunk_, base, end);
     const auto before =
         static_cast<int32_t>((chunk_.first_pos + base - chunk_.page_offset) % kRunTokens);
-    const auto n = static_cast<int32_t>(least(end - base, kRunTokens - before));
+    auto n = static_cast<int32_t>(least(end - base, kRunTokens - before));
+    for (int32_t row = base; chunk_.dead != nullptr && row < base + n;) {
+      if (is_dead(row, end)) n = row - base;
+      row += tile_rows(chunk_, row, end);
+    }
     return {base, n, coded_at(chunk_.k, base, n), coded_at(chunk_.v, base, n)};
+  }
+  bool is_dead(int32_t base, int32_t end) const {
+    return all_dead(chunk_, base, tile_rows(chunk_, base, end));
   }
   static CodedRun coded_at(const SideArgs& side, int32_t base, int32_t n) {
     const CodedRows coded = coded_rows(side);
@@ -137,20 +146,22 @@ class StripReader {
         for (int32_t i = 0; i < n; i += kLanes) store(scores + i, zero());
         continue;
       }
-      for (int64_t i = round_up(run.n, kLanes); i < kRunTokens; i += kLanes) {
+      for (int64_t i = round_up(run.n, kLanes); i < n; i += kLanes) {
         store(scores + i, set(-INFINITY));
       }
       // Weights that are rounded to one plane of int8 need no better exponentials.
-      is_fine_ ? weigh_whole<exp2>(v, scores) : weigh_whole<exp2_rough>(v, scores);
+      is_fine_ ? weigh_whole<exp2>(v, n, scores) : weigh_whole<exp2_rough>(v, n, scores);
     }
   }
 
-  // Scores of one vector to weights, in chains that do not wait for one another.
+  // Scores of one vector against n rows, whole tiles, to weights, in chains that do not wait for
+  // one another.
   template <F32 (*kExp2)(F32)>
-  void weigh_whole(int64_t v, float* scores) {
+  void weigh_whole(int64_t v, int32_t n, float* scores) {
+    static_assert(kTile % (4 * kLanes) == 0);
     F32 top[4] = {load(scores), load(scores + kLanes), load(scores + 2 * kLanes),
                   load(scores + 3 * kLanes)};
-    for (int32_t i = 4 * kLanes; i < kRunTokens; i += 4 * kLanes) {
+    for (int32_t i = 4 * kLanes; i < n; i += 4 * kLanes) {
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) top[c] = max(top[c], load(scores + i + c * kLanes));
     }
@@ -158,7 +169,7 @@ class StripReader {
     if (any(less(set(state_.unit[v] + kUnitSlack), most))) raise_unit(state_, v, most);
     const F32 unit = set(state_.unit[v]);
     F32 total[4] = {zero(), zero(), zero(), zero()};
-    for (int32_t i = 0; i < kRunTokens; i += 4 * kLanes) {
+    for (int32_t i = 0; i < n; i += 4 * kLanes) {
 #pragma GCC unroll 4
       for (int c = 0; c < 4; ++c) {
         float* at = scores + i + c * kLanes;

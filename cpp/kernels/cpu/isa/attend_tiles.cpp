@@ -234,6 +234,7 @@ class TileLoop {
     for (int32_t base = first; base < end; base += task.n) {
       task.base = base;
       task.n = tile_rows(chunk_, base, end);
+      if (all_dead(chunk_, base, task.n)) continue;
       read_key_tile<Tile>(chunk_, &tiles_, work_.rows, work_.keys, keys_, base, task.n);
       read_values(&task);
       NextTile ahead = next_tile(base + task.n, end, shares);

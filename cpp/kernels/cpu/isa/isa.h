@@ -88,6 +88,7 @@ struct RowDots {
   int64_t n_vectors;  // at most kRowVectors
 };
 void dot_f16_rows(const RowDots& job, float* out, int64_t stride);
+void dot_halves(const HalfDots& job);
 
 // cache_codecs.cpp
 bool encode_rows(const PageFormat& format, const float* src, int64_t src_stride, std::byte* page,

@@ -41,6 +41,7 @@ const Kernels kKernels = {
     .attend_merge = attend_merge,
     .mass_scratch = mass_scratch,
     .attention_mass = attention_mass,
+    .dot_halves = dot_halves,
     .encode_rows = encode_rows,
     .decode_rows = decode_rows,
     .project_scratch = project_scratch,
