@@ -174,3 +174,17 @@ def cli_json(cli: Cli) -> Callable[..., object]:
 def m(tiny_chat_path: Path) -> tuple[str, str, str, str]:
     """Arguments that name the tiny model with a chat template."""
     return ("-m", str(tiny_chat_path), "-t", "2")
+
+
+@pytest.fixture
+def corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A data folder ($KVENGINE_DATA) with little texts, in the form of the real one."""
+    folder = tmp_path / "data"
+    words = "The cache keeps what it has seen and forgets what it has not been asked for. "
+    for name in ("ppl/wikitext2_raw_test.txt", "books/a.txt", "books/b.txt.gz"):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = f"{path.name[0]} book: {words * 60}".encode()
+        path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+    monkeypatch.setenv("KVENGINE_DATA", str(folder))
+    return folder

@@ -25,6 +25,8 @@ VERBS = {
     "chat": "talk with a model",
     "logits": "compute logits, to a file or as a table",
     "perplexity": "measure the quality of a cache on a text",
+    "eval": "measure what caches cost in quality, task by task",
+    "compare": "measure many caches by many tasks, with a report",
     "bench": "measure speed",
     "calibrate": "measure what each layer's cache can bear, for --cache auto",
     "compress": "write a model with fewer heads of keys and values",

@@ -129,25 +129,41 @@ def perplexity(
         ConfigError: a bad option, or a text shorter than one window.
     """
     options = options or PerplexityOptions()
-    tokens = model.tokenizer.encode(text) if isinstance(text, str | bytes) else list(text)
-    bos = model.tokenizer.bos if model.tokenizer.add_bos else None
-    starts = window_starts(len(tokens), options)
-    total = len(starts) * options.n_ctx
+    windows = windows_of(model, text, options)
+    total = len(windows) * options.n_ctx
     parts: list[Scores] = []
-    for index, start in enumerate(starts):
-        window = tokens[start : start + options.n_ctx]
-        if bos is not None:
-            window[0] = bos
+    for index, window in enumerate(windows):
 
         def report(read: int, before: int = index * options.n_ctx) -> None:
             if on_feed:
                 on_feed(before + read, total)
 
-        scores, stats = _score_window(model, window, options, report)
+        scores, stats = score_window(model, window, options, report)
         parts.append(scores)
         if on_window:
-            on_window(_window(index, len(starts), scores, join(parts)))
-    return _summary(join(parts), len(starts), options.exact, stats)
+            on_window(_window(index, len(windows), scores, join(parts)))
+    scores = join(parts)
+    return PerplexityResult(
+        **figures(scores),  # type: ignore[arg-type]
+        windows=len(windows),
+        scored_tokens=len(scores.nll),
+        exact=options.exact,
+        cache=stats,
+    )
+
+
+def windows_of(
+    model: Model, text: str | bytes | Sequence[int], options: PerplexityOptions
+) -> list[list[int]]:
+    """The windows of a text, or of token ids, as the model reads them: BOS may replace the first
+    token. Raises ConfigError for a text shorter than one window.
+    """
+    tokens = model.tokenizer.encode(text) if isinstance(text, str | bytes) else list(text)
+    bos = [model.tokenizer.bos] if model.tokenizer.add_bos else []
+    return [
+        bos + tokens[start + len(bos) : start + options.n_ctx]
+        for start in window_starts(len(tokens), options)
+    ]
 
 
 def window_starts(n_tokens: int, options: PerplexityOptions) -> list[int]:
@@ -228,11 +244,16 @@ def join(parts: Sequence[Scores]) -> Scores:
     )
 
 
-def _score_window(
+def first_scored(options: PerplexityOptions) -> int:
+    """The first position of a window whose prediction is scored; the last is n_ctx - 2."""
+    return options.n_ctx // 2 if options.stride is None else options.n_ctx - 1 - options.stride
+
+
+def score_window(
     model: Model, window: list[int], options: PerplexityOptions, on_feed: Callable[[int], None]
 ) -> tuple[Scores, CacheStats]:
-    n_ctx = options.n_ctx
-    first = n_ctx // 2 if options.stride is None else n_ctx - 1 - options.stride
+    """Score a window with the cache under test; on_feed is told how many tokens were read."""
+    n_ctx, first = options.n_ctx, first_scored(options)
     tested = model.session(n_ctx, options.cache, options.exact)
     reference = None
     if options.reference is not None:
@@ -274,26 +295,22 @@ def _window(index: int, count: int, own: Scores, so_far: Scores) -> Window:
     )
 
 
-def _summary(scores: Scores, windows: int, exact: bool, cache: CacheStats) -> PerplexityResult:
+def figures(scores: Scores) -> dict[str, float | None]:
+    """The figures of a :class:`PerplexityResult` that the scores decide."""
     n = len(scores.nll)
     ppl = _exp_mean(scores.nll)
-    # One standard error of the mean, carried through exp.
-    error = ppl * math.sqrt(scores.nll.var() / (n - 1)) if n > 1 else 0.0
     compared = scores.compared
-    return PerplexityResult(
-        ppl=ppl,
-        ppl_error=error,
-        ppl_reference=_exp_mean(compared.nll) if compared else None,
-        kld_mean=float(compared.kld.mean()) if compared else None,
-        kld_median=float(np.median(compared.kld)) if compared else None,
-        kld_p99=float(np.quantile(compared.kld, 0.99)) if compared else None,
-        kld_p999=float(np.quantile(compared.kld, 0.999)) if compared else None,
-        same_top=float(compared.same_top.mean()) if compared else None,
-        windows=windows,
-        scored_tokens=n,
-        exact=exact,
-        cache=cache,
-    )
+    return {
+        "ppl": ppl,
+        # One standard error of the mean, carried through exp.
+        "ppl_error": ppl * math.sqrt(scores.nll.var() / (n - 1)) if n > 1 else 0.0,
+        "ppl_reference": _exp_mean(compared.nll) if compared else None,
+        "kld_mean": float(compared.kld.mean()) if compared else None,
+        "kld_median": float(np.median(compared.kld)) if compared else None,
+        "kld_p99": float(np.quantile(compared.kld, 0.99)) if compared else None,
+        "kld_p999": float(np.quantile(compared.kld, 0.999)) if compared else None,
+        "same_top": float(compared.same_top.mean()) if compared else None,
+    }
 
 
 def _check(name: str, value: int, least: int) -> None:

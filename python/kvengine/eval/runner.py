@@ -13,19 +13,21 @@ and all continuations are scored in one batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine._core import ConfigError, canonical_cache
+from kvengine._core import CacheStats, ConfigError, canonical_cache
 from kvengine.batch import BatchAnswer
 from kvengine.eval.perplexity import log_softmax
 from kvengine.model import Model, Session
 
-_MOST_FORKS = 16  # continuations scored at once: each row of logits is vocab_size floats
+_MOST_FORKS = 16  # sessions fed at once
+_MOST_ROWS = 128  # of logits at once: each is vocab_size floats
+_MOST_ANSWERS = 8  # decoded together
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Runner:
         self.cache = canonical_cache(cache)
         self.exact = exact
         self._stats: dict[str, Any] | None = None
+        self._shared: Session | None = None
         self._report: Callable[[float], None] = lambda part: None
 
     def begin(self, on_part: Callable[[float], None] | None = None) -> None:
@@ -71,9 +74,13 @@ class Runner:
         return self._stats
 
     def note(self, session: Session) -> None:
-        """Keep the statistics of a session if none with more tokens was seen."""
-        if self._stats is None or session.n_tokens >= self._stats["tokens_seen"]:
-            self._stats = session.cache.stats().as_dict()
+        """Keep the statistics of a session's cache if none with more tokens was seen."""
+        self.note_stats(session.cache.stats())
+
+    def note_stats(self, stats: CacheStats) -> None:
+        """As `note`, for who has the statistics at hand."""
+        if self._stats is None or stats.tokens_seen >= self._stats["tokens_seen"]:
+            self._stats = stats.as_dict()
 
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Tokens of a text; with `special`, BOS is put before it if the vocabulary asks for it."""
@@ -89,19 +96,21 @@ class Runner:
         bare = context.rstrip()
         continuation = context[len(bare) :] + continuation
         if not bare:
-            start = self._start_token()
-            tokens = self.encode(continuation, special=False)
-            return [start], tokens
+            return [self.start_token()], self.encode(continuation, special=False)
         whole = self.encode(bare + continuation)
         prefix = self.encode(bare)
         return prefix, whole[len(prefix) :]
 
-    def _start_token(self) -> int:
+    def start_token(self, wanted: int | None = None) -> int:
+        """What may stand before a text: `wanted` if there is such a token, else BOS, else EOS.
+
+        Raises ConfigError: the vocabulary has none of them.
+        """
         tokenizer = self.model.tokenizer
-        for token in (tokenizer.bos, tokenizer.eos):
+        for token in (wanted, tokenizer.bos, tokenizer.eos):
             if token is not None:
                 return token
-        raise ConfigError("context: expected some text for a model without BOS and EOS, found none")
+        raise ConfigError("vocabulary: expected a token for BOS or EOS, found none")
 
     def session(self, n_ctx: int) -> Session:
         """An empty session of the cache for up to n_ctx tokens."""
@@ -125,26 +134,55 @@ class Runner:
         """
         if not isinstance(prefix, Session):
             prefix = self.prefill(prefix, max(map(len, continuations)))
-        first = prefix.last_logits
-        if first is None or not all(map(len, continuations)):
-            raise ConfigError(
-                "likelihoods: expected tokens before and in continuations, found none"
-            )
-        first = first.reshape(1, -1)
+        return self.score([(prefix, tokens) for tokens in continuations])
+
+    def score(self, pairs: Sequence[tuple[Session, Sequence[int]]]) -> list[Likelihood]:
+        """How likely each continuation is after what its session holds; sessions stay as they are.
+
+        Continuations of many sessions, or of one, share the reads of the weights.
+        """
+        for session, tokens in pairs:
+            if session.last_logits is None or not tokens:
+                raise ConfigError(
+                    "likelihoods: expected tokens before and in continuations, found none"
+                )
         results: list[Likelihood] = []
-        for start in range(0, len(continuations), _MOST_FORKS):
-            group = [list(tokens) for tokens in continuations[start : start + _MOST_FORKS]]
-            long = [i for i, tokens in enumerate(group) if len(tokens) > 1]
-            rows: dict[int, NDArray[np.float32]] = {}
+        for group in _groups(pairs):
+            long = [i for i, (_, tokens) in enumerate(group) if len(tokens) > 1]
+            rows: list[NDArray[np.float32]] = []
             if long:
-                forks = [prefix.fork() for _ in long]
-                feeds = [group[i][:-1] for i in long]
-                logits = self.model.forward_batch(forks, feeds, all_logits=True)
-                rows = dict(zip(long, logits, strict=True))
-            for i, tokens in enumerate(group):
-                whole = np.concatenate([first, rows[i]]) if i in rows else first
-                results.append(likelihood(whole, tokens))
+                forks = [group[i][0].fork() for i in long]
+                feeds = [list(group[i][1])[:-1] for i in long]
+                rows = self.model.forward_batch(forks, feeds, all_logits=True)
+            after_first = dict(zip(long, rows, strict=True))
+            for i, (session, tokens) in enumerate(group):
+                first = np.reshape(session.last_logits, (1, -1))
+                rest = after_first.get(i)
+                logits = first if rest is None else np.concatenate([first, rest])
+                results.append(likelihood(logits, tokens))
         return results
+
+    def go_on(self, prefix: Session, prompts: Sequence[Sequence[int]]) -> list[Session]:
+        """Forks of a session that have each read a prompt (at least one token), in a batch."""
+        forks = [prefix.fork() for _ in prompts]
+        for start in range(0, len(forks), _MOST_FORKS):
+            part = slice(start, start + _MOST_FORKS)
+            self.model.forward_batch(forks[part], prompts[part])
+        for fork in forks:
+            self.note(fork)
+        return forks
+
+    def shared_prefix(self, tokens: Sequence[int], room: int) -> Session:
+        """A session that has read a prefix, with room for more; kept for later calls with the same.
+
+        Whoever has it forks it, and does not change it.
+        """
+        kept, needed = self._shared, len(tokens) + room
+        if kept is None or kept.tokens != list(tokens) or kept.n_ctx < needed:
+            self._shared = None  # its memory is free before the next one takes its own
+            kept = self.prefill(tokens, max(needed, self.model.n_ctx) - len(tokens))
+            self._shared = kept
+        return kept
 
     def answer(
         self,
@@ -163,7 +201,11 @@ class Runner:
         """
         options = {"temperature": 0.0} | options
         stream = self.model.stream_batch(
-            prompts, max_tokens, sessions=sessions, parallel=len(prompts), **options
+            prompts,
+            max_tokens,
+            sessions=sessions,
+            parallel=min(len(prompts), _MOST_ANSWERS),
+            **options,
         )
         waiting = set(range(len(prompts)))
         for index, _ in stream:
@@ -176,6 +218,32 @@ class Runner:
         for session in sessions:
             self.note(session)
         return stream.answers
+
+
+def _groups(
+    pairs: Sequence[tuple[Session, Sequence[int]]],
+) -> Iterator[list[tuple[Session, Sequence[int]]]]:
+    """Pairs that are scored at once."""
+    group: list[tuple[Session, Sequence[int]]] = []
+    rows = 0
+    for pair in pairs:
+        if group and (len(group) == _MOST_FORKS or rows + len(pair[1]) > _MOST_ROWS):
+            yield group
+            group, rows = [], 0
+        group.append(pair)
+        rows += len(pair[1])
+    if group:
+        yield group
+
+
+def common_prefix(sequences: Iterable[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with in common."""
+    count = 0
+    for column in zip(*sequences, strict=False):
+        if len(set(column)) > 1:
+            break
+        count += 1
+    return count
 
 
 def likelihood(logits: NDArray[np.float32], tokens: Sequence[int]) -> Likelihood:

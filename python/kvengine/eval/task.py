@@ -271,6 +271,11 @@ def conclude(task: Task, blank: Result, units: Sequence[Unit]) -> Result:
     )
 
 
+def chunks(rows: Sequence[Any], size: int) -> list[list[Any]]:
+    """Rows in lists of `size`, the last maybe shorter: units of small items."""
+    return [list(rows[start : start + size]) for start in range(0, len(rows), size)]
+
+
 _REGISTRY: dict[str, type[Task]] = {}
 
 TaskClass = typing.TypeVar("TaskClass", bound="type[Task]")
@@ -317,8 +322,9 @@ def parse_list(text: str, **overrides: Any) -> list[Task]:
     known = registry()
     specs: list[str] = []
     for part in text.split(","):
-        goes_on = bool(specs) and ":" in specs[-1]
-        if goes_on and part.strip().partition(":")[0] not in known:
+        name, colon, _ = part.strip().partition(":")
+        begins = name in known or (colon and "=" not in name)
+        if specs and ":" in specs[-1] and not begins:
             specs[-1] += f",{part}"
         else:
             specs.append(part)

@@ -2,7 +2,7 @@
 
 import importlib
 
-FAMILIES: tuple[str, ...] = ()
+FAMILIES = ("needle", "text")
 
 for _family in FAMILIES:
     importlib.import_module(f"{__name__}.{_family}")

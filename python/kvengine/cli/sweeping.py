@@ -1,0 +1,127 @@
+"""What the verbs eval and compare share: a sweep with progress, and its results on the terminal."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from kvengine import UnsupportedError, canonical_cache
+from kvengine.cli.arguments import add_common
+from kvengine.cli.inputs import load_model
+from kvengine.cli.output import Progress, human_bytes, print_json, print_table, say
+from kvengine.eval.store import Store
+from kvengine.eval.sweep import Progress as SweepProgress
+from kvengine.eval.sweep import jobs_of, sweep
+from kvengine.eval.task import Result, Task
+
+
+def add_sweeping(parser: argparse.ArgumentParser) -> None:
+    """The flags of both verbs."""
+    add_common(parser, cache=False)
+
+
+def chosen_seed(args: argparse.Namespace) -> int:
+    """-s; by default 0, since nobody could resume a sweep of a random one."""
+    return max(args.seed, 0)
+
+
+def run_sweep(
+    args: argparse.Namespace, caches: Sequence[str], tasks: Sequence[Task], out: Path | None
+) -> int:
+    """Do a sweep, keep it and its report in `out`, and tell its results; the exit status."""
+    names = {canonical_cache(spec): spec for spec in caches}
+    for task in tasks:
+        _ = task.data_hash  # missing data is told before anything is loaded
+    if out is None:
+        with tempfile.TemporaryDirectory(prefix="kvengine-eval-") as folder:
+            results = _sweep(args, names, tasks, Store(folder))
+    else:
+        store = Store(out)
+        if store.torn_lines:
+            say(f"{store.path}: {store.torn_lines} torn lines are done again")
+        results = _sweep(args, names, tasks, store)
+        _write_report(out, results)
+    if args.json:
+        print_json([result.as_dict() for result in results])
+    else:
+        print_results(results, names)
+    failed = [result for result in results if result.error is not None]
+    if failed:
+        say(f"{len(failed)} of {len(results)} results failed")
+    return 1 if failed else 0
+
+
+def _sweep(
+    args: argparse.Namespace, names: dict[str, str], tasks: Sequence[Task], store: Store
+) -> list[Result]:
+    jobs = jobs_of(load_model(args), list(names), tasks, args.exact)
+    told = 0
+    left: float | None = None
+
+    def on_progress(progress: SweepProgress) -> None:
+        nonlocal left
+        left = progress.seconds_left
+        job = progress.job
+        text = f"{job.task.spec} with {names[job.runner.cache]}{_time_left(left)}"
+        bar.update(round(1000 * progress.done), 1000 * progress.jobs, text)
+
+    def on_result(result: Result, known: bool) -> None:
+        nonlocal told
+        told += 1
+        state = "known already" if known else f"{result.seconds:.1f} s{_time_left(left)}"
+        say(
+            f"{told}/{len(jobs)} {result.task} with {names[result.cache]}: "
+            f"{outcome(result)} ({state})"
+        )
+
+    with Progress("evaluating") as bar:
+        return sweep(jobs, store, on_progress, on_result)
+
+
+def _write_report(out: Path, results: Sequence[Result]) -> None:
+    from kvengine.eval import report
+
+    try:
+        say(f"report: {report.write(out, results)}")
+    except UnsupportedError as error:  # results are kept all the same
+        say(f"no report was written: {error}")
+
+
+def _time_left(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes = round(seconds / 60)
+    return f", about {minutes} min left" if minutes else ", less than a minute left"
+
+
+def outcome(result: Result) -> str:
+    """'kld_mean 0.0123', or what went wrong."""
+    return result.error or f"{result.primary} {_shown(result.value)}"
+
+
+def print_results(results: Sequence[Result], names: dict[str, str]) -> None:
+    """A table for each task; metrics of parts (`exact@512`) are left to the documents."""
+    for index, task in enumerate(dict.fromkeys(result.task for result in results)):
+        own = [result for result in results if result.task == task]
+        metrics = list(
+            dict.fromkeys(name for result in own for name in result.metrics if "@" not in name)
+        )
+        sense = "higher" if own[0].higher_is_better else "lower"
+        print(f"{chr(10) if index else ''}{task} ({own[0].primary}: {sense} is better)")
+        rows = []
+        for result in own:
+            stats = result.cache_stats or {}
+            bits = f"{stats['bits_per_value']:.2f}" if stats else ""
+            size = human_bytes(stats["bytes"]) if stats else ""
+            numbers = [_shown(result.metrics.get(name)) for name in metrics]
+            rows.append([names[result.cache], bits, size, *numbers])
+        print_table(["cache", "bits", "bytes", *metrics], rows)
+        for result in own:
+            if result.error is not None:
+                print(f"{names[result.cache]}: {result.error}")
+
+
+def _shown(value: float | None) -> str:
+    return "" if value is None else f"{value:.5g}"

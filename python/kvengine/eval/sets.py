@@ -1,0 +1,65 @@
+"""Named sets of caches and tasks for `kvengine compare`, and lists of cache specs."""
+
+from __future__ import annotations
+
+from kvengine._core import ConfigError, canonical_cache
+
+CACHES: dict[str, tuple[str, ...]] = {
+    # One or two of each family: the reference, quantized to 4 and to 2-3 bits, and dropped to a
+    # half or a quarter.
+    "default": (
+        "f16",
+        "flexgen4",
+        "decoquant4",
+        "kivi2",
+        "best3",
+        "h2o_bench",
+        "snapkv:keep=0.25",
+        "streaming:keep=0.25",
+    ),
+    "quantized": ("f16", "q8_0", "flexgen4", "kivi4", "kivi2", "decoquant4", "turbo4", "kvarn2")
+    + ("best8", "best4", "best3", "best2"),
+    "dropped": ("f16",)
+    + tuple(
+        f"{name}:keep={keep}"
+        for name in ("streaming", "h2o", "snapkv", "tova", "knorm", "random")
+        for keep in (0.5, 0.25)
+    ),
+}
+
+TASKS: dict[str, tuple[str, ...]] = {
+    "default": ("perplexity", "kld", "needle:new_tokens=48"),
+}
+
+
+def task_specs(text: str) -> str:
+    """A list of tasks with the names of sets replaced by what they hold."""
+    return ",".join(",".join(TASKS.get(part.strip(), (part,))) for part in text.split(","))
+
+
+def cache_specs(text: str) -> list[str]:
+    """The caches of a list like `f16,int4:group=32,tail=64,default`; each once.
+
+    As specs have commas too, each is as much of the list as makes one.
+
+    Raises ConfigError: a part that makes none.
+    """
+    parts = text.split(",")
+    found: dict[str, str] = {}  # canonical: as it was given, which is shorter
+    while parts:
+        named = CACHES.get(parts[0].strip())
+        length = 1 if named else _longest_spec(parts)
+        for spec in named or (",".join(parts[:length]),):
+            found.setdefault(canonical_cache(spec), spec.strip())
+        del parts[:length]
+    return list(found.values())
+
+
+def _longest_spec(parts: list[str]) -> int:
+    for length in range(len(parts), 0, -1):
+        try:
+            canonical_cache(",".join(parts[:length]))
+        except ConfigError:
+            continue
+        return length
+    return 1
