@@ -41,14 +41,19 @@ def real_model(name: str) -> Path:
     pytest.skip(f"the real model {name} could not be fetched: {_missing[name]}")
 
 
-def evaluation_text(relative: str) -> str:
-    """A text of the evaluation data ($KVENGINE_DATA); skips the test, loudly, without it."""
+def evaluation_file(relative: str) -> Path:
+    """A file of the evaluation data ($KVENGINE_DATA); skips the test, loudly, without it."""
     folder = Path(os.environ.get("KVENGINE_DATA", FIXTURES.parents[2] / "shared" / "data"))
     path = folder / relative
     if not path.is_file():
         _missing[relative] = f"there is no {path}; set KVENGINE_DATA"
         pytest.skip(_missing[relative])
-    return gzip.decompress(path.read_bytes()).decode()
+    return path
+
+
+def evaluation_text(relative: str) -> str:
+    """A text of the evaluation data; skips the test, loudly, without it."""
+    return gzip.decompress(evaluation_file(relative).read_bytes()).decode()
 
 
 def optional_module(name: str) -> ModuleType:

@@ -28,7 +28,7 @@ CACHES: dict[str, tuple[str, ...]] = {
 }
 
 TASKS: dict[str, tuple[str, ...]] = {
-    "default": ("perplexity", "kld", "needle:new_tokens=48"),
+    "default": ("perplexity", "kld", "needle:new_tokens=48", "lambada:limit=300", "mmlu:limit=200"),
 }
 
 
