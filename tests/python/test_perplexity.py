@@ -125,6 +125,22 @@ def test_the_cache_is_read_between_feeds(tiny: kv.Model) -> None:
     assert kld(8) > 0
 
 
+@pytest.mark.parametrize("prefill", [16, 32, 50, 62])
+def test_a_prompt_is_read_in_one_go(tiny: kv.Model, prefill: int) -> None:
+    """A selector drops at its end: scores are those of a session that reads the same two parts."""
+    cache = "knorm:keep=0.5"
+    options = PerplexityOptions(
+        n_ctx=64, feed=64, prefill=prefill, chunks=1, cache=cache, exact=True
+    )
+    session = tiny.session(cache=cache, exact=True)
+    parts = [TOKENS[:prefill], TOKENS[prefill:64]]
+    logits = np.concatenate([session.forward(part, all_logits=True) for part in parts])
+    nll = [-plain_log_softmax(logits[i])[TOKENS[i + 1]] for i in range(32, 63)]
+    result = perplexity(tiny, TOKENS, options)
+    assert result.ppl == pytest.approx(math.exp(sum(nll) / len(nll)), rel=1e-9)
+    assert result.cache.tokens_kept < 64
+
+
 def test_windows_are_told(tiny: kv.Model) -> None:
     windows, feeds = [], []
     options = PerplexityOptions(n_ctx=64, chunks=2)
@@ -151,7 +167,16 @@ def test_bos_replaces_the_first_token(tiny: kv.Model, tmp_path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"n_ctx": 2}, {"feed": 0}, {"chunks": 0}, {"stride": 0}, {"stride": 512}, {"n_ctx": -1}],
+    [
+        {"n_ctx": 2},
+        {"feed": 0},
+        {"chunks": 0},
+        {"stride": 0},
+        {"stride": 512},
+        {"n_ctx": -1},
+        {"prefill": -1},
+        {"n_ctx": 9, "prefill": 8},
+    ],
     ids=str,
 )
 def test_bad_options(options: dict) -> None:

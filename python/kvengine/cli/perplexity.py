@@ -25,6 +25,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--feed", type=whole(1), default=32, help="tokens per forward pass")
     parser.add_argument(
+        "--prefill",
+        type=whole(0),
+        default=0,
+        help="tokens of each window that are read in one go first, as a prompt, at whose end "
+        "selectors drop tokens",
+    )
+    parser.add_argument(
         "--stride",
         "--ppl-stride",
         type=whole(0),
@@ -55,6 +62,7 @@ def run(args: argparse.Namespace) -> None:
     options = PerplexityOptions(
         n_ctx=args.ctx_size or _DEFAULT_WINDOW,
         feed=args.feed,
+        prefill=args.prefill,
         chunks=None if args.chunks < 0 else args.chunks,
         stride=args.stride or None,
         cache=spec,

@@ -3,7 +3,8 @@
 The text is cut into windows of `n_ctx` tokens; if the vocabulary asks for BOS, it replaces the
 first token of every window. The second half of each window is scored: position i predicts token
 i + 1, for i from n_ctx // 2 to n_ctx - 2. A window is fed a few tokens at a time, and every feed
-reads what earlier feeds left in the cache.
+reads what earlier feeds left in the cache. For caches that drop tokens when a prompt has been read,
+the beginning of a window may be read in one go first (`prefill`).
 
 With a reference, a second session reads the same tokens, and the Kullback-Leibler divergence of the
 distributions, KL(reference || tested), is measured at every scored position.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,8 @@ class PerplexityOptions:
 
     n_ctx: tokens of a window, at least 3.
     feed: tokens per forward pass.
+    prefill: tokens of a window that are read as its prompt, in one go, before it is fed; at most
+        n_ctx - 2, so that something is predicted from what is left of them.
     chunks: most windows; None: all that are complete.
     stride: distance between the starts of windows, whose last `stride` tokens are then scored;
         None: windows do not overlap and their second half is scored.
@@ -42,6 +45,7 @@ class PerplexityOptions:
 
     n_ctx: int = 512
     feed: int = 32
+    prefill: int = 0
     chunks: int | None = None
     stride: int | None = None
     cache: str = "f16"
@@ -51,6 +55,11 @@ class PerplexityOptions:
     def __post_init__(self) -> None:
         _check("n_ctx", self.n_ctx, 3)
         _check("feed", self.feed, 1)
+        _check("prefill", self.prefill, 0)
+        if self.prefill > self.n_ctx - 2:
+            raise ConfigError(
+                f"prefill: expected at most n_ctx - 2 = {self.n_ctx - 2}, found {self.prefill}"
+            )
         if self.chunks is not None:
             _check("chunks", self.chunks, 1)
         if self.stride is not None:
@@ -260,8 +269,7 @@ def score_window(
         reference = model.session(n_ctx, options.reference, options.exact)
     targets = np.asarray(window[1:], dtype=np.int64)
     parts = []
-    for begin in range(0, n_ctx, options.feed):
-        end = min(begin + options.feed, n_ctx)
+    for begin, end in _feeds(options):
         scored = slice(max(begin, first), min(end, n_ctx - 1))
         wanted = slice(scored.start - begin, scored.stop - begin)
         needed = scored.start < scored.stop
@@ -273,6 +281,14 @@ def score_window(
             parts.append(score_rows(rows, targets[scored], reference_rows))
         on_feed(end)
     return join(parts), tested.cache.stats()
+
+
+def _feeds(options: PerplexityOptions) -> Iterator[tuple[int, int]]:
+    """First token of each forward pass over a window, and one past its last."""
+    if options.prefill:
+        yield 0, options.prefill
+    for begin in range(options.prefill, options.n_ctx, options.feed):
+        yield begin, min(begin + options.feed, options.n_ctx)
 
 
 def _feed(session: Session, tokens: list[int], needed: bool, wanted: slice) -> NDArray[np.float32]:

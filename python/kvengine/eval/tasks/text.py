@@ -2,7 +2,7 @@
 
 The protocol is that of :mod:`kvengine.eval.perplexity`: windows of `context` tokens, fed `feed` at a
 time, the second half of each scored. Every feed reads what earlier ones left in the cache, and
-selectors drop at its end.
+selectors drop at its end; those that judge a whole prompt want `prefill`.
 """
 
 from __future__ import annotations
@@ -34,17 +34,20 @@ _DIGITS = 7  # significant ones of the numbers that are kept for each position
 
 @dataclass(frozen=True)
 class _Text(Task):
-    """limit: most windows. text: a file of the data folder."""
+    """limit: most windows. text: a file of the data folder. prefill: tokens read in one go first."""
 
     limit: int | None = 8
     text: str = "ppl/wikitext2_raw_test.txt"
     context: int = 1024
     feed: int = 32
+    prefill: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.check("context", self.context >= 3, "at least 3")
         self.check("feed", self.feed >= 1, "at least 1")
+        most = self.context - 2
+        self.check("prefill", 0 <= self.prefill <= most, f"0 to context - 2 = {most}")
 
     def data_files(self) -> tuple[str, ...]:
         return (self.text,)
@@ -53,6 +56,7 @@ class _Text(Task):
         return PerplexityOptions(
             n_ctx=self.context,
             feed=self.feed,
+            prefill=self.prefill,
             chunks=self.limit,
             cache=runner.cache,
             exact=runner.exact,
