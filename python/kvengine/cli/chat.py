@@ -78,7 +78,9 @@ def run(args: argparse.Namespace) -> None:
 
         say(f"{model.name or model.path}, cache {chat.session.cache.spec} (/help for commands)")
     if first:
-        chat.answer(compressed(args, model, first, method).text if method else first)
+        if method:
+            first = model.tokenizer.decode(compressed(args, model, first, method).tokens)
+        chat.answer(first)
     while (message := read_message()) is not None:
         if not message.strip():
             continue

@@ -2,7 +2,7 @@
 
 import importlib
 
-FAMILIES = ("choice", "lambada", "needle", "shots", "text")
+FAMILIES = ("choice", "lambada", "longbench", "needle", "ruler", "shots", "text")
 
 for _family in FAMILIES:
     importlib.import_module(f"{__name__}.{_family}")

@@ -1,0 +1,107 @@
+"""What tasks share that ask questions: prompts that fit, sessions that have read them, answers.
+
+Several questions about one document can be asked of one session that has read the document
+(`shared`): it is read once, forked for each question, and compressed before any question is seen.
+Otherwise each prompt is read in one pass, so that caches that drop tokens see the question.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+
+from kvengine._core import ConfigError, Tokenizer
+from kvengine.eval.runner import Runner
+from kvengine.model import Session
+from kvengine.prompt import compress_prompt
+
+
+def prompt_tokens(runner: Runner, text: str, chat: bool = False) -> list[int]:
+    """Tokens of a prompt; with `chat` as the user's message, where the model has a template."""
+    if chat and runner.model.chat_template:
+        return runner.model.encode_chat([{"role": "user", "content": text}])
+    return runner.encode(text)
+
+
+def cut_middle(tokenizer: Tokenizer, text: str, most: int) -> str:
+    """A text of at most `most` tokens or so: its first and last halves, as LongBench cuts."""
+    tokens = tokenizer.encode(text, add_special=False)
+    if len(tokens) <= most:
+        return text
+    half = most // 2
+    return tokenizer.decode(tokens[:half]) + tokenizer.decode(tokens[len(tokens) - half :])
+
+
+def shortened(runner: Runner, method: str, context: str, question: str) -> str:
+    """A document as prompt compression leaves it; "none" leaves all of it."""
+    if method == "none" or not context.strip():
+        return context
+    # The question is given along, so that it is protected, and taken away again.
+    marked = f"{context}\n\n{question}"
+    tokens = compress_prompt(runner.model, marked, method, question).tokens
+    short = runner.model.tokenizer.decode(tokens)
+    return short[: short.rfind(question)].removesuffix("\n\n")
+
+
+def common_prefix(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all sequences begin with in common."""
+    shortest = min(map(len, sequences))
+    for i in range(shortest):
+        if any(sequence[i] != sequences[0][i] for sequence in sequences):
+            return i
+    return shortest
+
+
+def read(
+    runner: Runner, prompts: Sequence[Sequence[int]], room: int, shared: bool = False
+) -> list[Session]:
+    """A session for each prompt, which has read it and has room for more tokens."""
+    if not shared:
+        return [runner.prefill(prompt, room) for prompt in prompts]
+    # Of each prompt one token at least is read by its own session, whose logits it gives.
+    before = min(common_prefix(prompts), min(map(len, prompts)) - 1)
+    if before == 0:
+        return [runner.prefill(prompt, room) for prompt in prompts]
+    document = runner.prefill(prompts[0][:before], max(map(len, prompts)) - before + room)
+    sessions = [document.fork() for _ in prompts]
+    for session, prompt in zip(sessions, prompts, strict=True):
+        session.forward(prompt[before:])
+    return sessions
+
+
+def mean_logprob(runner: Runner, session: Session, right: str) -> float:
+    """Mean log-probability of the tokens of the right answer after what a session has read."""
+    tokens = runner.encode(right, special=False)
+    if not tokens:
+        raise ConfigError("answer: expected some text to measure, found none")
+    return runner.loglikelihoods(session, [tokens])[0].logprob / len(tokens)
+
+
+def answer(
+    runner: Runner,
+    sessions: Sequence[Session],
+    max_tokens: int,
+    done: Callable[[str], bool] | None = None,
+) -> list[str]:
+    """What follows what sessions have read, greedily; ends early where `done` says so of a text."""
+    found = runner.answer(
+        sessions,
+        [[] for _ in sessions],
+        max_tokens,
+        (lambda _, text: done(text)) if done else None,
+    )
+    return [each.text for each in found]
+
+
+def first_line(text: str) -> str:
+    """The first line after leading line breaks."""
+    return text.lstrip("\n").split("\n")[0]
+
+
+def has_line(text: str) -> bool:
+    """Whether the first line is complete: something, then a line break."""
+    return "\n" in text.lstrip("\n")
+
+
+def mean(numbers: Sequence[float]) -> float:
+    return statistics.fmean(numbers)
