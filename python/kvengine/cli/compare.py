@@ -34,6 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--limit", type=whole(1), help="most items of each task that names no limit itself"
     )
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where results go")
+    parser.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="have the work done by this Ray cluster (local: one on this machine), each worker with "
+        "-t threads (1)",
+    )
     add_sweeping(parser)
 
 

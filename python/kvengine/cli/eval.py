@@ -7,7 +7,7 @@ from pathlib import Path
 
 from kvengine.cli.arguments import whole
 from kvengine.cli.sweeping import add_sweeping, chosen_seed, run_sweep
-from kvengine.eval.task import parse_list
+from kvengine.eval.task import parse_list, registry
 
 DESCRIPTION = (
     "Measure tasks with caches: 'kvengine eval kld,needle:depths=5 --cache f16 --cache kivi2'. "
@@ -18,7 +18,7 @@ DESCRIPTION = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("tasks", metavar="TASK[,TASK]", help="what to measure")
+    parser.add_argument("tasks", metavar="TASK[,TASK]", help=f"of {', '.join(registry())}")
     parser.add_argument(
         "--cache",
         action="append",

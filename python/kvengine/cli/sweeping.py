@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import secrets
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,17 +21,21 @@ from kvengine.eval.task import Result, Task
 def add_sweeping(parser: argparse.ArgumentParser) -> None:
     """The flags of both verbs."""
     add_common(parser, cache=False)
+    parser.set_defaults(seed=0)  # a sweep of random seeds could not be resumed
 
 
 def chosen_seed(args: argparse.Namespace) -> int:
-    """-s; by default 0, since nobody could resume a sweep of a random one."""
-    return max(args.seed, 0)
+    """-s, or a random one, which the results tell."""
+    return secrets.randbelow(2**31) if args.seed < 0 else args.seed
 
 
 def run_sweep(
     args: argparse.Namespace, caches: Sequence[str], tasks: Sequence[Task], out: Path | None
 ) -> int:
-    """Do a sweep, keep it and its report in `out`, and tell its results; the exit status."""
+    """Do a sweep, keep it and its report in `out`, and tell its results; the exit status.
+
+    With args.ray (the address of a cluster) the work is done there.
+    """
     names = {canonical_cache(spec): spec for spec in caches}
     for task in tasks:
         _ = task.data_hash  # missing data is told before anything is loaded
@@ -56,6 +61,7 @@ def run_sweep(
 def _sweep(
     args: argparse.Namespace, names: dict[str, str], tasks: Sequence[Task], store: Store
 ) -> list[Result]:
+    ray = getattr(args, "ray", None)
     jobs = jobs_of(load_model(args), list(names), tasks, args.exact)
     told = 0
     left: float | None = None
@@ -76,6 +82,11 @@ def _sweep(
             f"{outcome(result)} ({state})"
         )
 
+    if ray is not None:
+        from kvengine.eval.cluster import distribute
+
+        with Progress("evaluating on the cluster") as bar:
+            distribute(jobs, store, ray, args.threads or 1, bar.update)
     with Progress("evaluating") as bar:
         return sweep(jobs, store, on_progress, on_result)
 

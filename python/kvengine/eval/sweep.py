@@ -121,7 +121,7 @@ def _do(job: Job, store: Store, clock: _Clock) -> Result:
         sentence = " ".join(str(error).split()) or "memory: expected enough, found too little"
         result, count = dataclasses.replace(job.blank, error=sentence), 0
     store.add_result(result, count)
-    clock.end(job)
+    clock.end(job, usual=result.error is None)
     return result
 
 
@@ -142,9 +142,11 @@ class _Clock:
         self._start = time.monotonic()
         self.tell(job, 0.0)
 
-    def end(self, job: Job) -> None:
+    def end(self, job: Job, usual: bool) -> None:
+        """A job is done; unless it failed, others of its task will take as long."""
         self._left.pop(job.key, None)
-        self._taken.setdefault(job.task.spec, []).append(time.monotonic() - self._start)
+        if usual:
+            self._taken.setdefault(job.task.spec, []).append(time.monotonic() - self._start)
 
     def tell(self, job: Job, part: float) -> None:
         done = len(self._jobs) - len(self._left) + part

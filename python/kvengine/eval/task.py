@@ -245,15 +245,27 @@ def run_task(
             continue
         before = len(finished)
         report(before, len(units))
-        runner.begin(lambda part, before=before: report(before + part, len(units)))
-        start = time.perf_counter()
-        items = task.run(runner, unit)
-        seconds = time.perf_counter() - start
-        finished[index] = Unit(index, items, seconds, runner.largest_cache)
+        finished[index] = run_unit(
+            task, runner, index, unit, lambda part, n=before: report(n + part, len(units))
+        )
         if on_unit:
             on_unit(finished[index])
     report(len(units), len(units))
     return conclude(task, outline(task, runner), [finished[index] for index in range(len(units))])
+
+
+def run_unit(
+    task: Task,
+    runner: Runner,
+    index: int,
+    unit: Any,
+    on_part: Callable[[float], None] | None = None,
+) -> Unit:
+    """Do one of a task's units; on_part is told how much of it is done, 0 to 1."""
+    runner.begin(on_part)
+    start = time.perf_counter()
+    items = task.run(runner, unit)
+    return Unit(index, items, time.perf_counter() - start, runner.largest_cache)
 
 
 def conclude(task: Task, blank: Result, units: Sequence[Unit]) -> Result:
