@@ -22,7 +22,8 @@ py::dict as_dict(const CacheStats& stats) {
                   "peak_bytes"_a = stats.peak_bytes, "bits_per_value"_a = stats.bits_per_value,
                   "tokens_seen"_a = stats.tokens_seen, "tokens_kept"_a = stats.tokens_kept,
                   "path"_a = stats.path, "codes"_a = stats.codes, "scales"_a = stats.scales,
-                  "bases"_a = stats.bases, "tail"_a = stats.tail, "meta"_a = stats.meta);
+                  "bases"_a = stats.bases, "tail"_a = stats.tail, "meta"_a = stats.meta,
+                  "offloaded"_a = stats.offloaded);
 }
 
 int checked_index(const char* what, int index, size_t size) {
@@ -89,6 +90,8 @@ void bind_stats(py::module_& module) {
       .def_readonly("bases", &CacheStats::bases, "Projections shared by pages.")
       .def_readonly("tail", &CacheStats::tail, "Uncompressed recent rows.")
       .def_readonly("meta", &CacheStats::meta, "Page tables and descriptors.")
+      .def_readonly("offloaded", &CacheStats::offloaded,
+                    "Blocks that lie in a file (infllm); not part of bytes.")
       .def_readonly("f16_bytes", &CacheStats::f16_bytes, "The same tokens in f16.")
       .def_readonly("peak_bytes", &CacheStats::peak_bytes,
                     "Most bytes this cache and its forks ever held together.")

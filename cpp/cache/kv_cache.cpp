@@ -94,6 +94,7 @@ LayerCache::LayerCache(const LayerCache& other)
       bounds(other.bounds),
       queries(other.queries),
       voters(other.voters),
+      blocks(other.blocks),
       sinks(other.sinks),
       appended(other.appended) {
   refresh_views();
@@ -152,6 +153,7 @@ KvCache::State::State(const CacheSpec& spec_, std::vector<LayerShape> shapes_, R
     const std::vector<SideSetup> keys = setups(i, false);
     const std::vector<SideSetup> values = setups(i, true);
     layers.emplace_back(keys, values, shapes[i], selector.get(), counter);
+    make_blocks(i);
   }
   make_bounds();
   reserve_jobs();
@@ -174,7 +176,9 @@ KvCache::State::State(const State& other)
       selected_at(other.selected_at),
       dropped_at(other.dropped_at),
       shift(other.shift),
-      shown(counter) {
+      shown(counter),
+      block_file(other.block_file) {
+  if (other.block_work != nullptr) block_work = std::make_unique<BlockWork>();
   reserve_jobs();
 }
 
@@ -209,6 +213,11 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
   KVE_ASSERT(k.rows == v.rows && k.cols == int64_t{shape.n_kv_heads} * shape.key_dim &&
              v.cols == int64_t{shape.n_kv_heads} * shape.value_dim);
   if (k.rows == 0) return;
+  if (cache.blocks && k.rows + cache.appended > state_->spec.selector.span) {
+    throw ConfigError(
+        message("cache infllm: expected passes of at most span=", state_->spec.selector.span,
+                " tokens, found ", k.rows + cache.appended));
+  }
   const int first_new = state_->n_tokens + cache.appended;
   if (k.rows > kMaxTokens - first_new) {
     throw CapacityError(
@@ -273,6 +282,16 @@ std::vector<double> KvCache::mean_squared_queries(int layer, int kv_head) const 
 
 std::span<const HeadView> KvCache::view(int layer) const {
   return state_->layers.at(static_cast<size_t>(layer)).views;
+}
+
+bool KvCache::has_blocks(int layer) const {
+  return state_->layers.at(static_cast<size_t>(layer)).blocks.has_value();
+}
+
+void KvCache::attend(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out) {
+  State& s = *state_;
+  LayerCache& cache = s.layers.at(static_cast<size_t>(layer));
+  cache.blocks->attend(backend, params, {q, cache.views, next_position(), out}, s.block_work.get());
 }
 
 void KvCache::commit(Backend& backend, int n, bool prompt_goes_on) {
@@ -369,7 +388,10 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
   State& s = *state_;
   const int left = s.layers.empty() ? 0 : s.layers[0].appended - n;
   KVE_ASSERT(n >= 0 && left >= 0);
-  for (const LayerCache& layer : s.layers) KVE_ASSERT(layer.appended == n + left);
+  for (const LayerCache& layer : s.layers) {
+    KVE_ASSERT(layer.appended == n + left);
+    KVE_ASSERT(!layer.blocks || left == 0 || n == 0);
+  }
   s.seals.clear();
   s.jobs.clear();
   try {
@@ -384,6 +406,9 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
     };
     s.with_room(backend, [&] { s.begin_seals(backend, n, left); }, cancel);
     s.lower_aged(backend, s.n_tokens + n);
+    for (LayerCache& layer : s.layers) {
+      if (layer.blocks && n > 0) layer.blocks->prepare_commit(backend);
+    }
   } catch (...) {
     rollback();
     throw;
@@ -402,6 +427,11 @@ void KvCache::finish_commit(int n) noexcept {
     layer.each_side([](SideCache& side, int) { side.finish_seal(); });
     if (layer.all_keys_fitted()) layer.queries.clear();
     if (s.shapes[i].window > 0) layer.drop_before(oldest_kept(s.shapes[i].window, s.n_tokens));
+    if (layer.blocks && n > 0) {
+      layer.blocks->finish_commit();
+      layer.drop_before(layer.blocks->end());
+      layer.blocks->drop_local(layer.first_pos);
+    }
     layer.refresh_views();
   }
 }
@@ -411,6 +441,7 @@ int KvCache::tokens_until_seal() const {
   int least = s.tokens_until_selection();
   const int64_t newest = int64_t{s.n_tokens} - s.shift - 1;
   for (const LayerCache& layer : s.layers) {
+    if (layer.blocks) return 1;  // tokens that are read together retrieve together
     layer.each_side([&](const SideCache& side, int head) {
       least = std::min(least, side.rows_until_seal(layer.appended));
       least = std::min(least, side.tokens_until_lowered(layer.positions(head), newest));

@@ -80,12 +80,18 @@ class KvCache {
   // n_heads * value_dim]; tasks are valid until the next change or call. Throws CapacityError.
   void plan_attention(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out,
                       std::vector<AttendTask>* tasks);
+  // Whether a layer keeps what left its local window as blocks (infllm, cache/blocks/). The tokens
+  // last appended, at most spec().selector.span of them, then attend at once, by attend() instead.
+  // Throws CapacityError, and IoError where blocks lie in a file.
+  bool has_blocks(int layer) const;
+  void attend(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out);
   // Committed and appended rows of one layer, one view per kv head; valid until the next change.
   std::span<const HeadView> view(int layer) const;
   // Makes the first n of the appended tokens (the same number in every layer) part of the cache and
-  // seals what exceeds the tail; the others stay appended. Layers with a window then drop pages
-  // that lie two windows back. Throws as append does; the cache is then as before the pass. With
-  // prompt_goes_on, further tokens of the same prompt follow: a cache with exact prefill waits.
+  // seals what exceeds the tail; the others stay appended (none may where layers have blocks).
+  // Layers with a window then drop pages that lie two windows back. Throws as append does; the
+  // cache is then as before the pass. With prompt_goes_on, further tokens of the same prompt
+  // follow: a cache with exact prefill waits.
   void commit(Backend& backend, int n, bool prompt_goes_on = false);
   // The same in two steps, so that several caches are committed all or none: what can fail, then
   // what cannot. rollback() undoes the first.
@@ -99,8 +105,9 @@ class KvCache {
 
   // Forgets the tokens from position n on, and appended rows that were not committed. Throws
   // ConfigError when n is negative or more than n_tokens(), and CapacityError when a layer with a
-  // window has dropped rows that the token at position n would attend to (never for n = 0). Rows
-  // that were coded stay coded: a later tail starts anew at n.
+  // window has dropped rows that the token at position n would attend to, or tokens have left the
+  // local window of a layer with blocks (never for n = 0). Rows that were coded stay coded: a later
+  // tail starts anew at n.
   void truncate(int n);
   bool can_truncate(int n) const;
   // A copy that shares pages; without rows that are appended and not committed.
@@ -119,7 +126,7 @@ class KvCache {
   void limit_memory(int64_t bytes);
 
   // Rows that a kv head stores, committed or appended: of all tokens, but for those that a window
-  // or a selector has dropped.
+  // or a selector has dropped, and those that are in blocks.
   int rows(int layer, int head) const;
   int rows(int layer) const;  // of head 0: that of all unless a selector drops rows by head
   // Positions of these rows, rising; `out` has rows(layer, head) places.

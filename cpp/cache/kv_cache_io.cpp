@@ -11,8 +11,12 @@
 // words of dead rows, i32 number of masses, f32 masses | of its queries (if it asks for any) i32
 // {n, n_heads, width}, f32 queries, f32 sums | i32 n_heads of moments, i64 how many, their sums (if
 // any). Where queries read some pages only (quest), the same counts follow the number of tokens,
-// and a layer keeps f16 bounds of its whole pages, head by head. A string is a u32 length and its
-// bytes. Rows that the last page does not have are zero, so that equal caches give equal bytes.
+// and a layer keeps f16 bounds of its whole pages, head by head. Of a layer with blocks follow
+// (kv_cache_io_blocks.cpp) i32 {tokens that have left the local window, n_heads of queries}, f16
+// keys and values of the first tokens and the remainder, f32 scores of the remainder, per query
+// head i32 rows and what they got as f32, f16 representatives, and the blocks. A string is a u32
+// length and its bytes. Rows that the last page does not have are zero, so that equal caches give
+// equal bytes.
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -20,6 +24,7 @@
 #include "base/error.h"
 #include "base/printable.h"
 #include "cache/kv_cache.h"
+#include "cache/kv_cache_io_blocks.h"
 #include "cache/kv_cache_io_select.h"
 #include "cache/kv_cache_state.h"
 #include "cache/state_bytes.h"
@@ -180,10 +185,9 @@ void load_queries(const std::string& where, StateReader* in, QuerySquares* queri
   }
 }
 
-int load_first_pos(const LayerShape& shape, int sinks, int n_tokens, const std::string& where,
-                   StateReader* in) {
+int load_first_pos(int window, int sinks, int n_tokens, const std::string& where, StateReader* in) {
   const auto first_pos = in->get<int32_t>("first position");
-  const int64_t most = shape.window > 0 ? int64_t{n_tokens} - shape.window + 1 : 0;
+  const int64_t most = window > 0 ? int64_t{n_tokens} - window + 1 : 0;
   if (first_pos < 0 || first_pos > std::max<int64_t>(0, most) ||
       (first_pos > 0 && (first_pos < sinks || (first_pos - sinks) % kPageTokens != 0))) {
     bad_field(where, "a first position of", first_pos);
@@ -223,7 +227,7 @@ std::vector<std::byte> KvCache::save() const {
   StateWriter out;
   const CacheStats held = stats();
   // An upper bound: fields take less than the tables they describe.
-  out.reserve(static_cast<size_t>(held.bytes) + 256 + 16 * s.shapes.size());
+  out.reserve(static_cast<size_t>(held.bytes + held.offloaded) + 256 + 16 * s.shapes.size());
   out.put(kVersion);
   out.put_string(s.spec.str());
   if (s.file) out.put(s.file->checksum());
@@ -251,6 +255,7 @@ std::vector<std::byte> KvCache::save() const {
       const size_t bytes = static_cast<size_t>(bounds.pages() * bounds.width()) * sizeof(uint16_t);
       out.put_bytes(reinterpret_cast<const std::byte*>(bounds.data()), bytes);
     }
+    if (layer.blocks) BlockMemoryIo::save(*layer.blocks, s.n_tokens, &out);
     layer.each_side([&](const SideCache& side, int) { save_side(side, &out); });
   }
   return out.take();
@@ -288,10 +293,14 @@ void KvCache::load(std::span<const std::byte> bytes) {
   for (size_t i = 0; i < fresh->layers.size(); ++i) {
     LayerCache& layer = fresh->layers[i];
     const std::string where = message("layer ", i);
-    layer.first_pos = load_first_pos(s.shapes[i], s.spec.sinks, fresh->n_tokens, where, &in);
+    const int window = layer.blocks ? s.spec.selector.local : s.shapes[i].window;
+    layer.first_pos = load_first_pos(window, layer.sinks, fresh->n_tokens, where, &in);
     load_queries(where, &in, &layer.queries);
     load_kept(s.shapes[i], s.spec.selector, counts, where, &in, &layer);
     load_bounds(where, fresh->n_tokens, &in, &layer);
+    if (layer.blocks) {
+      BlockMemoryIo::load(fresh->n_tokens, layer.first_pos, where, &in, &*layer.blocks);
+    }
     for (const bool values : {false, true}) {
       Sides& sides = layer.sides(values);
       for (size_t side = 0; side < sides.size(); ++side) {

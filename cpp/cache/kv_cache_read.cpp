@@ -28,6 +28,10 @@ CacheStats KvCache::stats() const {
     }
     out.meta += static_cast<int64_t>(layer.bounds.capacity() * sizeof(HeadBounds));
     for (const HeadBounds& bounds : layer.bounds) out.meta += static_cast<int64_t>(bounds.bytes());
+    if (layer.blocks) {
+      layer.blocks->count(&out);
+      out.tokens_kept = s.n_tokens;
+    }
     if (layer.voters) out.meta += static_cast<int64_t>(layer.voters->bytes());
     layer.each_side([&](const SideCache& side, int) { side.count(&out); });
     const LayerShape& shape = s.shapes[i];

@@ -94,7 +94,7 @@ std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer,
 }  // namespace
 
 void KvCache::State::make_selector() {
-  if (spec.selector.keeps_all() && !scorer) return;
+  if ((spec.selector.keeps_all() || spec.selector.uses_blocks()) && !scorer) return;
   const auto has_window = [](const LayerShape& shape) { return shape.window > 0; };
   if (spec.selector.reassign && std::ranges::any_of(shapes, has_window)) {
     throw ConfigError(

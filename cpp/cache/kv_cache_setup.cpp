@@ -62,16 +62,60 @@ int KvCache::State::heads_per_side(const SideSpec& side, size_t layer) const {
 SideSetup KvCache::State::setup(size_t layer, int head, bool values) {
   const LayerShape& shape = shapes[layer];
   SideSetup out;
-  out.spec = spec.side(static_cast<int>(layer), static_cast<int>(shapes.size()), head, values);
+  // With blocks, the codec is theirs and the local window is in f16.
+  if (!has_blocks(layer)) {
+    out.spec = spec.side(static_cast<int>(layer), static_cast<int>(shapes.size()), head, values);
+  }
   out.values = values;
   out.head_dim = values ? shape.value_dim : shape.key_dim;
   out.n_heads = heads_per_side(out.spec, layer);
   out.latent = is_latent(out.spec, layer);
-  out.sinks = spec.sinks;
+  out.sinks = has_blocks(layer) ? 0 : spec.sinks;
   out.exact_prefill = waits_for_prompt();
   out.basis = shared_basis(out.spec.projector, out.head_dim);
   if (!values) out.rotation = shape.rotation;
   return out;
+}
+
+BlockSetup KvCache::State::block_setup(size_t layer) {
+  const LayerShape& shape = shapes[layer];
+  const std::string where = message("layer ", layer);
+  if (shape.rotation == nullptr) {
+    throw ConfigError(message("cache infllm does not fit ", where,
+                              ": expected keys that can be turned back to position 0, found those "
+                              "of several heads merged after their rotary embedding"));
+  }
+  if (shape.latents != nullptr) {
+    throw ConfigError(message("cache infllm does not fit ", where,
+                              ": expected keys and values of their own, found latents"));
+  }
+  BlockSetup out{.spec = spec.selector,
+                 .n_kv_heads = shape.n_kv_heads,
+                 .key_dim = shape.key_dim,
+                 .value_dim = shape.value_dim,
+                 .rotation = shape.rotation,
+                 .keys = {},
+                 .values = {}};
+  for (const bool values : {false, true}) {
+    for (int head = 0; head < shape.n_kv_heads; ++head) {
+      SideSetup side = setup(layer, head, values);
+      side.spec = spec.side(static_cast<int>(layer), static_cast<int>(shapes.size()), head, values);
+      side.check(where);
+      (values ? out.values : out.keys)
+          .push_back(page_format(side.spec.codec, side.head_dim, values));
+    }
+  }
+  return out;
+}
+
+void KvCache::State::make_blocks(size_t layer) {
+  if (!has_blocks(layer)) return;
+  const std::string& offload = spec.selector.offload;
+  if (!offload.empty() && block_file == nullptr) {
+    block_file = std::make_shared<BlockFile>(offload == "file" ? "" : offload);
+  }
+  if (block_work == nullptr) block_work = std::make_unique<BlockWork>();
+  layers[layer].blocks.emplace(block_setup(layer), block_file, counter);
 }
 
 // The bases of calibrated keys, of all kv heads of a layer.

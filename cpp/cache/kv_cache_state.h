@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "cache/blocks/block_memory.h"
 #include "cache/calibrated_bases.h"
 #include "cache/fit_bases.h"
 #include "cache/kept_head.h"
@@ -17,6 +18,7 @@
 #include "cache/page_bounds.h"
 #include "cache/query_squares.h"
 #include "cache/select/selector.h"
+#include "cache/shown_pages.h"
 #include "cache/side_cache.h"
 #include "cache/voters.h"
 
@@ -106,7 +108,8 @@ struct LayerCache : LayerRows {
   // [n_kv_heads] where queries read some pages only; else empty.
   CountedVector<HeadBounds> bounds;
   QuerySquares queries;
-  std::optional<Voters> voters;  // where a selector asks for queries
+  std::optional<Voters> voters;       // where a selector asks for queries
+  std::optional<BlockMemory> blocks;  // of infllm, where the layer has no window
   int sinks = 0;
   int appended = 0;  // rows not committed
 };
@@ -129,24 +132,6 @@ struct LayerSeal {
   }
 };
 
-// What the few queries of a pass are shown of one layer, each its own pages: memory that is kept
-// from layer to layer.
-struct ShownPages {
-  explicit ShownPages(const std::shared_ptr<MemoryCounter>& counter);
-  // For passes of n_queries over n_rows rows. Throws CapacityError.
-  void resize(int n_queries, int n_heads, int n_rows, int n_pages, int bounds_width);
-  size_t bytes() const;
-
-  int words = 0;                  // of 64 rows
-  int scores_stride = 0;          // of one query and head
-  int vector_stride = 0;          // the same
-  CountedVector<HeadView> views;  // [n_queries][n_heads]
-  CountedVector<uint64_t> dead;   // [n_queries][n_heads][words]
-  CountedVector<float> vectors;   // [n_queries][n_heads][vector_stride]
-  CountedVector<float> scores;    // [n_queries][n_heads][scores_stride]
-  CountedVector<float> ranked;    // the same
-};
-
 // What a layer will be once a selection is committed.
 struct Selected {
   size_t layer;
@@ -164,7 +149,12 @@ struct KvCache::State {
   // Whether rows are coefficients in bases that a file or the model has.
   bool is_latent(const SideSpec& side, size_t layer) const;
   int heads_per_side(const SideSpec& side, size_t layer) const;
+  bool has_blocks(size_t layer) const {
+    return spec.selector.uses_blocks() && shapes[layer].window == 0;
+  }
   SideSetup setup(size_t layer, int head, bool values);
+  BlockSetup block_setup(size_t layer);
+  void make_blocks(size_t layer);
   std::vector<SideSetup> setups(size_t layer, bool values);
   void add_klt_bases(size_t layer, std::span<SideSetup> sides);
   void check_rules() const;
@@ -242,13 +232,15 @@ struct KvCache::State {
   std::vector<Selected> selected;            // of the commit at hand
   bool selecting = false;                    // the commit at hand
   bool ends_prompt = false;
-  int prompt_tokens = 0;                // of the first prompt, once it was selected from
-  int selected_at = 0;                  // tokens seen at the latest selection
-  int dropped_at = 0;                   // and at the latest that dropped some
-  int shift = 0;                        // tokens seen, less the position of the next one
-  int next_shift = 0;                   // when the commit at hand is finished
-  ShownPages shown;                     // of the pass at hand
-  std::vector<Scratch> bounds_scratch;  // of each kv head
+  int prompt_tokens = 0;                  // of the first prompt, once it was selected from
+  int selected_at = 0;                    // tokens seen at the latest selection
+  int dropped_at = 0;                     // and at the latest that dropped some
+  int shift = 0;                          // tokens seen, less the position of the next one
+  int next_shift = 0;                     // when the commit at hand is finished
+  ShownPages shown;                       // of the pass at hand
+  std::vector<Scratch> bounds_scratch;    // of each kv head
+  std::shared_ptr<BlockFile> block_file;  // null unless blocks lie in a file
+  std::unique_ptr<BlockWork> block_work;  // null unless there are blocks
 };
 
 // "layer 3, kv head 1, keys": how messages name a side.

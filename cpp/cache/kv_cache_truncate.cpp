@@ -21,6 +21,7 @@ void KvCache::rollback() {
   for (LayerCache& layer : state_->layers) {
     layer.each_side([](SideCache& side, int) { side.cancel_seal(); });
     layer.queries.rollback();
+    if (layer.blocks) layer.blocks->rollback();
     if (layer.appended == 0) continue;
     const int committed = layer.rows(0) - layer.appended;
     for (KeptHead& head : layer.kept) head.truncate(head.rows() - layer.appended);
@@ -40,6 +41,7 @@ bool KvCache::can_truncate(int n) const {
   if (n == 0 || n == s.n_tokens) return true;
   if (n < s.dropped_at) return false;
   for (size_t i = 0; i < s.layers.size(); ++i) {
+    if (s.layers[i].blocks && s.layers[i].blocks->end() > 0) return false;
     if (s.layers[i].first_pos > 0 &&
         s.layers[i].first_pos > oldest_visible(s.shapes[i].window, n)) {
       return false;
@@ -57,6 +59,15 @@ void KvCache::truncate(int n) {
     throw CapacityError(message("cache: cannot go back from ", s.n_tokens, " to ", n,
                                 " tokens: rows were dropped when ", s.dropped_at,
                                 " had been read"));
+  }
+  const auto has_left = [](const LayerCache& layer) {
+    return layer.blocks && layer.blocks->end() > 0;
+  };
+  if (const auto at = std::ranges::find_if(s.layers, has_left);
+      !can_truncate(n) && at != s.layers.end()) {
+    throw CapacityError(message("cache: cannot go back from ", s.n_tokens, " to ", n,
+                                " tokens: the first ", at->blocks->end(),
+                                " have left the local window of infllm"));
   }
   if (!can_truncate(n)) {
     throw CapacityError(message("cache: cannot go back from ", s.n_tokens, " to ", n,
@@ -76,7 +87,9 @@ void KvCache::truncate(int n) {
     if (n == 0) {
       layer.first_pos = 0;
       layer.queries.clear();
+      if (layer.blocks) layer.blocks->clear();
     }
+    if (layer.blocks && layer.blocks->end() == 0) layer.blocks->forget(n);
     layer.each_side([&](SideCache& side, int head) {
       side.truncate(n == 0 ? 0 : layer.rows_before(n - s.shift, head), std::move(returning[at++]));
     });

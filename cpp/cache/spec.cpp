@@ -319,6 +319,24 @@ std::string side_error(const SideSpec& side, bool values) {
   return message("seal=window needs a tail of ", unit, " tokens or a multiple, found ", side.tail);
 }
 
+// Blocks of infllm are pages of one head, coded when they leave the local window. That and the
+// first tokens are in f16, whatever a tail and sinks ask for.
+std::string blocks_error(const CacheSpec& spec) {
+  const SelectorSpec& blocks = spec.selector;
+  const auto fits = [&](const SideSpec& side) {
+    return side.projector.kind == ProjectorSpec::Kind::none && side.older.empty() &&
+           side.tail <= blocks.local && side.seal == Seal::page && side.codec.group != kWholeRow;
+  };
+  const auto fits_if = [&](const std::optional<SideSpec>& side) { return !side || fits(*side); };
+  bool fit = fits(spec.k) && fits(spec.v) && spec.sinks <= blocks.init && !spec.exact_prefill;
+  for (const LayerRule& rule : spec.rules) fit = fit && fits_if(rule.k) && fits_if(rule.v);
+  if (fit) return "";
+  return message(
+      "infllm: expected a codec of its blocks and no projector, prefill=, seal=, older= or "
+      "group=row, a tail of at most the local=",
+      blocks.local, " and sinks of at most the init=", blocks.init, " tokens");
+}
+
 std::string bases_error(const CacheSpec& spec) {
   bool calibrated = spec.k.projector.calibrated || spec.v.projector.calibrated;
   for (const LayerRule& rule : spec.rules) {
@@ -393,6 +411,10 @@ std::string CacheSpec::error() const {
   }
   error = selector_error(selector);
   if (!error.empty()) return error;
+  if (selector.uses_blocks()) {
+    error = blocks_error(*this);
+    if (!error.empty()) return error;
+  }
   return bases_error(*this);
 }
 

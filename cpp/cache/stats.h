@@ -14,6 +14,7 @@ struct CacheStats {
   int64_t bases = 0;          // projections shared by pages
   int64_t tail = 0;           // uncompressed recent rows
   int64_t meta = 0;           // page tables and descriptors
+  int64_t offloaded = 0;      // of blocks that lie in a file (infllm); not part of bytes
   int64_t f16_bytes = 0;      // the same tokens, uncompressed in f16
   int64_t peak_bytes = 0;     // most bytes this cache and its forks ever held together
   int64_t tokens_seen = 0;    // position counter

@@ -37,6 +37,8 @@ SessionOptions checked(const Model& model, SessionOptions options) {
     throw ConfigError(
         message("n_batch: expected 1 to ", kMaxBatch, " tokens, found ", options.n_batch));
   }
+  // A span of queries retrieves its blocks together, so it is read together.
+  if (options.cache.selector.uses_blocks()) options.n_batch = options.cache.selector.span;
   return options;
 }
 

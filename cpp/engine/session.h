@@ -23,7 +23,8 @@ struct SessionOptions {
   int n_ctx = 0;       // most tokens the session may hold; 0: what the model was trained for
   CacheSpec cache;     // default f16
   bool exact = false;  // f32 activations instead of int8
-  int n_batch = 256;   // tokens per forward pass while reading a prompt
+  // Tokens per forward pass while reading a prompt; with infllm those of a span, whatever is said.
+  int n_batch = 256;
   // Most bytes of the cache, those of forks included (KvCache::limit_memory); 0: no limit. Session
   // files do not keep it.
   int64_t kv_budget = 0;

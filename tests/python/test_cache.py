@@ -21,6 +21,7 @@ KEYS = [
     "bases",
     "tail",
     "meta",
+    "offloaded",
 ]
 # The tiny model has heads of few channels: a group must divide them.
 SPECS = ["f32", "f16", "bf16", "int8:group=8,tail=4", "k=int4:group=8,tail=8 + v=f16"]
@@ -111,3 +112,16 @@ def test_bad_specs(spec: str) -> None:
     with pytest.raises(kv.ConfigError) as raised:
         kv.canonical_cache(spec)
     assert "\n" not in str(raised.value)
+
+
+def test_blocks_in_a_file(tiny: kv.Model) -> None:
+    session = tiny.session(
+        cache="infllm:init=4,local=32,block=64,topk=1,span=16,resident=1,offload=file"
+    )
+    session.forward(TOKENS)
+    stats = session.cache.stats()
+    assert stats.tokens_kept == len(TOKENS)
+    # Of 150 tokens 32 are local and 4 the first: one block of 64, in f16.
+    assert stats.offloaded == stats.f16_bytes // len(TOKENS) * 64
+    with pytest.raises(kv.CapacityError, match="have left the local window of infllm"):
+        session.truncate(100)

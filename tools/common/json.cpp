@@ -80,6 +80,7 @@ std::string json_cache(const kve::CacheStats& stats) {
       .add("bases", stats.bases)
       .add("tail", stats.tail)
       .add("meta", stats.meta)
+      .add("offloaded", stats.offloaded)
       .str();
 }
 

@@ -27,9 +27,6 @@ std::vector<int32_t> all_rows(size_t n) {
   return rows;
 }
 
-// A score that orders: NaN, of rows that hold no finite numbers, is the lowest.
-float orderly(float score) { return score == score ? score : -kAlwaysKept; }
-
 // Ada-KV (arXiv 2407.11550): rows of all groups compete for the sum of their budgets, but for
 // a share alpha of its own budget that every group has for its best rows.
 std::vector<std::vector<int32_t>> choose_jointly(std::span<const std::vector<float>> scores,
@@ -147,6 +144,7 @@ std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, 
   switch (spec.kind) {
     case Kind::full:
     case Kind::quest:
+    case Kind::infllm:  // cache/blocks/
       return std::make_unique<Full>(spec);
     case Kind::window:
     case Kind::streaming:

@@ -17,6 +17,8 @@ namespace kve {
 
 // The score of a row that stays whatever the others' scores are.
 inline constexpr float kAlwaysKept = std::numeric_limits<float>::infinity();
+// A score that orders: NaN, of rows that hold no finite numbers, is the lowest.
+inline float orderly(float score) { return score == score ? score : -kAlwaysKept; }
 
 // The rows of one kv head, oldest first. Views that a selector did not ask for (needs()) may be
 // empty.
@@ -79,7 +81,8 @@ class Selector {
   SelectorSpec spec_;
 };
 
-// The `n` rows of the highest scores, rising; of equal ones the older. All when n is that large.
+// The `n` rows of the highest scores, none of them NaN, rising; of equal ones the older. All when n
+// is that large.
 std::vector<int32_t> top_rows(std::span<const float> scores, int n);
 
 // The rows that stay, for each group of heads_per_group heads, which keep the same ones: their

@@ -3,6 +3,8 @@
 
 #include "base/error.h"
 #include "cache/select/selector_list.h"
+#include "cache/spec_names.h"
+#include "formats/cache_codecs.h"
 
 namespace kve {
 namespace {
@@ -11,7 +13,36 @@ using Kind = SelectorSpec::Kind;
 
 constexpr size_t kMaxGatesPath = 4096;
 
+constexpr size_t kMaxFolder = 4096;
+
 bool is_pooled(Kind kind) { return kind == Kind::snapkv || kind == Kind::pyramidkv; }
+
+std::string blocks_error(const SelectorSpec& spec) {
+  if (spec.span > spec.local) {
+    return message("span: expected at most the local=", spec.local, " tokens, found ", spec.span);
+  }
+  if (spec.block % kPageTokens != 0) {
+    return message("block: expected a multiple of ", kPageTokens, " tokens, found ", spec.block);
+  }
+  if (spec.representatives > spec.block) {
+    return message("repr: expected at most the block=", spec.block, " tokens, found ",
+                   spec.representatives);
+  }
+  if (spec.offload.empty()) return "";
+  if (spec.resident < spec.topk) {
+    return message("resident: expected at least the topk=", spec.topk,
+                   " blocks that are retrieved, found ", spec.resident);
+  }
+  const bool writable = std::ranges::all_of(spec.offload, [](char c) {
+    return static_cast<unsigned char>(c) > ' ' && c != 0x7f &&
+           kSpecSigns.find(c) == kSpecSigns.npos;
+  });
+  if (!writable || spec.offload.size() > kMaxFolder) {
+    return message("offload: expected a folder of at most ", kMaxFolder,
+                   " bytes, without blanks and the signs ", kSpecSigns);
+  }
+  return "";
+}
 
 }  // namespace
 
@@ -70,7 +101,7 @@ std::string selector_error(const SelectorSpec& spec) {
     return message("gates: expected a path of at most ", kMaxGatesPath, " bytes, found ",
                    spec.gates.size());
   }
-  return "";
+  return spec.kind == Kind::infllm ? blocks_error(spec) : "";
 }
 
 }  // namespace kve

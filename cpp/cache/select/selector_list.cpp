@@ -101,6 +101,20 @@ SelectorSpec duo() {
   return spec;
 }
 
+// As the authors' code has it.
+SelectorSpec blocks() {
+  SelectorSpec spec;
+  spec.kind = Kind::infllm;
+  spec.init = 128;
+  spec.local = 4096;
+  spec.block = 128;
+  spec.topk = 16;
+  spec.representatives = 4;
+  spec.span = 512;
+  spec.resident = 32;
+  return spec;
+}
+
 const auto& entries() {
   static const std::array kEntries = {
       SelectorEntry{"full", {}, "", "every token stays", "kvengine"},
@@ -151,6 +165,11 @@ const auto& entries() {
       SelectorEntry{"quest", quest(), "budget, keep, page, dense, recent",
                     "every token stays; queries read the pages that may matter to them",
                     "2406.10774"},
+      SelectorEntry{
+          "infllm", blocks(), "total, init, local, block, topk, repr, span, resident, offload",
+          "InfLLM: every token stays; those before a local window as blocks, in memory or "
+          "in a file, of which each span of queries retrieves a few",
+          "2402.04617"},
   };
   return kEntries;
 }
@@ -192,6 +211,13 @@ SelectorSpec scored_by(const SelectorEntry& scorer) {
   spec.interval = 0;
   spec.alpha = adaptive().alpha;
   return spec;
+}
+
+void set_total(int tokens, SelectorSpec* spec) {
+  spec->init = static_cast<int>(0.021 * tokens);
+  spec->topk = static_cast<int>(0.324 * tokens) / 128;
+  spec->local = std::max(512, tokens - spec->init - 128 * spec->topk);
+  spec->resident = spec->topk;
 }
 
 std::string known_scores() {

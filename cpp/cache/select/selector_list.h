@@ -26,6 +26,13 @@ inline constexpr WholeField kWholeFields[] = {
     {"future", &SelectorSpec::future, 1, 65536},
     {"page", &SelectorSpec::page, 16, 64},
     {"dense", &SelectorSpec::dense, 0, 1024},
+    {"init", &SelectorSpec::init, 0, kMaxSelectorTokens},
+    {"local", &SelectorSpec::local, 1, kMaxSelectorTokens},
+    {"block", &SelectorSpec::block, 64, 4096},
+    {"topk", &SelectorSpec::topk, 0, 65536},
+    {"repr", &SelectorSpec::representatives, 1, 4096},
+    {"span", &SelectorSpec::span, 1, 4096},
+    {"resident", &SelectorSpec::resident, 0, 65536},
 };
 
 struct RealField {
@@ -48,6 +55,8 @@ std::string known_scores();
 const SelectorEntry& scorer_of(SelectorSpec::Kind kind);
 // The defaults of adakv with the scores of another selector.
 SelectorSpec scored_by(const SelectorEntry& scorer);
+// What infllm makes of a number of tokens, as the authors' benchmark divides them.
+void set_total(int tokens, SelectorSpec* spec);
 // The defaults of a selector's parameters.
 SelectorSpec usual_of(const SelectorSpec& spec);
 

@@ -25,6 +25,7 @@ struct SelectorSpec {
     duo,
     custom,
     quest,
+    infllm,
   };
   Kind kind = Kind::full;
   // The heads of a layer have one budget together (Ada-KV).
@@ -50,11 +51,24 @@ struct SelectorSpec {
   int page = 0;            // quest: tokens that are read together or not at all
   int dense = 0;           // quest: the first so many layers, whose queries read all tokens
   std::string gates = {};  // duo: file
+  // infllm (cache/blocks/): tokens that stay first of all, and those of the local window; tokens of
+  // a block, blocks that are retrieved, the keys whose mean represents one, queries that retrieve
+  // together, and blocks of a file that are kept in memory.
+  int init = 0;
+  int local = 0;
+  int block = 0;
+  int topk = 0;
+  int representatives = 0;
+  int span = 0;
+  int resident = 0;
+  std::string offload = {};  // empty: blocks stay in memory; "file", or the folder of the file
 
   // Whether nothing is ever dropped.
   bool keeps_all() const { return kind == Kind::full || reads_some(); }
   // Whether queries read some of the tokens only, each its own; all stay.
   bool reads_some() const { return kind == Kind::quest; }
+  // Whether what leaves a local window is kept apart, as blocks (cache/blocks/).
+  bool uses_blocks() const { return kind == Kind::infllm; }
   bool operator==(const SelectorSpec&) const = default;
 };
 

@@ -99,6 +99,18 @@ std::string set_value(std::string_view key, std::string_view value, SelectorSpec
     }
   } else if (key == "gates") {
     spec->gates = value;
+  } else if (key == "offload") {
+    const bool folder = value.find('/') != std::string_view::npos;
+    if (value != "memory" && value != "file" && !folder) {
+      return "memory, file, or the folder of the file, with a slash";
+    }
+    spec->offload = value == "memory" ? std::string_view() : value;
+  } else if (key == "total") {
+    int n = 0;
+    if (!read(value, &n) || n < 1 || n > kMaxSelectorTokens) {
+      return message("a whole number from 1 to ", kMaxSelectorTokens);
+    }
+    set_total(n, spec);
   }
   return "";
 }
@@ -118,6 +130,11 @@ SelectorSpec parse_selector(const SelectorEntry& entry, std::span<const Selector
     }
     spec = scored_by(*scorer);
   }
+  // What is said besides `total` holds.
+  const auto total = std::ranges::find(given, "total", &SelectorParameter::key);
+  if (has_key(keys, "total") && total != given.end()) {
+    set_value(total->key, total->value, &spec);
+  }
   if (spec.kind == Kind::h2o_realdrop) spec.tokens -= spec.recent;
   for (size_t i = 0; i < given.size(); ++i) {
     const auto& [key, value] = given[i];
@@ -135,7 +152,8 @@ SelectorSpec parse_selector(const SelectorEntry& entry, std::span<const Selector
         })) {
       fail(i, false, "expected one of budget and keep, found both");
     }
-    const std::string expected = set_value(key, value, &spec);
+    SelectorSpec others = spec;  // total was read before
+    const std::string expected = set_value(key, value, key == "total" ? &others : &spec);
     if (!expected.empty()) {
       fail(i, true, message(key, ": expected ", expected, ", found ", quoted(value)));
     }
@@ -175,6 +193,10 @@ void each_parameter(const SelectorSpec& spec, const SelectorSpec& usual, std::st
   if (has_key(keys, "prompt") && (all || spec.chunked)) {
     add("prompt", spec.chunked ? "chunked" : "exact");
   }
+  if (has_key(keys, "offload") && (all || !spec.offload.empty())) {
+    add("offload", spec.offload.empty() ? "memory" : spec.offload);
+  }
+  if (has_key(keys, "total") && all) add("total", "TOKENS");
   if (has_key(keys, "positions") && (all || spec.reassign)) {
     add("positions", spec.reassign ? "reassigned" : "original");
   }
@@ -209,6 +231,8 @@ std::string selector_parameters(const SelectorEntry& entry) {
     if (key == "page") out += " (16, 32, 64)";
     if (key == "prompt") out += " (exact, chunked)";
     if (key == "positions") out += " (original, reassigned)";
+    if (key == "offload") out += " (memory, file, or a folder for the file)";
+    if (key == "total") out += " (gives init, local, topk and resident)";
   };
   each_parameter(entry.spec, entry.spec, keys_of(entry.spec), true, add);
   if (entry.spec.joint) add("alpha", real_text(entry.spec.alpha));

@@ -46,6 +46,15 @@ TEST(SelectSpec, CanonicalForms) {
             "duo:gates=a/b.tsv,recent=64,streaming=0.25+f16");
   EXPECT_EQ(canonical("random:seed=7,prompt=chunked"),
             "random:keep=0.25,seed=7,prompt=chunked+f16");
+  EXPECT_EQ(canonical("infllm"), "infllm+f16");
+  EXPECT_EQ(canonical("infllm:offload=file,topk=4,init=128"), "infllm:topk=4,offload=file+f16");
+  EXPECT_EQ(canonical("infllm:offload=memory + int4"), "infllm+int4:group=32,tail=64");
+  EXPECT_EQ(canonical("infllm:offload=a/b"), "infllm:offload=a/b+f16");
+  // The example of the authors' benchmark: 7,500 tokens at a quarter.
+  EXPECT_EQ(canonical("infllm:total=1875"), "infllm:init=39,local=1324,topk=4,resident=4+f16");
+  EXPECT_EQ(canonical("infllm:topk=3,total=1875"),
+            "infllm:init=39,local=1324,topk=3,resident=4+f16");
+  EXPECT_EQ(canonical("infllm:total=300"), "infllm:init=6,local=512,topk=0,resident=0+f16");
   EXPECT_EQ(canonical("knorm:keep=0.1+best4"), "knorm:keep=0.1+" + canonical("best4"));
 }
 
@@ -90,6 +99,30 @@ TEST(SelectSpec, Refusals) {
   EXPECT_TRUE(contains(refusal("duo"), "duo needs gates=FILE"));
   EXPECT_TRUE(contains(refusal("snapkv:prompt=later"), "expected exact or chunked"));
   EXPECT_TRUE(contains(refusal("snapkw"), "did you mean snapkv?"));
+}
+
+TEST(SelectSpec, RefusalsOfBlocks) {
+  EXPECT_TRUE(contains(refusal("infllm:local=100,span=101"),
+                       "span: expected at most the local=100 tokens, found 101"));
+  EXPECT_TRUE(contains(refusal("infllm:local=0"), "local: expected a whole number from 1"));
+  EXPECT_TRUE(contains(refusal("infllm:span=0"), "span: expected a whole number from 1 to 4096"));
+  EXPECT_TRUE(
+      contains(refusal("infllm:block=100"), "block: expected a multiple of 64 tokens, found 100"));
+  EXPECT_TRUE(contains(refusal("infllm:block=64,repr=65"),
+                       "repr: expected at most the block=64 tokens, found 65"));
+  EXPECT_TRUE(contains(refusal("infllm:resident=15,offload=file"),
+                       "resident: expected at least the topk=16 blocks that are retrieved, found "
+                       "15"));
+  EXPECT_TRUE(contains(refusal("infllm:offload=disk"),
+                       "offload: expected memory, file, or the folder of the file, with a slash"));
+  EXPECT_TRUE(contains(refusal("infllm:total=0"), "total: expected a whole number from 1"));
+  EXPECT_TRUE(contains(refusal("infllm:keep=0.5"), "infllm has no parameter 'keep'"));
+  for (const char* other : {"hadamard+int4", "kivi2", "int8:group=row", "int4:tail=5000",
+                            "int4:sinks=9,prefill=exact", "best4", "infllm:init=3+int4:sinks=4"}) {
+    const std::string spec = contains(other, "infllm") ? other : std::string("infllm+") + other;
+    EXPECT_TRUE(contains(refusal(spec), "infllm: expected a codec of its blocks and no projector"))
+        << refusal(spec);
+  }
 }
 
 TEST(SelectSpec, ImpossibleSpecsAreToldApart) {

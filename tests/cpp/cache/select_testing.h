@@ -40,6 +40,10 @@ inline std::vector<float> attend_tokens(const TokenRows& tokens, KvCache* cache,
     const int layer = static_cast<int>(i);
     cache->append(backend, layer, tokens.k(i, first, n), tokens.v(i, first, n));
     if (cache->wants_queries(layer)) cache->observe_queries(layer, tokens.q(i, first, n));
+    if (cache->has_blocks(layer)) {
+      cache->attend(backend, params, layer, tokens.q(i, first, n), Mat(out.data(), n, width));
+      continue;
+    }
     std::vector<AttendTask> tasks;
     cache->plan_attention(backend, params, layer, tokens.q(i, first, n), Mat(out.data(), n, width),
                           &tasks);
