@@ -32,9 +32,9 @@ def chosen_seed(args: argparse.Namespace) -> int:
 def run_sweep(
     args: argparse.Namespace, caches: Sequence[str], tasks: Sequence[Task], out: Path | None
 ) -> int:
-    """Do a sweep, keep it and its report in `out`, and tell its results; the exit status.
+    """Do a sweep, keep it in `out` with a report of all that is there, and tell its results.
 
-    With args.ray (the address of a cluster) the work is done there.
+    Returns the exit status. With args.ray (the address of a cluster) the work is done there.
     """
     names = {canonical_cache(spec): spec for spec in caches}
     for task in tasks:
@@ -47,7 +47,7 @@ def run_sweep(
         if store.torn_lines:
             say(f"{store.path}: {store.torn_lines} torn lines are done again")
         results = _sweep(args, names, tasks, store)
-        _write_report(out, results)
+        _write_report(out, store.results())
     if args.json:
         print_json([result.as_dict() for result in results])
     else:
