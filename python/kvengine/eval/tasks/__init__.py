@@ -2,7 +2,18 @@
 
 import importlib
 
-FAMILIES = ("choice", "lambada", "longbench", "needle", "ruler", "shots", "text")
+FAMILIES = (
+    "arithmetic",
+    "choice",
+    "code",
+    "generation",
+    "lambada",
+    "longbench",
+    "needle",
+    "ruler",
+    "shots",
+    "text",
+)
 
 for _family in FAMILIES:
     importlib.import_module(f"{__name__}.{_family}")
