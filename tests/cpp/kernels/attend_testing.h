@@ -203,7 +203,8 @@ struct Problem {
   std::vector<uint64_t> draw_dead(Random& random) const {
     std::vector<uint64_t> out(static_cast<size_t>(shape.n_rows / 64 + 1));
     for (int row = 0; row < shape.n_rows - shape.n_queries; ++row) {
-      const bool is_dead = row / 100 % 3 == 1 || random.bits() % 3 == 0;
+      // Whole tiles, whole blocks of them, and single rows.
+      const bool is_dead = row / 100 % 3 == 1 || row / 16 % 4 == 2 || random.bits() % 3 == 0;
       if (is_dead) out[static_cast<size_t>(row / 64)] |= uint64_t{1} << (row % 64);
     }
     return out;

@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "base/half.h"
 #include "kernels/kernel_testing.h"
 
 namespace kve {
@@ -161,6 +162,39 @@ TEST_P(Elementwise, Softcap) {
   for (size_t i = 0; i < x.size(); ++i) {
     const double expected = 30.0 * std::tanh(static_cast<double>(x[i]) / 30.0);
     ASSERT_NEAR(out[i], expected, 4e-7 * std::abs(expected)) << x[i];
+  }
+}
+
+TEST_P(Elementwise, DotHalves) {
+  for (const int64_t width : {2, 16, 34, 64, 128, 200}) {
+    for (const int64_t n : {1, 5, 16, 130}) {
+      for (const int64_t vectors : {1, 3, 6}) {
+        Random random(static_cast<uint64_t>(width + n + vectors));
+        const int64_t stride = (width + 15) / 16 * 16;
+        const int64_t out_stride = (n + kHalfDotRows - 1) / kHalfDotRows * kHalfDotRows;
+        const std::vector<float> x = random.normals(vectors * stride);
+        std::vector<uint16_t> rows;
+        for (const float value : random.normals(n * width)) rows.push_back(float_to_half(value));
+        std::vector<float> out(static_cast<size_t>(vectors * out_stride));
+        backend_->dot_halves(
+            {rows.data(), n, width, x.data(), stride, vectors, out.data(), out_stride});
+        for (int64_t v = 0; v < vectors; ++v) {
+          for (int64_t r = 0; r < n; ++r) {
+            double expected = 0;
+            double size = 0;
+            for (int64_t c = 0; c < width; ++c) {
+              const double term = double{half_to_float(rows[static_cast<size_t>(r * width + c)])} *
+                                  double{x[static_cast<size_t>(v * stride + c)]};
+              expected += term;
+              size += std::abs(term);
+            }
+            // Sums of `width` terms in f32.
+            ASSERT_NEAR(out[static_cast<size_t>(v * out_stride + r)], expected, 2e-6 * size)
+                << "width " << width << ", row " << r << ", vector " << v;
+          }
+        }
+      }
+    }
   }
 }
 
