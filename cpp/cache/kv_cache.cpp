@@ -238,7 +238,7 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
     add(cache.values, v);
     for (KeptHead& head : cache.kept) {
       head.append(static_cast<int>(k.rows), first_new - state_->shift,
-                  cache.weighs() && state_->is_observing(cache));
+                  state_->repeat || (cache.weighs() && state_->is_observing(cache)));
     }
     if (backend.seal(jobs) >= 0) {
       throw Error(locate_not_finite(layer, shape.n_kv_heads, first_new, k, v));

@@ -99,6 +99,19 @@ class KvCache {
   void finish_commit(int n) noexcept;
   // Forgets the appended tokens that were not committed.
   void rollback();
+  // Selectors that judge a prompt by what it takes to repeat it (kvzip), kv_cache_repeat.cpp.
+  // Whether a first prompt that ends with n_tokens tokens is to be read with prompt_goes_on,
+  // repeated in parts, and ended by end_prompt(); one that is not keeps every row.
+  bool wants_repeat(int n_tokens) const;
+  // Tokens that are appended from now on repeat those at positions [first, end), which are
+  // committed: of the weights of a softmax over these, the sinks and what was appended, the largest
+  // that any query gives a row is kept. They are not to be committed but rolled back, before the
+  // next part as well. Throws CapacityError.
+  void begin_repeat(int first, int end);
+  // Drops what was not needed, and seals. Throws CapacityError; repeats are then to be cancelled,
+  // and the prompt goes on.
+  void end_prompt(Backend& backend);
+  void cancel_repeat() noexcept;
   // Tokens until rows of a tail are sealed, when the last of them is committed: 1 or more. Until
   // then it does not matter to what a token sees whether tokens are read together or one by one.
   int tokens_until_seal() const;

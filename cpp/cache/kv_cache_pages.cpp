@@ -191,8 +191,9 @@ void KvCache::plan_attention(Backend& backend, const AttendParams& params, int l
   State& s = *state_;
   const LayerCache& cache = s.layers.at(static_cast<size_t>(layer));
   const int n = static_cast<int>(q.rows);
+  const int first_pos = next_position() + cache.appended - n;
   if (!s.shows_some(cache, n)) {
-    tasks->push_back({q, cache.views, next_position(), out, log_sums(layer, n, params.n_heads)});
+    tasks->push_back({q, cache.views, first_pos, out, log_sums(layer, n, params.n_heads)});
     return;
   }
   const size_t n_heads = cache.bounds.size();
@@ -206,7 +207,7 @@ void KvCache::plan_attention(Backend& backend, const AttendParams& params, int l
   const std::span<const HeadView> views = s.shown.views;
   for (int i = 0; i < n; ++i) {
     tasks->push_back({q.block(i, 1), views.subspan(static_cast<size_t>(i) * n_heads, n_heads),
-                      next_position() + i, out.block(i, 1), nullptr});
+                      first_pos + i, out.block(i, 1), nullptr});
   }
 }
 

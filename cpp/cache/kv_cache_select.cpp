@@ -118,7 +118,12 @@ LayerRows* KvCache::State::rows_of(size_t layer) {
 }
 
 bool KvCache::State::is_selection_due(int n, bool prompt_goes_on) const {
-  if (selector == nullptr || n == 0) return false;
+  if (selector == nullptr) return false;
+  if (selector->repeats_prompt()) {
+    return !prompt_goes_on && prompt_tokens == 0 &&
+           (repeat || (n > 0 && !drops_of_prompt(n_tokens + n)));
+  }
+  if (n == 0) return false;
   if (prompt_goes_on) return spec.selector.chunked;
   const int interval = spec.selector.interval;
   return prompt_tokens == 0 || (interval > 0 && n_tokens + n - selected_at >= interval);
@@ -135,7 +140,7 @@ int KvCache::State::tokens_until_selection() const {
 void KvCache::State::count_votes(Backend& backend, int n) {
   for (LayerCache& layer : layers) {
     if (!layer.voters) continue;
-    layer.voters->prepare_commit(n, n_tokens - shift);
+    layer.voters->prepare_commit(backend.pool(), n, n_tokens - shift);
     const int few = layer.voters->pending(n);
     if (!layer.weighs() || few == 0) continue;
     std::vector<float*> pending;
@@ -288,6 +293,8 @@ void KvCache::State::select(Backend& backend, int n, int left, bool prompt_goes_
   for (size_t i = 0; i < layers.size(); ++i) {
     if (votes && layers[i].voters) masses[i] = weigh(backend, layers[i], n, n_tokens + n - shift);
   }
+  std::vector<std::vector<std::vector<int32_t>>> in_all;
+  if (selector->repeats_prompt()) in_all = choose_in_all_layers(n);
   std::vector<std::optional<LayerRows>> anew(layers.size());
   const auto select_in = [&](int64_t i) {
     LayerCache& layer = layers[static_cast<size_t>(i)];
@@ -296,7 +303,9 @@ void KvCache::State::select(Backend& backend, int n, int left, bool prompt_goes_
       if (prompt_tokens > 0) mask_rows(&layer, masses[static_cast<size_t>(i)], left);
       return;
     }
-    const auto chosen = choose(static_cast<size_t>(i), n, left, masses[static_cast<size_t>(i)]);
+    const auto chosen =
+        in_all.empty() ? choose(static_cast<size_t>(i), n, left, masses[static_cast<size_t>(i)])
+                       : std::move(in_all[static_cast<size_t>(i)]);
     anew[static_cast<size_t>(i)] = drop_others(&layer, chosen, left);
   };
   const auto n_layers = static_cast<int64_t>(layers.size());
@@ -377,6 +386,7 @@ void KvCache::State::forget_selection(int n) noexcept {
 
 float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
   LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
+  if (state_->repeat && !cache.kept.empty()) return state_->repeat->log_sums(n, n_heads);
   if (!state_->is_observing(cache)) return nullptr;
   return cache.voters->log_sums(n, n_heads);
 }
@@ -384,6 +394,9 @@ float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
 void KvCache::observe_attention(Backend& backend, int layer, const AttendParams& params,
                                 const AttendTask& task) {
   LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
+  if (state_->repeat && !cache.kept.empty()) {
+    return state_->repeat->observe(backend, params, task, &cache);
+  }
   if (!state_->is_observing(cache)) return;
   // The queries of a long pass are not kept until it is committed.
   if (cache.weighs() && task.q.rows > kFewRows) {
@@ -392,7 +405,7 @@ void KvCache::observe_attention(Backend& backend, int layer, const AttendParams&
     const MassTask mass{task.q, task.heads, task.first_pos, task.log_sums, pending};
     backend.attention_mass(params, MassOf::sum, {&mass, 1});
   }
-  cache.voters->observe(params, task.q, task.first_pos);
+  cache.voters->observe(backend.pool(), params, task.q, task.first_pos);
 }
 
 }  // namespace kve

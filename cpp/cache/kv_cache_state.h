@@ -17,6 +17,7 @@
 #include "cache/kv_cache.h"
 #include "cache/page_bounds.h"
 #include "cache/query_squares.h"
+#include "cache/repeat.h"
 #include "cache/select/selector.h"
 #include "cache/shown_pages.h"
 #include "cache/side_cache.h"
@@ -132,10 +133,9 @@ struct LayerSeal {
   }
 };
 
-// What a layer will be once a selection is committed.
 struct Selected {
   size_t layer;
-  LayerRows rows;
+  LayerRows rows;  // once a selection is committed
 };
 
 struct KvCache::State {
@@ -182,12 +182,14 @@ struct KvCache::State {
   void fit_seals(ThreadPool& pool, int n_new);
   // kv_cache_select.cpp: which rows go when n tokens are committed and `left` stay appended.
   bool waits_for_prompt() const { return spec.exact_prefill || selector != nullptr; }
+  bool drops_of_prompt(int n) const;
   bool is_selection_due(int n, bool prompt_goes_on) const;
   int tokens_until_selection() const;
   void count_votes(Backend& backend, int n);
   void select(Backend& backend, int n, int left, bool prompt_goes_on);
   std::vector<std::vector<int32_t>> choose(size_t index, int n, int left,
                                            std::span<const std::vector<float>> mass) const;
+  std::vector<std::vector<std::vector<int32_t>>> choose_in_all_layers(int n) const;
   void mask_rows(LayerCache* layer, std::span<const std::vector<float>> weights, int left) const;
   std::optional<LayerRows> drop_others(LayerCache* layer,
                                        std::span<const std::vector<int32_t>> chosen, int left);
@@ -229,8 +231,9 @@ struct KvCache::State {
   SealJobs jobs;                             // kept, so that a decode step allocates nothing
   RowScorer scorer;                          // of the selector `custom`
   std::shared_ptr<const Selector> selector;  // null: every token stays
-  std::vector<Selected> selected;            // of the commit at hand
-  bool selecting = false;                    // the commit at hand
+  std::optional<Repeat> repeat;
+  std::vector<Selected> selected;  // of the commit at hand
+  bool selecting = false;          // the commit at hand
   bool ends_prompt = false;
   int prompt_tokens = 0;                  // of the first prompt, once it was selected from
   int selected_at = 0;                    // tokens seen at the latest selection

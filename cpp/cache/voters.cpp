@@ -26,7 +26,7 @@ float* Voters::log_sums(int64_t n, int n_heads) {
   return fresh_.data();
 }
 
-void Voters::observe(const AttendParams& params, ConstMat q, int first_pos) {
+void Voters::observe(ThreadPool& pool, const AttendParams& params, ConstMat q, int first_pos) {
   const bool other =
       (width_ != 0 && (width_ != q.cols || n_heads_ != params.n_heads)) ||
       (moments_ && (moments_->n_heads() != params.n_heads || moments_->dim() != params.key_dim));
@@ -54,32 +54,36 @@ void Voters::observe(const AttendParams& params, ConstMat q, int first_pos) {
     }
   }
   if (!few_pending_) {
-    add_moments(q, first_pos);
+    add_moments(pool, q, first_pos);
     CountedVector<float>(fresh_.get_allocator()).swap(fresh_);
   }
 }
 
 // Queries as they were before their rotary embedding.
-void Voters::add_moments(ConstMat q, int first_pos) {
-  if (!moments_) return;
-  const int dim = moments_->dim();
+void Voters::add_moments(ThreadPool& pool, ConstMat q, int first_pos) {
+  const int64_t skipped = std::max(0, skipped_tokens_ - first_pos);
+  if (!moments_ || skipped >= q.rows) return;
+  q = q.block(skipped, q.rows - skipped);
+  if (rotation_ == nullptr) return moments_->add(pool, q);
   BasisView view;
-  if (rotation_ != nullptr) {
-    view.frequencies = rotation_->frequencies.data();
-    view.n_pairs = static_cast<int32_t>(rotation_->frequencies.size());
-    view.interleaved = rotation_->interleaved;
-  }
-  std::vector<float> row(static_cast<size_t>(q.cols));
-  for (int64_t r = std::max(0, skipped_tokens_ - first_pos); r < q.rows; ++r) {
-    std::copy_n(q.row(r), q.cols, row.begin());
-    const Mat heads(row.data(), q.cols / dim, dim);
-    if (rotation_ != nullptr) rotate(heads, view, int64_t{first_pos} + r, -1);
-    moments_->add({row.data(), 1, q.cols});
-  }
+  view.frequencies = rotation_->frequencies.data();
+  view.n_pairs = static_cast<int32_t>(rotation_->frequencies.size());
+  view.interleaved = rotation_->interleaved;
+  const int dim = moments_->dim();
+  std::vector<float> turned(static_cast<size_t>(q.rows * q.cols));
+  constexpr int64_t kRows = 16;
+  pool.parallel((q.rows + kRows - 1) / kRows, [&](int64_t chunk) {
+    for (int64_t r = chunk * kRows; r < std::min(q.rows, (chunk + 1) * kRows); ++r) {
+      float* row = turned.data() + r * q.cols;
+      std::copy_n(q.row(r), q.cols, row);
+      rotate(Mat(row, q.cols / dim, dim), view, first_pos + skipped + r, -1);
+    }
+  });
+  moments_->add(pool, {turned.data(), q.rows, q.cols});
 }
 
-void Voters::prepare_commit(int n, int first_pos) {
-  if (few_pending_) add_moments(queries(committed_, pending(n)), first_pos);
+void Voters::prepare_commit(ThreadPool& pool, int n, int first_pos) {
+  if (few_pending_) add_moments(pool, queries(committed_, pending(n)), first_pos);
 }
 
 void Voters::finish_commit(int n) noexcept {

@@ -144,14 +144,21 @@ void BatchGeneration::forward(std::span<Sequence* const> sequences,
                               std::span<const BatchInput> inputs) {
   std::vector<int> before;
   for (const BatchInput& input : inputs) before.push_back(input.session->n_tokens());
+  std::string failure;
   try {
     forward_batch(inputs);
     return;
-  } catch (const Error&) {
+  } catch (const Error& error) {
+    failure = error.what();
     // Each alone then, to find out which of them fails.
   }
   for (size_t i = 0; i < inputs.size(); ++i) {
-    if (inputs[i].session->n_tokens() != before[i]) continue;  // was in an earlier pass
+    if (inputs[i].session->n_tokens() != before[i]) {  // was in an earlier pass
+      if (inputs[i].prompt_goes_on || inputs[i].session->last_logits()) continue;
+      sequences[i]->error = failure;  // its prompt was read, but could not be repeated
+      end(*sequences[i], "error");
+      continue;
+    }
     try {
       forward_batch(inputs.subspan(i, 1));
     } catch (const Error& error) {

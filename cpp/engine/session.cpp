@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/printable.h"
 #include "cache/calibrated_bases.h"
+#include "engine/prompt_repeat.h"
 #include "engine/session_file.h"
 #include "kernels/few_rows.h"
 #include "models/batch.h"
@@ -119,19 +120,57 @@ void Session::reserve_tokens(size_t n) {
 
 void Session::read_chunks(std::span<const Token> tokens, Mat logits, bool all_logits,
                           const Progress& progress) {
-  const auto total = static_cast<int64_t>(tokens.size());
-  for (int64_t done = 0; done < total;) {
-    const int64_t n = std::min<int64_t>(options_.n_batch, total - done);
-    const bool last = done + n == total;
-    const Mat wanted = all_logits ? logits.block(done, n) : logits.block(0, last ? 1 : 0);
-    const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
-    const Batch::Slice slice{&cache_, chunk, wanted, true, !last};
-    run(*model_, {.slices = {&slice, 1}, .exact = options_.exact});
-    tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
+  const auto n_new = static_cast<int64_t>(tokens.size());
+  const std::optional<PromptRepeat> repeat = repeat_after(tokens.size());
+  const int64_t total = n_new + (repeat ? repeat->total() : 0);
+  int64_t done = 0;
+  const auto report = [&](int64_t n) {
     done += n;
-    if (progress && !progress(done, total) && !last) {
+    if (progress && !progress(done, total) && done < total) {
       throw CancelledError(message("cancelled after ", done, " of ", total, " tokens"));
     }
+  };
+  while (done < n_new) {
+    const int64_t n = std::min<int64_t>(options_.n_batch, n_new - done);
+    const bool last = done + n == n_new;
+    const Mat wanted = all_logits ? logits.block(done, n) : logits.block(0, last ? 1 : 0);
+    const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
+    const Batch::Slice slice{&cache_, chunk, wanted, true, !last || repeat};
+    run(*model_, {.slices = {&slice, 1}, .exact = options_.exact});
+    tokens_.insert(tokens_.end(), chunk.begin(), chunk.end());
+    report(n);
+  }
+  if (repeat) repeat_prompt(*repeat, report);
+}
+
+std::optional<PromptRepeat> Session::repeat_after(size_t n) const {
+  const int context = n_tokens() + static_cast<int>(n);
+  if (!cache_.wants_repeat(context)) return std::nullopt;
+  return PromptRepeat(*model_, options_.cache.selector.chunk, context);
+}
+
+void Session::repeat_prompt(const PromptRepeat& repeat, const std::function<void(int64_t)>& did) {
+  try {
+    for (int i = 0; i < repeat.n_parts(); ++i) {
+      const std::vector<Token> input = repeat.tokens(i, tokens_);
+      cache_.begin_repeat(repeat.part(i).first, repeat.part(i).end);
+      for (size_t at = 0; at < input.size();) {
+        const size_t n = std::min(input.size() - at, static_cast<size_t>(options_.n_batch));
+        const Batch::Slice slice{.cache = &cache_,
+                                 .tokens = std::span(input).subspan(at, n),
+                                 .logits = {},
+                                 .commit = false,
+                                 .behind = static_cast<int>(at)};
+        run(*model_, {.slices = {&slice, 1}, .exact = options_.exact});
+        at += n;
+        did(static_cast<int64_t>(n));
+      }
+    }
+    const std::lock_guard lock(model_->forward_mutex_);
+    cache_.end_prompt(model_->backend());
+  } catch (...) {
+    cache_.cancel_repeat();
+    throw;
   }
 }
 

@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -15,6 +16,7 @@
 
 namespace kve {
 
+class PromptRepeat;
 struct Batch;
 struct BatchInput;
 struct SessionState;
@@ -47,6 +49,11 @@ struct Logits {
 // Called after every chunk with the tokens done and to do; false cancels (CancelledError).
 using Progress = std::function<bool(int64_t done, int64_t total)>;
 
+// A selector of the cache chooses from what the first forward() reads, which is the prompt. kvzip
+// has the model repeat it: passes over about as many tokens again, at positions behind the prompt
+// (beyond n_ctx where it is full), of which nothing stays. They count as progress. If they fail or
+// are cancelled, the prompt stays whole, and goes on with the next forward().
+//
 // Belongs to one thread at a time. If a call throws, the session is as it was before it, except
 // that chunks of a long forward() that were finished stay (n_tokens() tells).
 class Session {
@@ -97,11 +104,16 @@ class Session {
   friend std::vector<std::shared_ptr<const Logits>> forward_batch(std::span<const BatchInput>,
                                                                   const Progress&);
   friend class BatchGeneration;
+  struct Reading;  // forward_batch.cpp
   static void run(Model& model, const Batch& batch);
   void check(std::span<const Token> tokens) const;
   void reserve_tokens(size_t n);
   void read_chunks(std::span<const Token> tokens, Mat logits, bool all_logits,
                    const Progress& progress);
+  // For a cache that asks for it, once `n` more tokens are read: how to repeat the prompt.
+  std::optional<PromptRepeat> repeat_after(size_t n) const;
+  // Has the model repeat the prompt, and ends it. did(n): n tokens were read; may throw.
+  void repeat_prompt(const PromptRepeat& repeat, const std::function<void(int64_t)>& did);
   std::shared_ptr<Logits> logits_buffer(int64_t rows);
   void keep_last_row(const std::shared_ptr<Logits>& logits);
   void restore(SessionState&& state);  // into a new session

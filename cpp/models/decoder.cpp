@@ -38,7 +38,7 @@ void Decoder::run(const Batch& batch) {
     const auto n = static_cast<int64_t>(slice.tokens.size());
     backend_.embed(weights_.embedding, slice.tokens, spec_.embed_scale, act_.x.block(row, n));
     for (int64_t i = 0; i < n; ++i) {
-      positions_.push_back(slice.cache->next_position() + static_cast<int32_t>(i));
+      positions_.push_back(slice.first_position() + static_cast<int32_t>(i));
     }
     row += n;
   }

@@ -1,5 +1,6 @@
 #include "cache/select/future_queries.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -15,25 +16,45 @@ void QueryMoments::clear() noexcept {
   count_ = 0;
 }
 
-void QueryMoments::add(ConstMat q) {
+void QueryMoments::add(ThreadPool& pool, ConstMat q) {
   KVE_ASSERT(q.cols == int64_t{n_heads_} * dim_);
   if (q.rows == 0) return;
   sums_.resize(per_head() * static_cast<size_t>(n_heads_));
+  pool.parallel(n_heads_, [&](int64_t head) { add_head(static_cast<int>(head), q); });
+  count_ += q.rows;
+}
+
+// Some queries at a time, and some columns of their products, so that these stay in registers.
+void QueryMoments::add_head(int head, ConstMat q) {
+  constexpr size_t kRows = 8;
+  constexpr size_t kColumns = 8;
   const auto dim = static_cast<size_t>(dim_);
-  for (int head = 0; head < n_heads_; ++head) {
-    double* sums = sums_.data() + per_head() * static_cast<size_t>(head);
-    double* products = sums + dim;
-    for (int64_t r = 0; r < q.rows; ++r) {
-      const float* query = q.row(r) + int64_t{head} * dim_;
+  const size_t padded = (dim + kColumns - 1) / kColumns * kColumns;
+  double* sums = sums_.data() + per_head() * static_cast<size_t>(head);
+  double* products = sums + dim;
+  std::vector<double> block(kRows * padded);
+  for (int64_t first = 0; first < q.rows; first += kRows) {
+    for (size_t r = 0; r < kRows; ++r) {
+      const int64_t row = first + static_cast<int64_t>(r);
       for (size_t i = 0; i < dim; ++i) {
-        const double left = query[i];
-        sums[i] += left;
-        double* row = products + i * dim;
-        for (size_t j = 0; j < dim; ++j) row[j] += left * double{query[j]};
+        block[r * padded + i] = row < q.rows ? double{q.row(row)[int64_t{head} * dim_ + i]} : 0.0;
+        sums[i] += block[r * padded + i];
+      }
+    }
+    for (size_t i = 0; i < dim; ++i) {
+      for (size_t j = i / kColumns * kColumns; j < dim; j += kColumns) {
+        double added[kColumns] = {};
+        for (size_t r = 0; r < kRows; ++r) {
+          const double left = block[r * padded + i];
+          const double* right = &block[r * padded + j];
+          for (size_t c = 0; c < kColumns; ++c) added[c] += left * right[c];
+        }
+        double* to = products + i * dim + j;
+        const size_t n = std::min(kColumns, dim - j);
+        for (size_t c = 0; c < n; ++c) to[c] += added[c];
       }
     }
   }
-  count_ += q.rows;
 }
 
 void QueryMoments::mean(int head, std::span<double> out) const {
@@ -49,7 +70,8 @@ void QueryMoments::covariance(int head, std::span<double> out) const {
   mean(head, means);
   const double* products = sums_.data() + per_head() * static_cast<size_t>(head) + dim;
   for (size_t i = 0; i < dim * dim; ++i) {
-    const double square = count_ > 0 ? products[i] / static_cast<double>(count_) : 0;
+    const size_t at = i / dim <= i % dim ? i : i % dim * dim + i / dim;
+    const double square = count_ > 0 ? products[at] / static_cast<double>(count_) : 0;
     out[i] = square - means[i / dim] * means[i % dim];
   }
 }

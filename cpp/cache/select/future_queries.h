@@ -9,6 +9,7 @@
 
 #include "base/memory.h"
 #include "base/span.h"
+#include "base/thread_pool.h"
 
 namespace kve {
 
@@ -22,8 +23,8 @@ class QueryMoments {
   int64_t count() const { return count_; }
   size_t bytes() const { return sums_.capacity() * sizeof(double); }
   void clear() noexcept;
-  // q [n, n_heads * dim], not rotated.
-  void add(ConstMat q);
+  // q [n, n_heads * dim], not rotated. Sums do not depend on the number of threads.
+  void add(ThreadPool& pool, ConstMat q);
 
   // Of one query head: its mean [dim] and covariance [dim, dim], zeros before the first query.
   void mean(int head, std::span<double> out) const;
@@ -34,6 +35,7 @@ class QueryMoments {
   std::span<double> restore(int64_t count);
 
  private:
+  void add_head(int head, ConstMat q);
   size_t per_head() const {
     return static_cast<size_t>(dim_) * static_cast<size_t>(dim_ + 1);  // sums, then products
   }
@@ -41,7 +43,9 @@ class QueryMoments {
   int n_heads_;
   int dim_;
   int64_t count_ = 0;
-  CountedVector<double> sums_;  // [n_heads, dim + dim * dim]
+  // [n_heads, dim + dim * dim]; of products, which are symmetric, those right of the diagonal
+  // count.
+  CountedVector<double> sums_;
 };
 
 // ExpectedAttention's future queries (arXiv 2510.00636): the mean and the covariance of a head,

@@ -27,35 +27,13 @@ std::vector<int32_t> all_rows(size_t n) {
   return rows;
 }
 
-// Ada-KV (arXiv 2407.11550): rows of all groups compete for the sum of their budgets, but for
-// a share alpha of its own budget that every group has for its best rows.
-std::vector<std::vector<int32_t>> choose_jointly(std::span<const std::vector<float>> scores,
-                                                 std::span<const int> budgets, double alpha) {
-  std::vector<std::vector<float>> ranked(scores.begin(), scores.end());
-  int64_t left = 0;
-  std::vector<float> all;
-  for (size_t g = 0; g < ranked.size(); ++g) {
-    const int n = static_cast<int>(ranked[g].size());
-    const int own = std::min(budgets[g], n);
-    left += own;
-    for (const int32_t row : top_rows(ranked[g], static_cast<int>(own * alpha))) {
-      ranked[g][static_cast<size_t>(row)] = kAlwaysKept;
-    }
-    all.insert(all.end(), ranked[g].begin(), ranked[g].end());
+// Ada-KV (arXiv 2407.11550): a share alpha of its own budget is what every group has for its best
+// rows.
+void protect_best(double alpha, GroupScores* group) {
+  const int own = std::min(group->budget, static_cast<int>(group->scores.size()));
+  for (const int32_t row : top_rows(group->scores, static_cast<int>(own * alpha))) {
+    group->scores[static_cast<size_t>(row)] = kAlwaysKept;
   }
-  const auto always = std::ranges::count(all, kAlwaysKept);
-  const std::vector<int32_t> chosen =
-      top_rows(all, static_cast<int>(std::max<int64_t>(left, always)));
-  std::vector<std::vector<int32_t>> out(ranked.size());
-  size_t g = 0;
-  int32_t first = 0;
-  for (const int32_t row : chosen) {
-    while (row - first >= static_cast<int32_t>(ranked[g].size())) {
-      first += static_cast<int32_t>(ranked[g++].size());
-    }
-    out[g].push_back(row - first);
-  }
-  return out;
 }
 
 }  // namespace
@@ -86,52 +64,94 @@ std::vector<int32_t> top_rows(std::span<const float> scores, int n) {
   return rows;
 }
 
-std::vector<std::vector<int32_t>> choose_rows(const Selector& selector, const LayerPlace& place,
-                                              std::span<const HeadRows> heads,
-                                              int heads_per_group) {
+std::vector<GroupScores> score_groups(const Selector& selector, const LayerPlace& place,
+                                      std::span<const HeadRows> heads, int heads_per_group) {
   KVE_ASSERT(heads_per_group > 0 && heads.size() % static_cast<size_t>(heads_per_group) == 0);
-  const size_t group = static_cast<size_t>(heads_per_group);
-  const size_t n_groups = heads.size() / group;
-  std::vector<std::vector<int32_t>> out(n_groups);
-  if (selector.is_too_short(place.n_tokens)) {
-    for (size_t g = 0; g < n_groups; ++g) out[g] = all_rows(heads[g * group].positions.size());
-    return out;
-  }
   std::vector<std::vector<float>> scores;
   for (const HeadRows& head : heads) scores.emplace_back(head.positions.size());
   const std::vector<std::span<float>> views(scores.begin(), scores.end());
   selector.score(place, heads, views);
 
-  std::vector<std::vector<float>> shared(n_groups);
-  std::vector<int> budgets(n_groups);
-  for (size_t g = 0; g < n_groups; ++g) {
+  const size_t group = static_cast<size_t>(heads_per_group);
+  std::vector<GroupScores> out(heads.size() / group);
+  for (size_t g = 0; g < out.size(); ++g) {
     const HeadRows& rows = heads[g * group];
     const int first = static_cast<int>(g * group);
-    std::vector<float>& sums = shared[g];
-    sums.resize(rows.positions.size());
+    std::vector<float>& means = out[g].scores;
+    means.resize(rows.positions.size());
     int kept = 0;
     int recent = 0;
     for (int h = first; h < first + heads_per_group; ++h) {
       kept = std::max(kept, selector.budget(place, h));
       recent = std::max(recent, selector.recent(place, h));
       const std::vector<float>& own = scores[static_cast<size_t>(h)];
-      KVE_ASSERT(own.size() == sums.size());
-      for (size_t r = 0; r < sums.size(); ++r) sums[r] += own[r];
+      KVE_ASSERT(own.size() == means.size());
+      for (size_t r = 0; r < means.size(); ++r) means[r] += own[r];
     }
     int always = 0;
-    for (size_t r = 0; r < sums.size(); ++r) {
+    for (size_t r = 0; r < means.size(); ++r) {
       const int32_t position = rows.positions[r];
+      means[r] = orderly(means[r] / static_cast<float>(heads_per_group));
       if (position < selector.spec().sinks || position >= place.n_tokens - recent) {
-        sums[r] = kAlwaysKept;
+        means[r] = kAlwaysKept;
       }
-      sums[r] = orderly(sums[r]);
-      always += sums[r] == kAlwaysKept;
+      always += means[r] == kAlwaysKept;
     }
     // A share of a short prompt never cuts into sinks and recent tokens.
-    budgets[g] = std::max(kept, always);
+    out[g].budget = std::max(kept, always);
+    out[g].n_heads = heads_per_group;
   }
-  if (selector.spec().joint) return choose_jointly(shared, budgets, selector.spec().alpha);
-  for (size_t g = 0; g < n_groups; ++g) out[g] = top_rows(shared[g], budgets[g]);
+  return out;
+}
+
+std::vector<std::vector<int32_t>> choose_together(std::span<const GroupScores> groups) {
+  int unit = 0;
+  for (const GroupScores& group : groups) unit = std::gcd(unit, group.n_heads);
+  // A row is there as often as it costs.
+  const auto cost = [&](const GroupScores& group) { return group.n_heads / unit; };
+  int64_t left = 0;
+  std::vector<float> all;
+  for (const GroupScores& group : groups) {
+    left += int64_t{cost(group)} * std::min<int64_t>(group.budget, std::ssize(group.scores));
+    for (const float score : group.scores) {
+      all.insert(all.end(), static_cast<size_t>(cost(group)), score);
+    }
+  }
+  if (all.size() > INT32_MAX) {
+    throw CapacityError(message("cache: expected at most ", INT32_MAX,
+                                " rows that compete for one budget, found ", all.size()));
+  }
+  left = std::max<int64_t>(left, std::ranges::count(all, kAlwaysKept));
+  std::vector<std::vector<int32_t>> out(groups.size());
+  size_t g = 0;
+  int64_t first = 0;
+  for (const int32_t at : top_rows(all, static_cast<int>(left))) {
+    while (at - first >= cost(groups[g]) * std::ssize(groups[g].scores)) {
+      first += cost(groups[g]) * std::ssize(groups[g].scores);
+      ++g;
+    }
+    const auto row = static_cast<int32_t>((at - first) / cost(groups[g]));
+    if (out[g].empty() || out[g].back() != row) out[g].push_back(row);
+  }
+  return out;
+}
+
+std::vector<std::vector<int32_t>> choose_rows(const Selector& selector, const LayerPlace& place,
+                                              std::span<const HeadRows> heads,
+                                              int heads_per_group) {
+  std::vector<std::vector<int32_t>> out;
+  if (selector.is_too_short(place.n_tokens)) {
+    for (size_t h = 0; h < heads.size(); h += static_cast<size_t>(heads_per_group)) {
+      out.push_back(all_rows(heads[h].positions.size()));
+    }
+    return out;
+  }
+  std::vector<GroupScores> groups = score_groups(selector, place, heads, heads_per_group);
+  if (selector.spec().joint) {
+    for (GroupScores& group : groups) protect_best(selector.spec().alpha, &group);
+    return choose_together(groups);
+  }
+  for (const GroupScores& group : groups) out.push_back(top_rows(group.scores, group.budget));
   return out;
 }
 
@@ -172,6 +192,8 @@ std::unique_ptr<Selector> make_selector(const SelectorSpec& spec, int n_layers, 
       return make_h2o_bench(spec);
     case Kind::custom:
       return make_custom(spec, std::move(scorer));
+    case Kind::kvzip:
+      return make_kvzip(spec);
     case Kind::duo:
       return make_duo(spec, n_layers, n_kv_heads);
   }

@@ -62,6 +62,9 @@ class Selector {
 
   const SelectorSpec& spec() const { return spec_; }
   virtual unsigned needs() const { return nothing; }
+  // Whether `mass` is, of each row, the largest weight that a token gave it while the prompt was
+  // read once more (KvCache::begin_repeat), and rows of all layers compete for the budgets of all.
+  virtual bool repeats_prompt() const { return false; }
   // Whether several layers may be scored at once.
   virtual bool is_thread_safe() const { return true; }
   // The queries whose weights make up `mass`: so many newest, or all when 0.
@@ -84,6 +87,21 @@ class Selector {
 // The `n` rows of the highest scores, none of them NaN, rising; of equal ones the older. All when n
 // is that large.
 std::vector<int32_t> top_rows(std::span<const float> scores, int n);
+
+// Kv heads that keep the same rows: the mean of their scores, none of them NaN, and how many rows
+// may stay.
+struct GroupScores {
+  std::vector<float> scores;  // [n]
+  int budget = 0;
+  int n_heads = 1;
+};
+// Of each group of heads_per_group heads. Budgets are no less than the rows that always stay.
+std::vector<GroupScores> score_groups(const Selector& selector, const LayerPlace& place,
+                                      std::span<const HeadRows> heads, int heads_per_group = 1);
+// The rows that stay of each group, rising, where rows of all groups compete for the sum of their
+// budgets; what rows cost is the heads that keep them. Of equal rows those of the first groups
+// stay.
+std::vector<std::vector<int32_t>> choose_together(std::span<const GroupScores> groups);
 
 // The rows that stay, for each group of heads_per_group heads, which keep the same ones: their
 // scores are averaged first. Rising.

@@ -92,7 +92,8 @@ std::string selector_error(const SelectorSpec& spec) {
     return message("keep: h2o_bench expects a share of the tokens, found ", spec.tokens);
   }
   if (spec.kind == Kind::duo && spec.gates.empty()) {
-    return "duo needs gates=FILE: a line per layer of numbers from 0 to 1, one per kv head";
+    return "duo needs gates=FILE, which kvengine calibrate --gates writes: a line per layer of "
+           "numbers from 0 to 1, one per kv head";
   }
   if (spec.kind == Kind::duo && spec.sinks + spec.recent == 0) {
     return "duo needs sinks or recent tokens that streaming heads keep, found none";

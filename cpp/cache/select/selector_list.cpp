@@ -115,6 +115,13 @@ SelectorSpec blocks() {
   return spec;
 }
 
+SelectorSpec kvzip() {
+  SelectorSpec spec = quarter(Kind::kvzip);
+  spec.sinks = 4;
+  spec.chunk = 2048;
+  return spec;
+}
+
 const auto& entries() {
   static const std::array kEntries = {
       SelectorEntry{"full", {}, "", "every token stays", "kvengine"},
@@ -158,6 +165,10 @@ const auto& entries() {
                     "Ada-KV: the heads of a layer compete for one budget, by the scores of another "
                     "selector",
                     "2407.11550"},
+      SelectorEntry{"kvzip", kvzip(), "keep, sinks, recent, chunk",
+                    "KVzip: tokens that the model needs to repeat the prompt, which it is asked to "
+                    "do once more; all heads of all layers compete for one budget",
+                    "2505.23416"},
       SelectorEntry{"duo", duo(), "gates, streaming, sinks, recent, interval, prompt",
                     "DuoAttention: heads with low gates keep the first and newest tokens, the "
                     "others all",

@@ -33,6 +33,7 @@ inline constexpr WholeField kWholeFields[] = {
     {"repr", &SelectorSpec::representatives, 1, 4096},
     {"span", &SelectorSpec::span, 1, 4096},
     {"resident", &SelectorSpec::resident, 0, 65536},
+    {"chunk", &SelectorSpec::chunk, 1, 65536},
 };
 
 struct RealField {

@@ -23,6 +23,7 @@ struct SelectorSpec {
     expected,
     random,
     duo,
+    kvzip,
     custom,
     quest,
     infllm,
@@ -44,6 +45,7 @@ struct SelectorSpec {
   int kernel = 0;          // snapkv, pyramidkv: votes are averaged over so many neighbours
   double beta = 0;         // pyramidkv: the mean budget over the last layer's
   double alpha = 0;        // joint: the share of its budget that each head has for itself
+  int chunk = 0;           // kvzip: tokens that are repeated at a time
   int future = 0;          // expected: positions that future queries may have
   double epsilon = 0;      // expected: added to every weight
   double streaming = 0;    // duo: the share of all kv heads that keep sinks and recent tokens only

@@ -19,6 +19,7 @@ std::unique_ptr<Selector> make_expected(const SelectorSpec& spec);
 std::unique_ptr<Selector> make_random(const SelectorSpec& spec);
 std::unique_ptr<Selector> make_h2o_bench(const SelectorSpec& spec);
 std::unique_ptr<Selector> make_custom(const SelectorSpec& spec, RowScorer scorer);
+std::unique_ptr<Selector> make_kvzip(const SelectorSpec& spec);
 std::unique_ptr<Selector> make_duo(const SelectorSpec& spec, int n_layers, int n_kv_heads);
 
 }  // namespace kve

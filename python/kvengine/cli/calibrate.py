@@ -10,27 +10,36 @@ from kvengine import Model
 from kvengine.cli.arguments import add_common, add_prompt, whole
 from kvengine.cli.inputs import load_model, prompt_text
 from kvengine.cli.output import Progress, print_json, print_table, say
-from kvengine.compress import calibrate_bases
+from kvengine.compress import calibrate_bases, calibrate_gates
 from kvengine.compress.bases import GROUP
+from kvengine.compress.gates import MOST_TOKENS, TEXTS
 from kvengine.eval.calibration import calibrate
 
 DESCRIPTION = (
     "Code the keys and the values of each layer alone at 2 bits and measure the divergence over a "
     "text. --cache auto --kv-budget SIZE --kv-calibration FILE then spends bits where they count. "
     "With --bases, find instead what groups of heads have in common, for --cache "
-    "palu:basis=FILE and lowrank:basis=FILE (arXiv 2407.21118)."
+    "palu:basis=FILE and lowrank:basis=FILE (arXiv 2407.21118). With --gates, which heads need all "
+    "tokens, for --cache duo:gates=FILE (arXiv 2410.10819)."
 )
 
 _DEFAULT_WINDOW = 1024
 _BASES_WINDOW = 2048
+_BASES_WINDOWS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_prompt(parser)
     parser.add_argument(
-        "-o", "--output", required=True, metavar="FILE", help="JSON, or GGUF with --bases"
+        "-o",
+        "--output",
+        required=True,
+        metavar="FILE",
+        help="JSON, GGUF with --bases, text with --gates",
     )
-    parser.add_argument("--bases", action="store_true", help="write bases of keys and values")
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--bases", action="store_true", help="write bases of keys and values")
+    kinds.add_argument("--gates", action="store_true", help="write gates of kv heads")
     parser.add_argument(
         "--group",
         type=whole(1),
@@ -40,8 +49,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chunks",
         type=whole(1),
-        default=16,
-        help="with --bases: most windows (of -c tokens, 2048) of the text that are read (16)",
+        help="with --bases, --gates: most windows (of -c tokens, 2048 or 1024) of the text that "
+        f"are read ({_BASES_WINDOWS}, {TEXTS})",
     )
     add_common(parser, cache=False)
 
@@ -54,7 +63,7 @@ def _write_bases(args: argparse.Namespace, model: Model, text: str) -> None:
             args.output,
             args.group,
             args.ctx_size or _BASES_WINDOW,
-            args.chunks,
+            args.chunks or _BASES_WINDOWS,
             progress.update,
         )
     if found.warning:
@@ -73,11 +82,33 @@ def _write_bases(args: argparse.Namespace, model: Model, text: str) -> None:
     )
 
 
+def _write_gates(args: argparse.Namespace, model: Model, text: str) -> None:
+    with Progress("reading the text") as progress:
+        found = calibrate_gates(
+            model, text, args.ctx_size or MOST_TOKENS, args.chunks or TEXTS, progress.update
+        )
+    found.write(args.output)
+    if args.json:
+        print_json(asdict(found) | {"path": str(Path(args.output))})
+        return
+    heads = max(map(len, found.areas))
+    print_table(
+        ["layer", *(f"head {head}" for head in range(heads))],
+        [[i, *(f"{area:.4f}" for area in layer)] for i, layer in enumerate(found.areas)],
+    )
+    print(
+        f"{args.output}: {found.texts} texts of {found.tokens} tokens; "
+        f"--cache duo:gates={args.output}"
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     text = prompt_text(args)
     model = load_model(args)
     if args.bases:
         _write_bases(args, model, text)
+    elif args.gates:
+        _write_gates(args, model, text)
     else:
         _write_damage(args, model, text)
 

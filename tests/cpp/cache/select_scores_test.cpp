@@ -124,6 +124,34 @@ TEST(SelectScoresJointly, AgreesWithTheDefinition) {
   EXPECT_NE(chosen[0].size(), chosen[1].size()) << "the golden layer does not test raggedness";
 }
 
+TEST(SelectTogether, RowsOfAllGroupsCompeteForTheSumOfTheirBudgets) {
+  const GroupScores groups[] = {{.scores = {5, 1, 4, 1}, .budget = 2},
+                                {.scores = {0, 3, 2}, .budget = 2},
+                                {.scores = {9, 8}, .budget = 1}};
+  using Rows = std::vector<std::vector<int32_t>>;
+  EXPECT_EQ(choose_together(groups), (Rows{{0, 2}, {1}, {0, 1}}));
+  // What always stays does so above the budget, and budgets above the rows count as many.
+  const GroupScores always[] = {{.scores = {kAlwaysKept, kAlwaysKept, kAlwaysKept}, .budget = 1},
+                                {.scores = {1}, .budget = 1}};
+  EXPECT_EQ(choose_together(always), (Rows{{0, 1, 2}, {}}));
+  const GroupScores small[] = {{.scores = {1, 2}, .budget = 100}, {.scores = {0}, .budget = 1}};
+  EXPECT_EQ(choose_together(small), (Rows{{0, 1}, {0}}));
+  // Of equal rows the first.
+  const GroupScores equal[] = {{.scores = {1, 1}, .budget = 1}, {.scores = {1, 1}, .budget = 2}};
+  EXPECT_EQ(choose_together(equal), (Rows{{0, 1}, {0}}));
+}
+
+TEST(SelectTogether, RowsCostTheHeadsThatKeepThem) {
+  // 2 * 2 + 1 * 4 rows of a head.
+  const GroupScores groups[] = {{.scores = {5, 1, 7}, .budget = 2, .n_heads = 2},
+                                {.scores = {6, 9, 2, 4}, .budget = 4, .n_heads = 1}};
+  using Rows = std::vector<std::vector<int32_t>>;
+  EXPECT_EQ(choose_together(groups), (Rows{{0, 2}, {0, 1, 2, 3}}));
+  const GroupScores fewer[] = {{.scores = {5, 1, 7}, .budget = 2, .n_heads = 4},
+                               {.scores = {6, 9, 2, 4}, .budget = 1, .n_heads = 2}};
+  EXPECT_EQ(choose_together(fewer), (Rows{{0, 2}, {0, 1}})) << "a row that does not fit whole";
+}
+
 TEST(SelectH2o, SumsMassAndKeepsTheNewest) {
   const Layer layer("mass_all.f32", kTokens);
   const auto selector = make_selector({.kind = Kind::h2o, .share = 0.25, .recent = -1}, 1, kHeads);
@@ -142,8 +170,9 @@ TEST(SelectFuture, TurnsMomentsToFuturePositions) {
   const std::vector<float> queries = golden<float>("queries.f32");
   QueryMoments moments(kHeads * kGroup, kDim, std::make_shared<MemoryCounter>());
   // In parts, as a prompt comes in chunks; without the first four.
+  ThreadPool pool(2);
   for (int row = 4; row < kTokens; row += 39) {
-    moments.add({queries.data() + row * 64, 39, 64});
+    moments.add(pool, {queries.data() + row * 64, 39, 64});
   }
   ASSERT_EQ(moments.count(), kTokens - 4);
   std::vector<double> frequencies;

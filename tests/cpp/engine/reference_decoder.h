@@ -20,6 +20,21 @@ class ReferenceDecoder {
   explicit ReferenceDecoder(const Model& model)
       : model_(model), weights_(open(model), model.spec()) {}
 
+  // What a layer's heads multiply, rotated: q [tokens.size()][n_heads * head_dim], k
+  // [tokens.size()][n_kv_heads * head_dim].
+  struct Heads {
+    std::vector<Row> q;
+    std::vector<Row> k;
+  };
+  // Of every layer.
+  std::vector<Heads> heads(std::span<const Token> tokens) const {
+    std::vector<Heads> out;
+    heads_ = &out;
+    logits(tokens);
+    heads_ = nullptr;
+    return out;
+  }
+
   // [tokens.size()][vocab_size]
   std::vector<Row> logits(std::span<const Token> tokens) const {
     const ModelSpec& spec = model_.spec();
@@ -114,6 +129,7 @@ class ReferenceDecoder {
     std::vector<Row> q = product(x, w.q), k = product(x, w.k), v = product(x, w.v);
     prepare_heads(q, spec, w.q_norm);
     prepare_heads(k, spec, w.k_norm);
+    if (heads_ != nullptr) heads_->push_back({q, k});
     std::vector<Row> mixed(x.size(), Row(static_cast<size_t>(spec.n_heads * spec.value_dim)));
     for (size_t t = 0; t < x.size(); ++t) {
       for (int h = 0; h < spec.n_heads; ++h) attend(q, k, v, spec, t, h, mixed[t]);
@@ -174,6 +190,7 @@ class ReferenceDecoder {
 
   const Model& model_;
   ModelWeights weights_;
+  mutable std::vector<Heads>* heads_ = nullptr;
 };
 
 }  // namespace kve::test
