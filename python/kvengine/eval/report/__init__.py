@@ -76,7 +76,10 @@ def _figures(group: Group) -> Iterator[tuple[str, str, Any]]:
         if maps:
             title = f"{metric} by depth and length: {what}"
             yield f"map-{metric}", title, plots.heat(maps, title, metric)
+    front = {point.name for point in points if point.best}
     tails = data.tails(group)
+    if len(tails) > plots.MOST_NAMED:
+        tails = [curve for curve in tails if curve.name in front]
     if tails:
         title = f"tails of the divergence: {what}"
         yield "tails", title, plots.tails(tails, title)

@@ -5,6 +5,7 @@ names beside what they name.
 from __future__ import annotations
 
 import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 DASHES = ("-", "--", ":", "-.")
 TEXT = "#222222"
 QUIET = "#8a8a8a"
+MOST_NAMED = 16  # caches of a picture; of more, only those on the Pareto front are named or drawn
 _NAME_CHARS = 34
+_TITLE_CHARS = 72
 _FLOOR = 1e-6  # of the largest value: what is below it does not stretch a logarithmic axis
 _WHOLE = 0.97  # a share that the tails begin at
 
@@ -83,6 +86,7 @@ def quality(points: Sequence[Point], title: str, metric: str, higher_is_better: 
     pyplot = require_matplotlib()
     figure, axis = pyplot.subplots(figsize=(7.4, 4.6))
     heights = [point.value for point in points]
+    unnamed = "" if len(points) <= MOST_NAMED else ", whose caches alone are named"
     names = [_cut(point.name) for point in points]
     if not higher_is_better and min(heights) >= 0 and max(heights) > 30 * min(heights):
         axis.set_yscale("log")
@@ -117,8 +121,13 @@ def quality(points: Sequence[Point], title: str, metric: str, higher_is_better: 
     axis.margins(x=0.12, y=0.14)
     axis.set_xlabel("cache, MiB")
     axis.set_ylabel(f"{metric}, {'higher' if higher_is_better else 'lower'} is better")
-    axis.set_title(f"{title}\nfilled: Pareto front", fontsize=11, loc="left")
-    _label_points(figure, axis, list(zip(names, spots, points, strict=True)), front)
+    axis.set_title(f"{_wrapped(title)}\nfilled: Pareto front{unnamed}", fontsize=11, loc="left")
+    labels = [
+        label
+        for label in zip(names, spots, points, strict=True)
+        if label[2].best or len(points) <= MOST_NAMED
+    ]
+    _label_points(figure, axis, labels, front)
     return figure
 
 
@@ -188,7 +197,7 @@ def _lines(curves: Sequence[Curve], title: str, **options: Any) -> tuple[Any, An
     figure.subplots_adjust(left=0.09, right=0.7)
     for i, curve in enumerate(curves):
         axis.plot(curve.x, curve.y, linewidth=1.8, **_style(i), **options)
-    axis.set_title(title, fontsize=11, loc="left")
+    axis.set_title(_wrapped(title), fontsize=11, loc="left")
     return figure, axis
 
 
@@ -353,6 +362,10 @@ def _heat_range(maps: Sequence[HeatMap]) -> tuple[float, float]:
 
 def _short(value: float) -> str:
     return f"{round(value, 2) + 0.0:.2f}".removesuffix(".00")  # + 0.0: no minus before zeros
+
+
+def _wrapped(title: str) -> str:
+    return textwrap.fill(title, _TITLE_CHARS)
 
 
 def _cut(name: str) -> str:
