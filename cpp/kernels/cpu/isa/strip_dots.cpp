@@ -74,10 +74,12 @@ __attribute__((always_inline)) static inline void write_sums(
   }
 }
 
+// Into the first cache: they are read half a run later, and from the second one it takes a tenth
+// longer (best4, 7,936 tokens).
 template <int kBytes>
 __attribute__((always_inline)) static inline const std::byte* ask_ahead(const std::byte* at) {
 #pragma GCC unroll 4
-  for (int b = 0; b < kBytes; b += 64) prefetch_shared(at + b);
+  for (int b = 0; b < kBytes; b += 64) __builtin_prefetch(at + b, 0, 3);
   return at + kBytes;
 }
 
