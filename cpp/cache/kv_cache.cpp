@@ -396,12 +396,13 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
   s.jobs.clear();
   try {
     s.count_votes(backend, n);
-    s.select(backend, n, left, prompt_goes_on);
+    const auto unselect = [&] { s.forget_choice(); };
+    s.with_room(backend, [&] { s.select(backend, n, left, prompt_goes_on); }, unselect);
     if (prompt_goes_on && s.waits_for_prompt()) return;
     const auto cancel = [&] {
-      for (LayerCache& layer : s.layers) {
-        layer.each_side([](SideCache& side, int) { side.cancel_seal(); });
-      }
+      const auto undo = [](SideCache& side, int) { side.cancel_seal(); };
+      for (LayerCache& layer : s.layers) layer.each_side(undo);
+      for (Selected& chosen : s.selected) chosen.rows.each_side(undo);
       s.release_jobs();
     };
     s.with_room(backend, [&] { s.begin_seals(backend, n, left); }, cancel);

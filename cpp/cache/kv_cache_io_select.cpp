@@ -184,6 +184,9 @@ SelectionCounts load_counts(int n_tokens, const SelectorSpec& spec, StateReader*
   check("tokens at the latest selection", out.selected_at, n_tokens);
   check("tokens of the prompt", out.prompt_tokens, out.selected_at);
   check("tokens at the latest drop", out.dropped_at, out.selected_at);
+  // A prompt that is repeated was never dropped from.
+  const bool waits = spec.kind == SelectorSpec::Kind::kvzip && out.prompt_tokens == 0;
+  if (waits) check("tokens at the latest drop, before the prompt's end", out.dropped_at, 0);
   check("shift", out.shift, spec.reassign ? out.dropped_at : 0);
   return out;
 }

@@ -197,8 +197,11 @@ void KvCache::plan_attention(Backend& backend, const AttendParams& params, int l
     return;
   }
   const size_t n_heads = cache.bounds.size();
-  s.shown.resize(n, static_cast<int>(n_heads), cache.rows(0), cache.bounds[0].pages(),
-                 cache.bounds[0].width());
+  const auto make_room = [&] {
+    s.shown.resize(n, static_cast<int>(n_heads), cache.rows(0), cache.bounds[0].pages(),
+                   cache.bounds[0].width());
+  };
+  s.with_room(backend, make_room, [] {});
   backend.pool().parallel(static_cast<int64_t>(n) * static_cast<int64_t>(n_heads), [&](int64_t i) {
     const auto heads = static_cast<int64_t>(n_heads);
     s.show_pages(backend, params, cache, q, static_cast<int>(i / heads),

@@ -59,6 +59,7 @@ bool KvCache::is_fused(const Backend& backend, Precision precision) const {
     layer.each_side([&](const SideCache& side, int) {
       fused = fused && backend.reads_pages(side.view(0), precision);
     });
+    if (layer.blocks) fused = fused && layer.blocks->is_fused(backend, precision);
   }
   return fused;
 }

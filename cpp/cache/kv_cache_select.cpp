@@ -356,6 +356,18 @@ void KvCache::State::finish_selection(int n) noexcept {
   }
 }
 
+void KvCache::State::forget_choice() noexcept {
+  selected.clear();
+  selecting = false;
+  for (LayerCache& layer : layers) {
+    for (KeptHead& head : layer.kept) {
+      head.doomed.clear();
+      head.next_dead.clear();
+      head.next_mass.clear();
+    }
+  }
+}
+
 void KvCache::State::cancel_selection() noexcept {
   selected.clear();
   selecting = false;

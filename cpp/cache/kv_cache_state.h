@@ -197,6 +197,7 @@ struct KvCache::State {
     return layer.voters && (prompt_tokens == 0 || spec.selector.interval > 0);
   }
   void finish_selection(int n) noexcept;
+  void forget_choice() noexcept;  // select() did not get to its end
   void cancel_selection() noexcept;
   void make_selector();
   // kv_cache_pages.cpp: reading some pages only.

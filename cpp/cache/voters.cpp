@@ -83,7 +83,10 @@ void Voters::add_moments(ThreadPool& pool, ConstMat q, int first_pos) {
 }
 
 void Voters::prepare_commit(ThreadPool& pool, int n, int first_pos) {
-  if (few_pending_) add_moments(pool, queries(committed_, pending(n)), first_pos);
+  if (!few_pending_) return;
+  // One by one, so that sums have the same bits however many are committed at once.
+  const int there = pending(n);
+  for (int i = 0; i < there; ++i) add_moments(pool, queries(committed_ + i, 1), first_pos + i);
 }
 
 void Voters::finish_commit(int n) noexcept {

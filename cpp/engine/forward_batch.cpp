@@ -137,6 +137,8 @@ std::vector<std::shared_ptr<const Logits>> forward_batch(std::span<const BatchIn
     for (Session::Reading* r : chosen) {
       try {
         r->repeat_prompt();
+      } catch (const CancelledError&) {
+        throw;  // of the whole call: other prompts stay whole
       } catch (...) {
         failure = std::current_exception();
       }

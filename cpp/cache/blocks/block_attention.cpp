@@ -45,17 +45,20 @@ void BlockMemory::take_rows(Backend& backend, const AttendTask& task, int end, B
   if (n <= 0) return;
   const auto before = static_cast<size_t>(init_rows() + remainder_rows());
   const auto rows = before + static_cast<size_t>(n);
+  // No more at once than what is there asks for: `init` may be any number.
   const auto most =
       static_cast<size_t>(setup_.spec.init + setup_.spec.block + std::max(n, kFewRows));
+  const size_t room_rows = std::max(rows, std::min(most, rows + rows / 8 + kPageTokens));
   const auto grow = [&](CountedVector<uint16_t>* memory, int width) {
-    const size_t room = std::max(rows, most) * static_cast<size_t>(width);
+    const size_t room = room_rows * static_cast<size_t>(width);
     if (memory->capacity() < rows * static_cast<size_t>(width)) memory->reserve(room);
     memory->resize(rows * static_cast<size_t>(width));
   };
   grow(&keys_, width(false));
   grow(&values_, width(true));
-  const size_t scores = (std::max(rows, most) - static_cast<size_t>(setup_.spec.init)) *
-                        static_cast<size_t>(n_heads_);
+  const auto scored =
+      static_cast<size_t>(std::max(setup_.spec.block + kFewRows, remainder_rows() + n));
+  const size_t scores = scored * static_cast<size_t>(n_heads_);
   if (scores_.capacity() < scores) scores_.reserve(scores);
   next_end_ = end;
 

@@ -197,7 +197,8 @@ void BlockMemory::rollback() noexcept {
   cut(&keys_, rows * static_cast<size_t>(width(false)));
   cut(&values_, rows * static_cast<size_t>(width(true)));
   cut(&scores_, static_cast<size_t>(remainder_rows() * n_heads_));
-  cut(&representatives_, static_cast<size_t>(store_.size() * n_heads_ * setup_.key_dim));
+  cut(&representatives_,
+      static_cast<size_t>(store_.size()) * static_cast<size_t>(n_heads_ * setup_.key_dim));
   for (CountedVector<float>& sums : pending_) std::ranges::fill(sums, 0.0f);
 }
 
@@ -221,6 +222,18 @@ void BlockMemory::clear() noexcept {
   retrieved_.clear();
   for (CountedVector<float>& rows : mass_) rows.clear();
   for (CountedVector<float>& rows : pending_) rows.clear();
+}
+
+bool BlockMemory::is_fused(const Backend& backend, Precision precision) const {
+  for (const bool values : {false, true}) {
+    for (const PageFormat& format : values ? setup_.values : setup_.keys) {
+      SideView side;
+      side.width = side.n_channels = values ? setup_.value_dim : setup_.key_dim;
+      side.format = format;
+      if (!backend.reads_pages(side, precision)) return false;
+    }
+  }
+  return true;
 }
 
 void BlockMemory::count(CacheStats* stats) const {

@@ -93,6 +93,8 @@ class BlockMemory {
   void forget(int n) noexcept;
   void clear() noexcept;
 
+  // As KvCache::is_fused(), of the blocks.
+  bool is_fused(const Backend& backend, Precision precision) const;
   void count(CacheStats* stats) const;
 
  private:

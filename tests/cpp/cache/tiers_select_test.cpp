@@ -118,5 +118,36 @@ TEST(TiersOfSelectors, GoDownWhenMemoryRunsOut) {
   EXPECT_GT(low, 0);
 }
 
+// Whatever a limit leaves room for: pages that go down, a selection that does not fit, or sides
+// made anew whose pages do not.
+TEST(TiersOfSelectors, SelectionsUnderALimitKeepTheirRows) {
+  const auto backend = make_cpu_backend(1, "");
+  const TokenRows tokens(select_shapes(2), 1200, 25);
+  int passes = 0;
+  for (int extra = 0; extra < 150'000; extra += 1000) {
+    SCOPED_TRACE(extra);
+    KvCache cache(CacheSpec::parse("h2o:keep=300,interval=40+int8:tail=64+int2:older=1000000"),
+                  select_shapes(2));
+    read_tokens(tokens, &cache, *backend, 600);
+    cache.limit_memory(cache.memory().live() + extra);
+    for (int i = 0; i < 100; ++i, ++passes) {
+      try {
+        read_tokens(tokens, &cache, *backend, 1);
+      } catch (const CapacityError&) {
+        cache.rollback();
+        break;
+      }
+      for (const HeadView& head : cache.view(0)) {
+        for (const SideView* side : {&head.k, &head.v}) {
+          int rows = side->sink_rows + side->tail_rows;
+          for (const PageView& page : side->pages) rows += page.rows;
+          ASSERT_EQ(rows, head.n_rows) << "after " << i << " tokens";
+        }
+      }
+    }
+  }
+  EXPECT_GT(passes, 1000);
+}
+
 }  // namespace
 }  // namespace kve
