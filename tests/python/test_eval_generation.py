@@ -178,6 +178,8 @@ def test_long_generation(tiny: kv.Model) -> None:
     spec = "long_generation:tokens=40,prompt=20"
     same = run_task(parse(spec), Runner(tiny, "f16"))
     assert same.metrics["kld_mean"] == 0  # the reference itself
+    for name in ("loop", "distinct_1", "distinct_4"):  # with the same draws
+        assert same.metrics[name] == same.metrics[f"{name}_reference"]
     runner = Runner(tiny, "int4:group=8,tail=0")
     result = run_task(parse(spec), runner)
     [item] = result.items

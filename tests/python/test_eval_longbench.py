@@ -147,7 +147,7 @@ def test_ruler_with_compressed_prompts(runner: Runner) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", ["ruler:kinds=nothing", "ruler:lengths=64", "ruler:samples=0", "qmsum:context=0"]
+    "spec", ["ruler:kinds=nothing", "ruler:lengths=64", "ruler:samples=0", "qmsum_test:context=0"]
 )
 def test_bad_parameters(spec: str) -> None:
     with pytest.raises(kv.ConfigError, match="expected"):
@@ -295,9 +295,9 @@ def test_bad_folders(dataset: Path, tmp_path: Path, runner: Runner) -> None:
 
 def test_qmsum(tiny_chat: kv.Model) -> None:
     runner = Runner(tiny_chat)
-    result = run_task(parse("qmsum:context=100,questions=2,new_tokens=5"), runner)
+    result = run_task(parse("qmsum_test:context=100,questions=2,new_tokens=5"), runner)
     assert [item["meeting"] for item in result.items] == ["m1", "m1"]
     assert result.metrics.keys() == {"rouge_l", "logprob"}
-    alone = run_task(parse("qmsum:context=100,questions=2,new_tokens=5,shared=no"), runner)
+    alone = run_task(parse("qmsum_test:context=100,questions=2,new_tokens=5,shared=no"), runner)
     assert alone.metrics["logprob"] == pytest.approx(result.metrics["logprob"], abs=0.05)
     assert result.items[0]["tokens"] > 100

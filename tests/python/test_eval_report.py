@@ -283,6 +283,21 @@ def test_a_browser_opens_it_without_complaint(written: Path, tmp_path: Path) -> 
     assert "CONSOLE" not in process.stderr
 
 
+def test_models_of_one_name_have_pictures_of_their_own(tmp_path: Path) -> None:
+    model = BLANK.model | {"name": "a $x_{$ b"}
+    results = [
+        dataclasses.replace(result(cache, value + i), model=model | {"fingerprint": f"0{i}"})
+        for i in (1, 2)
+        for cache, value in (("f16", 10.0), ("int4", 11.0))
+    ]
+    page = report.write(tmp_path, results).read_text(encoding="utf-8")
+    images = re.findall(r"data:image/svg[^\"]+", page)
+    assert len(images) == len(set(images)) == 2
+    assert len(re.findall("<h2>", page)) == 2
+    anchors = re.findall(r'id="([^"]+)"', page)
+    assert len(anchors) == len(set(anchors))
+
+
 def test_refusals(results: list[Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(kv.ConfigError, match="expected at least one result, found none"):
         report.write(tmp_path, [])

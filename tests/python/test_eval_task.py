@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -128,6 +129,22 @@ def test_units_are_resumed(tiny: kv.Model) -> None:
 def test_a_task_without_items_is_refused(tiny: kv.Model) -> None:
     with pytest.raises(kv.ConfigError, match="found no item"):
         run_task(Counting(lengths=(5,)), Runner(tiny), {0: Unit(0, [], 0.0, None)})
+
+
+def test_files_of_a_spec_and_the_machine_are_conditions(tiny: kv.Model, tmp_path: Path) -> None:
+    runner = Runner(tiny)
+    gates = tmp_path / "gates.txt"
+    runner.cache = f"duo:gates={gates}+f16"
+    keys = []
+    for text in ("0.1", "0.2"):
+        gates.write_text(text)
+        keys.append(outline(Counting(), runner).key)
+    gates.unlink()
+    keys.append(outline(Counting(), runner).key)
+    assert len(set(keys)) == 3
+    speed = outline(parse("speed:depths=8,tokens=2"), Runner(tiny))
+    assert speed.conditions["threads"] == tiny.threads
+    assert outline(Counting(), Runner(tiny)).conditions == {}
 
 
 def test_keys_tell_results_apart(tiny: kv.Model) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from kvengine._core import Error, UnsupportedError
+from kvengine._core import ConfigError, Error, UnsupportedError
 from kvengine.eval import data
 from kvengine.eval.runner import Runner
 from kvengine.eval.store import Store
@@ -82,7 +82,8 @@ def distribute(
         on_progress: called with the units done and all there are.
 
     Raises:
-        UnsupportedError: ray is absent. Error: the cluster cannot be reached.
+        UnsupportedError: ray is absent. Error: the cluster cannot be reached. ConfigError: no machine
+            of it has so many processors.
     """
     ray = _ray()
     with contextlib.ExitStack() as stack:
@@ -90,6 +91,16 @@ def distribute(
         stack.enter_context(contextlib.redirect_stdout(sys.stderr))
         _connect(ray, address)
         stack.callback(ray.shutdown)
+        most = max(
+            (int(each["Resources"].get("CPU", 0)) for each in ray.nodes() if each["Alive"]),
+            default=0,
+        )
+        if threads > most:  # such orders would wait for ever
+            raise ConfigError(
+                f"-t: expected at most {most}, as machines of the cluster have, found {threads}"
+            )
+        # Speeds are those of this machine.
+        jobs = [job for job in jobs if not job.task.depends_on_machine]
         with contextlib.ExitStack() as claims:
             mine = [job for job in jobs if claims.enter_context(store.claim(job.key))]
             _distribute(ray, mine, store, threads, on_progress or (lambda done, total: None))

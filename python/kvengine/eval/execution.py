@@ -41,7 +41,7 @@ library = tuple(os.path.realpath(path) + os.sep for path in sys.path if path)
 refused = ("socket.", "subprocess.", "shutil.", "ctypes.", "pty.", "os.system", "os.exec", "os.fork",
            "os.posix_spawn", "os.spawn", "os.kill", "os.putenv", "os.unsetenv", "os.remove",
            "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.chown", "os.link", "os.symlink",
-           "os.truncate", "os.setxattr", "os.chdir", "signal.",
+           "os.truncate", "os.utime", "os.setxattr", "os.chdir", "signal.",
            "webbrowser.", "urllib.", "http.", "ftplib.", "smtplib.", "sqlite3.", "syslog.",
            "resource.", "fcntl.", "mmap.")
 writes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_TRUNC

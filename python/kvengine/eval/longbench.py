@@ -119,7 +119,7 @@ class Folder:
         """The samples of a task. Raises ConfigError for a missing or malformed file."""
         path = self._file(task)
         rows = []
-        for number, line in enumerate(_text(path).splitlines(), 1):
+        for number, line in enumerate(_text(path).split("\n"), 1):
             if line.strip():
                 row = _json(line, f"{path}:{number}")
                 if not isinstance(row, dict) or not {"input", "context", "answers"} <= row.keys():

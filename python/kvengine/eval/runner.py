@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine._core import CacheStats, ConfigError, canonical_cache
+from kvengine._core import CacheStats, ConfigError, Error, canonical_cache
 from kvengine.batch import BatchAnswer
 from kvengine.eval.perplexity import log_softmax
 from kvengine.model import Model, Session
@@ -194,6 +194,8 @@ class Runner:
     ) -> list[BatchAnswer]:
         """Answers to prompts (at least one token each) that follow what sessions hold, in a batch.
 
+        Raises Error: what kept one of them from going on.
+
         Args:
             done: called with the index and the text of an answer as it grows; once it has said yes
                 for all answers, those still going on are cut short.
@@ -215,6 +217,9 @@ class Runner:
             if done and not waiting - over:
                 break
         stream.close()
+        for each in stream.answers:
+            if each.finish_reason == "error":
+                raise Error(each.error)
         for session in sessions:
             self.note(session)
         return stream.answers

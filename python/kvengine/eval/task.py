@@ -24,16 +24,20 @@ has `limit` (most items; None: all) and `seed`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import platform
+import re
 import time
 import types
 import typing
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 from kvengine import _core
@@ -57,6 +61,7 @@ class Task(ABC):
     version: raised when the same parameters begin to mean something else, so that results that
         were stored before are not taken for new ones.
     files: the data it reads, relative to the data folder; ".gz" is found by itself.
+    depends_on_machine: whether results are of the machine and its threads, as speeds are.
     """
 
     name: ClassVar[str]
@@ -64,6 +69,7 @@ class Task(ABC):
     higher_is_better: ClassVar[bool] = True
     version: ClassVar[int] = 1
     files: ClassVar[tuple[str, ...]] = ()
+    depends_on_machine: ClassVar[bool] = False
 
     limit: int | None = None
     seed: int = 0
@@ -142,6 +148,8 @@ class Result:
     cache: canonical spec; cache_stats: `CacheStats.as_dict()` of the largest cache that was filled
         (`bytes`, `bits_per_value`, `path`, ...), None if none was.
     task: `Task.spec`; name, parameters, version, data_hash, seed: of the task.
+    conditions: what else decides the result: hashes of files that the cache's spec names, and for
+        tasks that depend on it the machine and its threads.
     primary, higher_is_better: which of `metrics` stands for the task, and its sense.
     metrics: named numbers. items: the records. seconds: time that the units took.
     error: None, or the sentence that says why there is no result; metrics are empty then.
@@ -164,6 +172,7 @@ class Result:
     seconds: float
     cache_stats: dict[str, Any] | None
     error: str | None = None
+    conditions: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def value(self) -> float | None:
@@ -183,7 +192,10 @@ class Result:
         return document | {"value": self.value}
 
 
-_KEY_FIELDS = ("cache", "exact", "name", "parameters", "version", "data_hash", "seed", "engine")
+_KEY_FIELDS = (
+    *("cache", "exact", "name", "parameters", "version", "data_hash", "seed", "engine"),
+    "conditions",
+)
 
 
 def result_key(result: Result) -> str:
@@ -217,7 +229,19 @@ def outline(task: Task, runner: Runner) -> Result:
         items=[],
         seconds=0.0,
         cache_stats=None,
+        conditions=_conditions(task, runner),
     )
+
+
+def _conditions(task: Task, runner: Runner) -> dict[str, Any]:
+    """See Result.conditions. A file that cannot be read is left to whoever opens the cache."""
+    found: dict[str, Any] = {}
+    for path in re.findall(r"\b(?:basis|gates)=([^,+]+)", runner.cache):
+        with contextlib.suppress(OSError):
+            found[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    if task.depends_on_machine:
+        found |= {"machine": platform.node(), "threads": runner.model.threads}
+    return found
 
 
 def run_task(

@@ -70,7 +70,7 @@ def layout_of(model: Model, prompt: Prompt, question: str | None) -> Layout:
     """Raises ConfigError for an empty prompt or one without the question."""
     tokenizer = model.tokenizer
     if isinstance(prompt, bytes):
-        prompt = _decoded(prompt)
+        prompt = decoded(prompt)
     if isinstance(prompt, str):
         start, end = question_span(prompt, question)
         tokens = tokenizer.encode(prompt, parse_special=True)
@@ -86,7 +86,8 @@ def layout_of(model: Model, prompt: Prompt, question: str | None) -> Layout:
     return _layout(tokenizer, tokens, None, [])
 
 
-def _decoded(data: bytes) -> str:
+def decoded(data: bytes) -> str:
+    """Text of UTF-8. Raises ConfigError for other bytes."""
     try:
         return data.decode()
     except UnicodeDecodeError as error:

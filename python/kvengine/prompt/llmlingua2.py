@@ -13,7 +13,7 @@ from typing import Any
 
 from kvengine._core import ConfigError, IoError, UnsupportedError
 from kvengine.model import Model, Prompt
-from kvengine.prompt.layout import is_conversation, question_span
+from kvengine.prompt.layout import decoded, is_conversation, question_span
 from kvengine.prompt.result import CompressedPrompt
 from kvengine.prompt.spec import spelled
 
@@ -40,7 +40,7 @@ class Llmlingua2:
         """See :func:`kvengine.prompt.compress_prompt`. Text only: the encoder has its own tokens."""
         encoder = _encoder(self.model)
         if isinstance(prompt, bytes):
-            prompt = prompt.decode()
+            prompt = decoded(prompt)
         if isinstance(prompt, str):
             before = model.tokenizer.encode(prompt, parse_special=True)
             after = model.tokenizer.encode(

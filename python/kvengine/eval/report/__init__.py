@@ -42,8 +42,9 @@ def write(out_dir: str | os.PathLike[str], results: Sequence[Result]) -> Path:
         out.mkdir(parents=True, exist_ok=True)
         sections = [_section(group, out) for group in data.grouped(results)]
         models = [
-            (name, list(own))
-            for name, own in itertools.groupby(sections, lambda each: each.group.model)
+            (own[0].group.model, own)
+            for _, each in itertools.groupby(sections, lambda each: each.group.model_id)
+            for own in [list(each)]
         ]
         engine = ", ".join(dict.fromkeys(result.engine for result in results))
         _replace(out / "report.md", markdown(models, engine))
@@ -57,7 +58,7 @@ def write(out_dir: str | os.PathLike[str], results: Sequence[Result]) -> Path:
 def _section(group: Group, out: Path) -> Section:
     pictures = []
     for kind, title, figure in _figures(group):
-        stem = slug(f"{group.model} {group.title}") + f"-{kind}"
+        stem = f"{slug(f'{group.model} {group.title}')}-{group.id}-{kind}"
         plots.save(figure, out / stem)
         pictures.append(Picture(stem, title))
     return section(group, pictures)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,17 @@ class Group:
     task: str
     seed: int
     results: list[Result]
+
+    @property
+    def model_id(self) -> tuple[str, bool]:
+        """What tells models apart whose names are the same."""
+        return self.results[0].model["fingerprint"], self.results[0].exact
+
+    @property
+    def id(self) -> str:
+        """Of file names and anchors: no other group has it."""
+        parts = repr((self.model_id, self.task, self.seed))
+        return hashlib.sha256(parts.encode()).hexdigest()[:8]
 
     @property
     def title(self) -> str:
@@ -54,16 +67,17 @@ def grouped(results: Sequence[Result]) -> list[Group]:
         found.setdefault(key, {})[result.cache] = result
     models = list(dict.fromkeys(key[:2] for key in found))
     keys = sorted(found, key=lambda key: models.index(key[:2]))  # stable: tasks keep their order
-    return [
-        Group(_model_name(each), key[2], key[3], list(found[key].values()))
-        for key in keys
-        for each in list(found[key].values())[:1]
-    ]
+    plain = {key[:2]: _model_name(next(iter(found[key].values()))) for key in found}
+    shared = [name for name, count in Counter(plain.values()).items() if count > 1]
+    names = {
+        model: f"{name} ({model[0]})" if name in shared else name for model, name in plain.items()
+    }
+    return [Group(names[key[:2]], key[2], key[3], list(found[key].values())) for key in keys]
 
 
 def _model_name(result: Result) -> str:
-    name = result.model.get("name") or result.model["fingerprint"]
-    return f"{name}, f32 activations" if result.exact else str(name)
+    name = " ".join(str(result.model.get("name") or result.model["fingerprint"]).split())
+    return f"{name}, f32 activations" if result.exact else name
 
 
 # --- Quality against bytes ---------------------------------------------------------------------

@@ -43,7 +43,7 @@ def html(
         body.append(f"<h2>{escape(model)}</h2>")
         body.append(_table(overview([each.group for each in sections])))
         for each in sections:
-            body += _section(model, each, picture)
+            body += _section(each, picture)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -54,19 +54,19 @@ def html(
 
 def _contents(models: Sequence[tuple[str, list[Section]]]) -> str:
     links = [
-        f'<a href="#{_anchor(model, each)}">{escape(each.group.title)}</a>'
-        for model, sections in models
+        f'<a href="#{_anchor(each)}">{escape(each.group.title)}</a>'
+        for _, sections in models
         for each in sections
     ]
     return f"<nav>{' '.join(links)}</nav>"
 
 
-def _anchor(model: str, each: Section) -> str:
-    return slug(f"{model} {each.group.title}")
+def _anchor(each: Section) -> str:
+    return f"{slug(each.group.title)}-{each.group.id}"
 
 
-def _section(model: str, each: Section, picture: Callable[[str], bytes]) -> list[str]:
-    parts = [f'<h3 id="{_anchor(model, each)}">{escape(each.group.title)}</h3>', _table(each.table)]
+def _section(each: Section, picture: Callable[[str], bytes]) -> list[str]:
+    parts = [f'<h3 id="{_anchor(each)}">{escape(each.group.title)}</h3>', _table(each.table)]
     parts += [
         f'<p class="failed">{escape(name)}: no result: {escape(reason)}</p>'
         for name, reason in each.failed

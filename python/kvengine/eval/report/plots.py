@@ -5,6 +5,7 @@ names beside what they name.
 from __future__ import annotations
 
 import itertools
+import os
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ def require_matplotlib() -> Any:
             "grid.linewidth": 0.6,
             "figure.dpi": 100,
             "savefig.dpi": 160,
+            "text.parse_math": False,  # a $ in a name is a $
         }
     )
     return pyplot
@@ -72,7 +74,18 @@ def save(figure: Any, stem: Path) -> list[Path]:
     paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("svg", "png")]
     for path in paths:
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        figure.savefig(path, metadata=metadata, bbox_inches="tight", facecolor="white")
+        partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+        try:
+            figure.savefig(
+                partial,
+                format=path.suffix[1:],
+                metadata=metadata,
+                bbox_inches="tight",
+                facecolor="white",
+            )
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
     pyplot.close(figure)
     return paths
 

@@ -82,6 +82,7 @@ class Ruler(Task):
         text: str,
         logprob: float,
     ) -> Record:
+        text = text.split("\nQuestion:")[0]  # others of its batch may have gone on
         score = mentioned(text, each.answers)
         record: Record = {
             "kind": kind,
