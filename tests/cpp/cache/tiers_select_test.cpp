@@ -146,7 +146,8 @@ bool selects_within(int64_t extra) {
   return fits;
 }
 
-// Around what just suffices, where a selection, or the pages of sides made anew, do not fit at first.
+// Around what just suffices, where a selection, or the pages of sides made anew, do not fit at
+// first.
 TEST(TiersOfSelectors, SelectionsUnderALimitKeepTheirRows) {
   int64_t enough = 1'000'000;
   ASSERT_TRUE(selects_within(enough));
