@@ -14,9 +14,10 @@ from conftest import Cli, optional_module
 
 import kvengine as kv
 from kvengine.eval.cluster import Order, fulfil, orders_of
+from kvengine.eval.runner import Runner
 from kvengine.eval.store import Store
 from kvengine.eval.sweep import jobs_of, sweep
-from kvengine.eval.task import parse
+from kvengine.eval.task import outline, parse
 
 TASKS = "kld:context=128,feed=1,limit=16,perplexity:context=64,feed=1,limit=30"
 
@@ -41,9 +42,14 @@ def test_orders_are_what_is_left(tiny: kv.Model, corpus: Path, tmp_path: Path) -
 
 def test_an_order_that_cannot_be_done_says_why(tiny: kv.Model, corpus: Path) -> None:
     task = parse("perplexity:context=64,limit=1")
-    found = fulfil(Order(str(tiny.path), 1, "int4:group=128", False, task, (0,)))
+    cache = kv.canonical_cache("int4:group=128")
+    key = outline(task, Runner(tiny, cache)).key
+    found = fulfil(Order(str(tiny.path), 1, cache, False, task, (0,), key))
     assert isinstance(found, str)
     assert "group" in found
+    found = fulfil(Order(str(tiny.path), 1, cache, False, task, (0,), "of another model"))
+    assert isinstance(found, str)
+    assert "expected the same model, data and engine" in found
 
 
 def workers_of_ours() -> list[int]:

@@ -283,7 +283,14 @@ def test_bad_folders(dataset: Path, tmp_path: Path, runner: Runner) -> None:
     refused(f"longbench:folder={dataset},tasks=qasper", "expected a prompt for qasper")
     refused(f"longbench:folder={dataset},tasks=other", "expected tasks among")
     (dataset / "data" / "trec.jsonl").write_text('{"input": 1}\n')
-    refused(f"longbench:folder={dataset},tasks=trec", "trec.jsonl:1: expected an object with input")
+    refused(f"longbench:folder={dataset},tasks=trec", "trec.jsonl:1: expected the field 'context'")
+    (dataset / "data" / "trec.jsonl").write_text('{"input": 1, "context": "a", "answers": 5}\n')
+    refused(f"longbench:folder={dataset},tasks=trec", "trec.jsonl:1: answers: expected a list")
+    table = dataset / "dataset2maxlen.json"
+    before = table.read_text() if table.is_file() else "{}"
+    table.write_text('{"trec": "many"}')
+    refused(f"longbench:folder={dataset},tasks=trec", "trec: expected 1 token or more")
+    table.write_text(before)
     (dataset / "data" / "trec.jsonl").write_text("{")
     refused(f"longbench:folder={dataset},tasks=trec", "trec.jsonl:1: expected JSON")
     (dataset / "data" / "trec.jsonl").unlink()

@@ -6,6 +6,7 @@ import argparse
 import gzip
 import itertools
 import json
+import os
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,8 +84,14 @@ def compression_method(args: argparse.Namespace) -> Any:
 
 def with_question(args: argparse.Namespace, text: str) -> str:
     """A prompt and, as its last paragraph, what --question asks."""
-    question = getattr(args, "question", None)
+    question = asked(args)
     return text if question is None else f"{text}\n\n{question}"
+
+
+def asked(args: argparse.Namespace) -> str | None:
+    """What --question gave: UTF-8 text, or None."""
+    question: str | None = getattr(args, "question", None)
+    return None if question is None else decoded(os.fsencode(question), "--question")
 
 
 def compressed(
@@ -92,9 +99,7 @@ def compressed(
 ) -> CompressedPrompt:
     """A prompt that ends with what --question asks, shortened; tells by how much."""
     with Progress("shortening the prompt") as progress:
-        short = compress_prompt(
-            model, prompt, method, getattr(args, "question", None), progress.update
-        )
+        short = compress_prompt(model, prompt, method, asked(args), progress.update)
     say(f"prompt {short.method}: {short.original_tokens} tokens, {len(short.tokens)} are left")
     return short
 

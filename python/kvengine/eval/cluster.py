@@ -10,6 +10,7 @@ Every machine needs this package, the model at the same path, and the data folde
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
 import sys
@@ -23,7 +24,7 @@ from kvengine.eval import data
 from kvengine.eval.runner import Runner
 from kvengine.eval.store import Store
 from kvengine.eval.sweep import Job
-from kvengine.eval.task import Task, Unit, run_unit
+from kvengine.eval.task import Task, Unit, outline, run_unit
 from kvengine.model import Model
 
 INSTALL = "pip install 'kvengine[ray]'"
@@ -41,6 +42,7 @@ class Order:
     exact: bool
     task: Task
     units: tuple[int, ...]
+    key: str  # of the result that the units are for
 
 
 @functools.lru_cache(maxsize=1)
@@ -59,6 +61,9 @@ def fulfil(order: Order) -> list[Unit] | str:
     """Do an order, in a worker; the sentence of an Error that kept it from being done."""
     try:
         runner, units = _prepared(order.model, order.threads, order.cache, order.exact, order.task)
+        # With a hash of the data as it is here.
+        if outline(dataclasses.replace(order.task), runner).key != order.key:
+            return "worker: expected the same model, data and engine as here, found others"
         return [run_unit(order.task, runner, index, units[index]) for index in order.units]
     except Error as error:
         return str(error)
@@ -159,6 +164,7 @@ def orders_of(job: Job, store: Store, threads: int) -> list[Order]:
             exact=job.runner.exact,
             task=job.task,
             units=tuple(left[start : start + size]),
+            key=job.key,
         )
         for start in range(0, len(left), size)
     ]

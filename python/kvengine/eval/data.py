@@ -39,9 +39,24 @@ def find(name: str) -> Path:
     raise ConfigError(f"{VARIABLE}: expected the file {name} in {folder()}, found none")
 
 
+class Row(dict[str, Any]):
+    """A row of a JSONL file; a field that it lacks raises ConfigError."""
+
+    where: str = ""
+
+    def __missing__(self, key: str) -> Any:
+        raise ConfigError(f"{self.where}: expected the field '{key}', found none")
+
+
 def read_text(name: str) -> str:
-    """A text file of the folder, unpacked; line ends as they are."""
-    return _read(find(name))
+    """A text file of the folder, unpacked; line ends as they are. Raises ConfigError: no UTF-8."""
+    path = find(name)
+    try:
+        return _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(
+            f"{path}: expected UTF-8 text, found other bytes at {error.start}"
+        ) from None
 
 
 def read_lines(name: str) -> list[str]:
@@ -51,10 +66,20 @@ def read_lines(name: str) -> list[str]:
 
 def read_rows(name: str) -> list[dict[str, Any]]:
     """The rows of a JSONL file."""
+    return [parse_row(line, f"{name}:{i}") for i, line in enumerate(read_lines(name), 1)]
+
+
+def parse_row(line: str, where: str) -> Row:
+    """Raises ConfigError: the line is no JSON object."""
     try:
-        return [json.loads(line) for line in read_lines(name)]
-    except ValueError as error:
-        raise ConfigError(f"{find(name)}: expected a JSON object a line ({error})") from None
+        found = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{where}: expected JSON ({error})") from None
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: expected a JSON object, found something else")
+    row = Row(found)
+    row.where = where
+    return row
 
 
 def list_files(below: str) -> list[str]:
@@ -70,17 +95,17 @@ def hash_files(names: Sequence[str]) -> str:
     """Hash of the names and unpacked bytes of files."""
     digest = hashlib.sha256()
     for name in names:
-        data = _read(find(name)).encode("utf-8", "surrogateescape")
+        data = _read(find(name))
         digest.update(f"{name}:{len(data)}\n".encode())
         digest.update(data)
     return digest.hexdigest()[:16]
 
 
 @functools.lru_cache(maxsize=16)
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            return file.read().decode("utf-8", "surrogateescape")
+            return file.read()
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ConfigError(f"{path}: expected a gzip file, found a damaged one ({error})") from None
     except OSError as error:

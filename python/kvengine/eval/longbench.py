@@ -20,6 +20,7 @@ from typing import Any
 from kvengine._core import ConfigError
 from kvengine.eval import metrics
 from kvengine.eval.answering import first_line
+from kvengine.eval.data import Row, parse_row
 
 PROMPTS, LENGTHS = "dataset2prompt.json", "dataset2maxlen.json"
 _FOLDERS = ("", "config", "data")
@@ -110,23 +111,23 @@ class Folder:
         if not self.prompts:
             raise ConfigError(f"{self.path}: expected {PROMPTS} of the dataset, found none")
         self.new_tokens = self._table(LENGTHS)
+        for task, count in self.new_tokens.items():
+            if type(count) is not int or count < 1:
+                raise ConfigError(
+                    f"{self.path}: {LENGTHS}: {task}: expected 1 token or more, found {count!r:.40}"
+                )
 
     def tasks(self) -> list[str]:
         """Those that there are files of and that are known here, in the order of the table."""
         return [name for name in KINDS if name in self.prompts and self._find(name)]
 
-    def rows(self, task: str) -> list[dict[str, Any]]:
+    def rows(self, task: str) -> list[Row]:
         """The samples of a task. Raises ConfigError for a missing or malformed file."""
         path = self._file(task)
         rows = []
         for number, line in enumerate(_text(path).split("\n"), 1):
             if line.strip():
-                row = _json(line, f"{path}:{number}")
-                if not isinstance(row, dict) or not {"input", "context", "answers"} <= row.keys():
-                    raise ConfigError(
-                        f"{path}:{number}: expected an object with input, context and answers"
-                    )
-                rows.append(row)
+                rows.append(_checked(parse_row(line, f"{path}:{number}")))
         return rows
 
     def hash(self, tasks: Sequence[str]) -> str:
@@ -170,6 +171,18 @@ class Folder:
                     raise ConfigError(f"{path}: expected an object, found something else")
                 return table
         return {}
+
+
+def _checked(row: Row) -> Row:
+    """A sample with all it needs."""
+    for name in ("input", "context"):
+        row[name] = str(row[name])
+    for name in ("answers", "all_classes"):
+        found = row["answers"] if name == "answers" else row.get(name) or []
+        if not isinstance(found, list):
+            raise ConfigError(f"{row.where}: {name}: expected a list, found {found!r:.40}")
+        row[name] = [str(each) for each in found]
+    return row
 
 
 def _text(path: Path) -> str:

@@ -74,18 +74,15 @@ class LongBench(Task):
     def run(self, runner: Runner, unit: tuple[str, dict[str, Any]]) -> list[Record]:
         name, row = unit
         kind = longbench.KINDS[name]
-        new_tokens = int(self.source.new_tokens.get(name, kind.new_tokens))
+        new_tokens = self.source.new_tokens.get(name, kind.new_tokens)
         tokens = self._prompt(runner, name, row, new_tokens)
         sessions = read(runner, [tokens], new_tokens)
         text = answer(runner, sessions, new_tokens, has_line if kind.one_line else None)[0]
-        references = [str(each) for each in row["answers"]]
-        classes = [str(each) for each in row.get("all_classes") or ()]
-        score = longbench.score(kind, text, references, classes)
+        score = longbench.score(kind, text, row["answers"], row["all_classes"])
         return [{"task": name, "tokens": len(tokens), "answer": text, "score": score}]
 
     def _prompt(self, runner: Runner, name: str, row: dict[str, Any], new_tokens: int) -> list[int]:
-        document = str(row["context"])
-        context = shortened(runner, self.compress, document, str(row["input"]) or name)
+        context = shortened(runner, self.compress, row["context"], row["input"] or name)
         text = self.source.prompt(name, row, context)
         if self.compress == "none":
             most = self.context or runner.model.n_ctx - new_tokens - _FRAME
