@@ -33,7 +33,6 @@ from kvengine._core import (
     WeightFormat,
     __version__,
     caches,
-    canonical_cache,
     decode_weights,
     encode_weights,
     machine_limits,
@@ -42,6 +41,7 @@ from kvengine._core import (
     weight_formats,
 )
 from kvengine.batch import BatchAnswer, BatchStream
+from kvengine.cache_names import canonical_cache
 from kvengine.model import CacheWarning, Message, Model, Session
 from kvengine.prompt import CompressedPrompt, compress_prompt
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from kvengine import _core
 from kvengine.batch import BatchAnswer, BatchStream
+from kvengine.cache_names import translate
 from kvengine.chat import render_template
 
 Message = Mapping[str, Any]
@@ -103,7 +104,8 @@ class Model(_core.Model):
         Args:
             n_ctx: most tokens it may hold; 0: what the model was trained for.
             cache: how keys and values are kept, e.g. ``"int4:group=32,tail=64"``; see
-                :func:`kvengine.caches`.
+                :func:`kvengine.caches`, and :mod:`kvengine.cache_names` for names of transformers
+                and kvpress.
             exact: compute with f32 activations instead of int8: slower, the reference.
             n_batch: tokens per forward pass while a prompt is read.
             kv_budget: what the cache may take at most: ``"64MiB"``, bytes, or ``"bits=3"``. With
@@ -124,6 +126,7 @@ class Model(_core.Model):
                 raise _core.ConfigError("cache: expected 'auto' together with kv_budget")
             cache = self.plan_cache(str(kv_budget), n_ctx, n_batch).spec
             kv_budget = None
+        cache = translate(cache)
         session = Session(
             self,
             n_ctx=n_ctx,

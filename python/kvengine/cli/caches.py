@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from kvengine import caches
 from kvengine._core import CacheListing
+from kvengine.cache_names import known_names
 from kvengine.cli.arguments import add_json
 from kvengine.cli.output import print_json
 
@@ -43,6 +44,8 @@ def run(args: argparse.Namespace) -> None:
         print(f"{title}\n")
         for _, alike in itertools.groupby(of_kind, lambda each: (each.parameters, each.paper)):
             _print_alike(list(alike), with_spec=kind == "preset")
+    print("Names of transformers and kvpress, as in 'SnapKVPress(compression_ratio=0.5) + kivi2'\n")
+    _print_wrapped(", ".join(known_names()))
 
 
 def _print_alike(listings: Sequence[CacheListing], *, with_spec: bool) -> None:

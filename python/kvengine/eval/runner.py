@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine._core import CacheStats, ConfigError, Error, canonical_cache
+from kvengine._core import CacheStats, ConfigError, Error
 from kvengine.batch import BatchAnswer
+from kvengine.cache_names import canonical_cache
 from kvengine.eval.perplexity import log_softmax
 from kvengine.model import Model, Session
 

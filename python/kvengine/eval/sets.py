@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from kvengine._core import ConfigError, canonical_cache
+from kvengine._core import ConfigError
+from kvengine.cache_names import canonical_cache
 
 CACHES: dict[str, tuple[str, ...]] = {
     # One or two of each family: the reference, quantized to 4 and to 2-3 bits, and dropped to a

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine._core import canonical_cache
+from kvengine.cache_names import canonical_cache
 from kvengine.eval.data import read_text
 from kvengine.eval.perplexity import (
     Comparison,
