@@ -8,13 +8,15 @@ import random
 import re
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 import kvengine as kv
-from kvengine.eval import data, longbench, ruler
-from kvengine.eval.answering import common_prefix, cut_middle, read, shortened
+from kvengine.eval import answering, data, longbench, ruler
+from kvengine.eval.answering import answer, common_prefix, cut_middle, read, shortened
 from kvengine.eval.runner import Runner
 from kvengine.eval.task import parse, run_task
 
@@ -236,6 +238,35 @@ def test_longbench(runner: Runner, dataset: Path) -> None:
         file.write('{"input": "", "context": "", "answers": ["z"]}\n')
     assert parse(f"longbench:folder={dataset},limit=2").data_hash != before
     assert parse(f"longbench:folder={dataset},tasks=trec").units(runner)[0][0] == "trec"
+
+
+def test_an_answer_that_has_to_begin(runner: Runner) -> None:
+    tokenizer = runner.model.tokenizer
+    prompts = [runner.encode(BOOK[:n]) for n in (60, 80)]
+    line_break = tokenizer.encode("\n", add_special=False)[-1]
+
+    def ordinary(session: kv.Session) -> list[int]:
+        order = np.argsort(-session.last_logits.ravel(), kind="stable").tolist()
+        assert line_break in order
+        assert tokenizer.eos in order
+        return [token for token in order if token not in (line_break, tokenizer.eos)]
+
+    sessions = read(runner, prompts, 8)
+    first = [ordinary(session)[0] for session in sessions]
+    texts = answer(runner, sessions, 8, begins=True)
+    for text, token, prompt in zip(texts, first, prompts, strict=True):
+        (session,) = read(runner, [prompt], 8)
+        rest = runner.answer([session], [[token]], 7)[0]
+        assert text == tokenizer.decode([token, *rest.tokens])
+    assert answer(runner, read(runner, prompts, 1), 1, begins=True) == [
+        tokenizer.decode([token]) for token in first
+    ]
+    # Even where line breaks and ends are likelier than all else.
+    logits = np.zeros(len(tokenizer), np.float32)
+    logits[[line_break, tokenizer.eos, 77]] = 9, 8, 7
+    session = SimpleNamespace(model=runner.model, last_logits=logits)
+    assert answering._first_token(session) == 77
+    assert [name for name, kind in longbench.KINDS.items() if kind.begins] == ["samsum"]
 
 
 def test_longbench_prompts(runner: Runner, dataset: Path) -> None:

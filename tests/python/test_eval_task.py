@@ -63,6 +63,22 @@ def test_parameters_are_read_by_their_types() -> None:
     assert parse(" counting ") == Counting()
 
 
+def test_a_parameter_may_be_a_spec_with_parameters() -> None:
+    text = "counting:mode=selfinfo:keep=0.5,unit=word,limit=2,words=a,b"
+    task = parse(text)
+    assert task == Counting(mode="selfinfo:keep=0.5,unit=word", limit=2, words=("a", "b"))
+    assert parse(task.spec) == task
+    press = "SnapKVPress(compression_ratio=0.5, limit=3)"
+    assert parse(f"counting:mode={press},scale=2") == Counting(mode=press, scale=2.0)
+    assert parse_list(f"{text},counting:mode={press},counting") == [
+        task,
+        Counting(mode=press),
+        Counting(),
+    ]
+    with pytest.raises(kv.ConfigError, match=r"expected a parameter among .*, found 'unit'"):
+        parse("counting:mode=plain,unit=word")
+
+
 @pytest.mark.parametrize(
     "text", ["counting", "counting:lengths=4,9,loud=yes", "counting:scale=0.25,words=b,limit=2"]
 )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from kvengine._core import ConfigError, Tokenizer
 from kvengine.eval.runner import Runner
 from kvengine.model import Session
@@ -82,15 +84,38 @@ def answer(
     sessions: Sequence[Session],
     max_tokens: int,
     done: Callable[[str], bool] | None = None,
+    begins: bool = False,
 ) -> list[str]:
-    """What follows what sessions have read, greedily; ends early where `done` says so of a text."""
+    """What follows what sessions have read, greedily; ends early where `done` says so of a text.
+
+    begins: the first token is the likeliest that is neither a line break nor an end.
+    """
+    first = [[_first_token(session)] for session in sessions] if begins else [[] for _ in sessions]
+    decode = runner.model.tokenizer.decode
+    texts = list(map(decode, first))
+    if max_tokens == len(first[0]):
+        return texts
     found = runner.answer(
         sessions,
-        [[] for _ in sessions],
-        max_tokens,
-        (lambda _, text: done(text)) if done else None,
+        first,
+        max_tokens - len(first[0]),
+        (lambda index, text: done(texts[index] + text)) if done else None,
     )
-    return [each.text for each in found]
+    if not begins:
+        return [each.text for each in found]
+    return [decode([*one, *each.tokens]) for one, each in zip(first, found, strict=True)]
+
+
+def _first_token(session: Session) -> int:
+    """The likeliest token that begins an answer; see :func:`answer`."""
+    tokenizer = session.model.tokenizer
+    line_breaks = tokenizer.encode("\n", add_special=False)
+    order = np.argsort(-np.ravel(session.last_logits), kind="stable")
+    return next(
+        int(token)
+        for token in order
+        if token not in line_breaks[-1:] and not tokenizer.is_end_of_generation(int(token))
+    )
 
 
 def first_line(text: str) -> str:

@@ -32,7 +32,7 @@ class Kind:
 
     category: of which its score is a part; "" where it is no part of any. new_tokens: most of an
     answer. chat: whether the prompt is put into the chat template. one_line: only the first line of
-    an answer counts.
+    an answer counts. begins: an answer begins with neither a line break nor its end.
     """
 
     category: str
@@ -40,6 +40,7 @@ class Kind:
     new_tokens: int
     chat: bool = True
     one_line: bool = False
+    begins: bool = False
 
 
 # The settings of the KV cache benchmark (arXiv 2407.01527), which are LongBench's own.
@@ -55,7 +56,7 @@ KINDS: dict[str, Kind] = {
     "multi_news": Kind("summarization", "rouge_l", 512),
     "trec": Kind("few-shot", "classification", 64, chat=False, one_line=True),
     "triviaqa": Kind("few-shot", "f1", 32, chat=False, one_line=True),
-    "samsum": Kind("few-shot", "rouge_l", 128, chat=False, one_line=True),
+    "samsum": Kind("few-shot", "rouge_l", 128, chat=False, one_line=True, begins=True),
     "passage_retrieval_en": Kind("synthetic", "retrieval", 32),
     "lcc": Kind("code", "edit", 64, chat=False),
     "repobench-p": Kind("code", "edit", 64, chat=False),

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kvengine._core import CacheStats, ConfigError, Error
+from kvengine.eval.references import References
 from kvengine.model import Model, Session
 
 _ROWS = 16  # rows of logits handled at once in float64
@@ -259,28 +260,76 @@ def first_scored(options: PerplexityOptions) -> int:
 
 
 def score_window(
-    model: Model, window: list[int], options: PerplexityOptions, on_feed: Callable[[int], None]
+    model: Model,
+    window: list[int],
+    options: PerplexityOptions,
+    on_feed: Callable[[int], None],
+    references: References | None = None,
 ) -> tuple[Scores, CacheStats]:
-    """Score a window with the cache under test; on_feed is told how many tokens were read."""
+    """Score a window with the cache under test.
+
+    Args:
+        on_feed: told how many tokens were read.
+        references: where the logits of the reference are looked for, and kept.
+    """
     n_ctx, first = options.n_ctx, first_scored(options)
     tested = model.session(n_ctx, options.cache, options.exact)
-    reference = None
-    if options.reference is not None:
-        reference = model.session(n_ctx, options.reference, options.exact)
+    reference = _Reference(model, window, options, references) if options.reference else None
     targets = np.asarray(window[1:], dtype=np.int64)
     parts = []
     for begin, end in _feeds(options):
         scored = slice(max(begin, first), min(end, n_ctx - 1))
-        wanted = slice(scored.start - begin, scored.stop - begin)
         needed = scored.start < scored.stop
-        rows = _feed(tested, window[begin:end], needed, wanted)
-        reference_rows = None
-        if reference is not None:
-            reference_rows = _feed(reference, window[begin:end], needed, wanted)
+        rows = _feed(tested, window, begin, end, scored)
+        reference_rows = reference.rows(begin, end, scored) if reference else None
         if needed:
             parts.append(score_rows(rows, targets[scored], reference_rows))
         on_feed(end)
+    if reference:
+        reference.keep()
     return join(parts), tested.cache.stats()
+
+
+class _Reference:
+    """A window as the reference cache has it: kept from before, or read beside the other."""
+
+    def __init__(
+        self,
+        model: Model,
+        window: list[int],
+        options: PerplexityOptions,
+        references: References | None,
+    ) -> None:
+        self._window, self._first = window, first_scored(options)
+        self._n_rows = options.n_ctx - 1 - self._first
+        self._references = references or References(0)
+        shared = dataclasses.replace(options, cache="", chunks=None)
+        self._setting = (model.fingerprint, shared)
+        self._kept = self._references.find(self._setting, window)
+        self._new: NDArray[np.float32] | None = None
+        self._session: Session | None = None
+        if self._kept is None:
+            self._session = model.session(options.n_ctx, str(options.reference), options.exact)
+
+    def rows(self, begin: int, end: int, scored: slice) -> NDArray[np.float32]:
+        """Logits of the scored positions, of which the pass reads those from begin to end."""
+        place = slice(scored.start - self._first, scored.stop - self._first)
+        if self._session is None:
+            assert self._kept is not None
+            return self._kept[place]
+        rows = _feed(self._session, self._window, begin, end, scored)
+        if scored.start < scored.stop:
+            if scored.start == self._first:
+                shape = (self._n_rows, rows.shape[-1])
+                self._new = self._references.room(self._setting, shape)
+            if self._new is not None:
+                self._new[place] = rows
+        return rows
+
+    def keep(self) -> None:
+        """The window has been read to its end."""
+        if self._new is not None:
+            self._references.keep(self._setting, self._window, self._new)
 
 
 def _feeds(options: PerplexityOptions) -> Iterator[tuple[int, int]]:
@@ -291,9 +340,13 @@ def _feeds(options: PerplexityOptions) -> Iterator[tuple[int, int]]:
         yield begin, min(begin + options.feed, options.n_ctx)
 
 
-def _feed(session: Session, tokens: list[int], needed: bool, wanted: slice) -> NDArray[np.float32]:
-    logits = session.forward(tokens, all_logits=needed)
-    return logits[wanted] if needed else logits
+def _feed(
+    session: Session, window: list[int], begin: int, end: int, scored: slice
+) -> NDArray[np.float32]:
+    """Read tokens of a window; the logits of the scored positions, if any are among them."""
+    needed = scored.start < scored.stop
+    logits = session.forward(window[begin:end], all_logits=needed)
+    return logits[scored.start - begin : scored.stop - begin] if needed else logits
 
 
 def _exp_mean(nll: NDArray[np.float64]) -> float:

@@ -24,6 +24,7 @@ from kvengine._core import CacheStats, ConfigError, Error
 from kvengine.batch import BatchAnswer
 from kvengine.cache_names import canonical_cache
 from kvengine.eval.perplexity import log_softmax
+from kvengine.eval.references import References
 from kvengine.model import Model, Session
 
 _MOST_FORKS = 16  # sessions fed at once
@@ -48,14 +49,25 @@ class Likelihood:
 class Runner:
     """A model with a cache.
 
-    model: the model. cache: canonical spec. exact: f32 activations.
+    model: the model. cache: canonical spec. exact: f32 activations. references: where the
+    logits of reference caches are kept, or None.
     """
 
-    def __init__(self, model: Model, cache: str = "f16", exact: bool = False) -> None:
-        """Raises ConfigError: a bad spec (whether it suits the model is found out later)."""
+    def __init__(
+        self,
+        model: Model,
+        cache: str = "f16",
+        exact: bool = False,
+        references: References | None = None,
+    ) -> None:
+        """Runners that take turns may share `references`.
+
+        Raises ConfigError: a bad spec (whether it suits the model is found out later).
+        """
         self.model = model
         self.cache = canonical_cache(cache)
         self.exact = exact
+        self.references = references
         self._stats: dict[str, Any] | None = None
         self._shared: Session | None = None
         self._report: Callable[[float], None] = lambda part: None

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from kvengine._core import CancelledError, Error
+from kvengine.eval.references import References
 from kvengine.eval.runner import Runner
 from kvengine.eval.store import Store
 from kvengine.eval.task import Result, Task, Unit, outline, run_task
@@ -50,7 +51,8 @@ def jobs_of(
 
     Raises ConfigError: a bad spec, or data that is missing.
     """
-    runners = [Runner(model, cache, exact) for cache in caches]
+    references = References()
+    runners = [Runner(model, cache, exact, references) for cache in caches]
     jobs = [Job(task, runner, outline(task, runner)) for task in tasks for runner in runners]
     return list({job.key: job for job in jobs}.values())
 

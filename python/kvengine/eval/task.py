@@ -18,8 +18,9 @@ Units are what is saved while a task runs, what is resumed after a kill, and wha
 machines; so their number and order depend on nothing but the task and the model's tokenizer, and
 none depends on another. A record is a dict that JSON can spell. :func:`run_task` runs a task.
 
-Parameters are whole numbers, numbers, words, yes/no, or tuples of whole numbers or words. Every task
-has `limit` (most items; None: all) and `seed`.
+Parameters are whole numbers, numbers, words, yes/no, or tuples of whole numbers or words. A word may
+be a spec with parameters of its own (`ruler:compress=selfinfo:keep=0.5,unit=word,samples=2`): what the
+task has no parameter for is the spec's. Every task has `limit` (most items; None: all) and `seed`.
 """
 
 from __future__ import annotations
@@ -375,7 +376,9 @@ def _values(
     last = None
     for part in text.split(",") if text.strip() else []:
         name, equals, value = part.partition("=")
-        if equals:
+        if last and _goes_on(found[last][-1], name.strip() if equals else None, known):
+            found[last][-1] += f",{part.rstrip()}"
+        elif equals:
             last = name.strip()
             if last not in known:
                 raise ConfigError(
@@ -389,6 +392,16 @@ def _values(
         else:
             found[last].append(part.strip())
     return {name: _value(f"{task}: {name}", parts, hints[name]) for name, parts in found.items()}
+
+
+def _goes_on(value: str, name: str | None, known: Sequence[str]) -> bool:
+    """Whether what follows a comma belongs to a value that is a spec: `selfinfo:keep=0.5,unit=word`.
+
+    It does where a parenthesis is open, and where it is a parameter that the task has not.
+    """
+    if value.count("(") > value.count(")"):
+        return True
+    return ":" in value and name is not None and name not in known
 
 
 def _value(where: str, parts: list[str], kind: Any) -> Any:

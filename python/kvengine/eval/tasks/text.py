@@ -70,7 +70,7 @@ class _Text(Task):
         def on_feed(read: int) -> None:
             runner.progress(read / self.context)
 
-        scores, stats = score_window(runner.model, window, options, on_feed)
+        scores, stats = score_window(runner.model, window, options, on_feed, runner.references)
         runner.note_stats(stats)
         return scores
 
