@@ -53,12 +53,10 @@ def test_haystacks(corpus: Path) -> None:
     assert len(words) == 2000
     assert words.count("book:") == 3  # both books, and the first again
     text = needle.haystack(12, 0.5, "0123456")
-    assert text.startswith(needle.PREFIX)
-    body = text[len(needle.PREFIX) :]
     sentence = "The pass key is 0123456. Remember it. 0123456 is the pass key."
-    assert body == " ".join([*words[:6], sentence, *words[6:12]])
+    assert text == " ".join([*words[:6], sentence, *words[6:12]])
     assert needle.haystack(12, 1.0, "7").endswith("7 is the pass key.")
-    assert needle.haystack(12, 0.0, "7")[len(needle.PREFIX) :].startswith("The pass key is 7.")
+    assert needle.haystack(12, 0.0, "7").startswith("The pass key is 7.")
 
 
 def test_needle(tiny: kv.Model, corpus: Path) -> None:
@@ -70,7 +68,8 @@ def test_needle(tiny: kv.Model, corpus: Path) -> None:
     assert len({item["key"] for item in found.items}) > 8
     assert all(len(item["key"]) == 3 and item["key"].isdigit() for item in found.items)
     item = found.items[3]
-    whole = runner.encode(needle.haystack(20, 0.5, item["key"]) + needle.QUESTION)
+    text = needle.haystack(20, 0.5, item["key"])
+    whole = runner.encode(needle.PREFIX + text + needle.QUESTION)
     key = runner.encode(item["key"], special=False)
     logits = tiny.session(cache="f16", exact=True).forward(whole + key, all_logits=True)
     rows = logits[len(whole) - 1 : -1].astype(np.float64)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 import kvengine as kv
 from kvengine.eval import report
-from kvengine.eval.report import data
+from kvengine.eval.report import data, text
 from kvengine.eval.report.names import short_name, slug
 from kvengine.eval.report.plots import spread
 from kvengine.eval.task import Result
@@ -150,6 +150,34 @@ def test_points(results: list[Result]) -> None:
     found = {point.name: point.best for point in data.points(data.grouped(results)[0])}
     assert list(found) == ["snapkv:keep=0.25 + best4", "best4", "int4", "f16"]  # by size
     assert found == {"snapkv:keep=0.25 + best4": True, "best4": True, "int4": False, "f16": True}
+
+
+def test_shortened_prompts_are_measured_by_whole_ones() -> None:
+    stats = {"bytes": 520 << 10, "f16_bytes": 520 << 10, "bits_per_value": 16, "tokens_seen": 52}
+    name = "selfinfo:keep=0.5"
+    short = result("f16", 0.5, cache=f"{name}+f16", cache_stats=stats)
+    for others, expected in (
+        ([result("f16", 1.0), result("int4", 0.9)], ["8.32", "1.923"]),
+        ([], ["–", "–"]),  # nobody knows how long they were
+    ):
+        (group,) = data.grouped([*others, short])
+        table = text.section(group, []).table
+        row = table.rows[-1]
+        assert row[0] == name
+        assert row[2:4] == expected
+        (shown,) = [row for row in text.overview([group]).rows if row[0] == name]
+        assert shown[1] == expected[0]
+
+
+def test_points_of_the_likelihood() -> None:
+    sizes = {"f16": -0.5, "int4": -0.5, "best4": -1.0}
+    (group,) = data.grouped(
+        [result(cache, 0.0, metrics={"logprob": value}) for cache, value in sizes.items()]
+    )
+    found = {point.name: (point.value, point.best) for point in data.points(group, "logprob")}
+    assert found == {"best4": (-1.0, True), "int4": (-0.5, True), "f16": (-0.5, False)}
+    assert [point.family for point in data.points(group)] == ["quantized", "quantized", "exact"]
+    assert data.points(group, "nothing") == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=12))

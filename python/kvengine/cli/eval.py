@@ -24,7 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=argparse.SUPPRESS,
         metavar="SPEC",
-        help="may be repeated, see kvengine caches (default: f16)",
+        help="may be repeated, see kvengine caches (default: f16); prompt compression may stand before "
+        "it: selfinfo:keep=0.5+best4",
     )
     parser.add_argument(
         "--limit", type=whole(1), help="most items of each task that names no limit itself"

@@ -8,13 +8,14 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvengine import UnsupportedError, canonical_cache
+from kvengine import UnsupportedError
 from kvengine.cli.arguments import add_common
 from kvengine.cli.inputs import load_model
 from kvengine.cli.output import Progress, human_bytes, print_json, print_table, say
+from kvengine.eval.setting import canonical_setting
 from kvengine.eval.store import Store
 from kvengine.eval.sweep import Progress as SweepProgress
-from kvengine.eval.sweep import jobs_of, sweep
+from kvengine.eval.sweep import jobs_of, left_out, sweep
 from kvengine.eval.task import Result, Task
 
 
@@ -36,7 +37,7 @@ def run_sweep(
 
     Returns the exit status. With args.ray (the address of a cluster) the work is done there.
     """
-    names = {canonical_cache(spec): spec for spec in caches}
+    names = {canonical_setting(spec): spec for spec in caches}
     for task in tasks:
         _ = task.data_hash  # missing data is told before anything is loaded
     if out is None:
@@ -63,6 +64,8 @@ def _sweep(
 ) -> list[Result]:
     ray = getattr(args, "ray", None)
     jobs = jobs_of(load_model(args), list(names), tasks, args.exact)
+    for name, cache in left_out(list(names), tasks):
+        say(f"{name} has no prompt to shorten: it is not measured with {names[cache]}")
     told = 0
     left: float | None = None
 

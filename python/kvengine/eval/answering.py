@@ -15,14 +15,6 @@ import numpy as np
 from kvengine._core import ConfigError, Tokenizer
 from kvengine.eval.runner import Runner
 from kvengine.model import Session
-from kvengine.prompt import compress_prompt
-
-
-def prompt_tokens(runner: Runner, text: str, chat: bool = False) -> list[int]:
-    """Tokens of a prompt; with `chat` as the user's message, where the model has a template."""
-    if chat and runner.model.chat_template:
-        return runner.model.encode_chat([{"role": "user", "content": text}])
-    return runner.encode(text)
 
 
 def cut_middle(tokenizer: Tokenizer, text: str, most: int) -> str:
@@ -32,17 +24,6 @@ def cut_middle(tokenizer: Tokenizer, text: str, most: int) -> str:
         return text
     half = most // 2
     return tokenizer.decode(tokens[:half]) + tokenizer.decode(tokens[len(tokens) - half :])
-
-
-def shortened(runner: Runner, method: str, context: str, question: str) -> str:
-    """A document as prompt compression leaves it; "none" leaves all of it."""
-    if method == "none" or not context.strip():
-        return context
-    # The question is given along, so that it is protected, and taken away again.
-    marked = f"{context}\n\n{question}"
-    tokens = compress_prompt(runner.model, marked, method, question).tokens
-    short = runner.model.tokenizer.decode(tokens)
-    return short[: short.rfind(question)].removesuffix("\n\n")
 
 
 def common_prefix(sequences: Sequence[Sequence[int]]) -> int:

@@ -53,6 +53,8 @@ class KvengineLM(TemplateLM):
         self._model = load(pretrained, threads=int(threads))
         yes = str(exact).lower() in ("1", "true", "yes")
         self._runner = Runner(self._model, cache.replace(";", ","), yes)
+        if self._runner.method:
+            raise ConfigError(f"cache: expected one alone, found {self._runner.method} before it")
         self.max_length = int(max_length) if max_length else self._model.n_ctx
         if self.max_length < 2:
             raise ConfigError(f"max_length: expected at least 2, found {self.max_length}")

@@ -140,17 +140,14 @@ class Folder:
             digest.update((json.dumps(table) + data).encode())
         return digest.hexdigest()[:16]
 
-    def prompt(self, task: str, row: dict[str, Any], context: str) -> str:
-        """The dataset's prompt with a sample's context and input put in."""
+    def prompt(self, task: str, row: dict[str, Any]) -> tuple[str, str, str]:
+        """The dataset's prompt with a sample put in: what is before its context, that, the rest."""
         template = str(self.prompts[task])
         # Not str.format, which could be told to look into what it is given.
         before, mark, after = template.partition("{context}")
         fill = str(row["input"])
-        return (
-            before.replace("{input}", fill)
-            + (context if mark else "")
-            + after.replace("{input}", fill)
-        )
+        context = row["context"] if mark else ""
+        return before.replace("{input}", fill), context, after.replace("{input}", fill)
 
     def _file(self, task: str) -> Path:
         path = self._find(task)

@@ -9,10 +9,15 @@ is compressed with the question in sight, and one that ends before it is not; ta
 
 A prefix is read once for each cache, however many continuations there are: the session is forked,
 and all continuations are scored in one batch.
+
+**Where prompts are shortened.** Tasks whose prompts have a context (`Task.shortens`) build them by
+:meth:`Runner.prompt`, which drops some of the context's tokens if the setting has it so; what stands
+around it, the question for one, stays.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,10 +27,11 @@ from numpy.typing import NDArray
 
 from kvengine._core import CacheStats, ConfigError, Error
 from kvengine.batch import BatchAnswer
-from kvengine.cache_names import canonical_cache
 from kvengine.eval.perplexity import log_softmax
 from kvengine.eval.references import References
-from kvengine.model import Model, Session
+from kvengine.eval.setting import parse_setting
+from kvengine.model import Model, Prompt, Session
+from kvengine.prompt import SelfInfo, compress_prompt
 
 _MOST_FORKS = 16  # sessions fed at once
 _MOST_ROWS = 128  # of logits at once: each is vocab_size floats
@@ -49,8 +55,9 @@ class Likelihood:
 class Runner:
     """A model with a cache.
 
-    model: the model. cache: canonical spec. exact: f32 activations. references: where the
-    logits of reference caches are kept, or None.
+    model: the model. cache: canonical spec of the setting. exact: f32 activations. references: where
+    the logits of reference caches are kept, or None. method: how prompts are shortened, None: not at
+    all.
     """
 
     def __init__(
@@ -60,14 +67,19 @@ class Runner:
         exact: bool = False,
         references: References | None = None,
     ) -> None:
-        """Runners that take turns may share `references`.
+        """cache: see :mod:`kvengine.eval.setting`. Runners that take turns may share `references`.
 
         Raises ConfigError: a bad spec (whether it suits the model is found out later).
         """
+        setting = parse_setting(cache)
         self.model = model
-        self.cache = canonical_cache(cache)
+        self.cache = str(setting)
         self.exact = exact
         self.references = references
+        self.method = setting.method
+        if exact and isinstance(self.method, SelfInfo):
+            self.method = dataclasses.replace(self.method, exact=True)
+        self._session_cache = setting.cache
         self._stats: dict[str, Any] | None = None
         self._shared: Session | None = None
         self._report: Callable[[float], None] = lambda part: None
@@ -99,6 +111,19 @@ class Runner:
         """Tokens of a text; with `special`, BOS is put before it if the vocabulary asks for it."""
         return self.model.tokenizer.encode(text, add_special=special)
 
+    def prompt(self, before: str, context: str, after: str = "", chat: bool = False) -> list[int]:
+        """Tokens of a prompt, whose context is shortened first if the setting has it so.
+
+        With `chat` it is the user's message, where the model has a template.
+        """
+        text = before + context + after
+        chat = chat and bool(self.model.chat_template)
+        messages = [{"role": "user", "content": text}]
+        if self.method is None or not context.strip():
+            return self.model.encode_chat(messages) if chat else self.encode(text)
+        prompt: Prompt = messages if chat else text
+        return compress_prompt(self.model, prompt, self.method, context=context).tokens
+
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of a context and of what follows it, as lm-eval 0.4 splits them.
 
@@ -127,7 +152,7 @@ class Runner:
 
     def session(self, n_ctx: int) -> Session:
         """An empty session of the cache for up to n_ctx tokens."""
-        return self.model.session(n_ctx=n_ctx, cache=self.cache, exact=self.exact)
+        return self.model.session(n_ctx=n_ctx, cache=self._session_cache, exact=self.exact)
 
     def prefill(self, tokens: Sequence[int], room: int) -> Session:
         """A session that has read a prefix, with room for more tokens."""

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from kvengine._core import CancelledError, Error
+from kvengine._core import CancelledError, ConfigError, Error
 from kvengine.eval.references import References
 from kvengine.eval.runner import Runner
+from kvengine.eval.setting import parse_setting
 from kvengine.eval.store import Store
-from kvengine.eval.task import Result, Task, Unit, outline, run_task
+from kvengine.eval.task import Result, Task, Unit, outline, registry, run_task
 from kvengine.model import Model
 
 _PATIENCE = 1.0  # seconds between two looks at what other processes do
@@ -49,12 +50,32 @@ def jobs_of(
 ) -> list[Job]:
     """Every task with every cache, each once; a task's caches follow one another.
 
-    Raises ConfigError: a bad spec, or data that is missing.
+    Settings that shorten prompts are left out of tasks that have none to shorten.
+
+    Raises ConfigError: a bad spec, data that is missing, or a setting that no task is left for.
     """
     references = References()
     runners = [Runner(model, cache, exact, references) for cache in caches]
-    jobs = [Job(task, runner, outline(task, runner)) for task in tasks for runner in runners]
+    for runner in runners:
+        if runner.method and not any(task.shortens for task in tasks):
+            shortening = ", ".join(name for name, task in registry().items() if task.shortens)
+            raise ConfigError(
+                f"{runner.method}: expected a task with prompts to shorten ({shortening}), found none"
+            )
+    jobs = [
+        Job(task, runner, outline(task, runner))
+        for task in tasks
+        for runner in runners
+        if task.shortens or not runner.method
+    ]
     return list({job.key: job for job in jobs}.values())
+
+
+def left_out(caches: Sequence[str], tasks: Sequence[Task]) -> list[tuple[str, str]]:
+    """Names of tasks and canonical specs of settings that :func:`jobs_of` leaves out."""
+    shortening = [cache for cache in caches if parse_setting(cache).method]
+    names = dict.fromkeys(task.name for task in tasks if not task.shortens)
+    return [(name, cache) for name in names for cache in shortening]
 
 
 def sweep(

@@ -19,8 +19,8 @@ machines; so their number and order depend on nothing but the task and the model
 none depends on another. A record is a dict that JSON can spell. :func:`run_task` runs a task.
 
 Parameters are whole numbers, numbers, words, yes/no, or tuples of whole numbers or words. A word may
-be a spec with parameters of its own (`ruler:compress=selfinfo:keep=0.5,unit=word,samples=2`): what the
-task has no parameter for is the spec's. Every task has `limit` (most items; None: all) and `seed`.
+be a spec with parameters of its own (`kld:reference=int4:group=64,tail=32,context=512`): what the task
+has no parameter for is the spec's. Every task has `limit` (most items; None: all) and `seed`.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ class Task(ABC):
         were stored before are not taken for new ones.
     files: the data it reads, relative to the data folder; ".gz" is found by itself.
     depends_on_machine: whether results are of the machine and its threads, as speeds are.
+    shortens: whether its prompts have a context that prompt compression may shorten.
     """
 
     name: ClassVar[str]
@@ -71,6 +72,7 @@ class Task(ABC):
     version: ClassVar[int] = 1
     files: ClassVar[tuple[str, ...]] = ()
     depends_on_machine: ClassVar[bool] = False
+    shortens: ClassVar[bool] = False
 
     limit: int | None = None
     seed: int = 0
@@ -146,8 +148,9 @@ class Result:
     """What a task found for one model and cache, as JSON spells it.
 
     model: `fingerprint` (hexadecimal), `name`, `architecture` of the model.
-    cache: canonical spec; cache_stats: `CacheStats.as_dict()` of the largest cache that was filled
-        (`bytes`, `bits_per_value`, `path`, ...), None if none was.
+    cache: canonical spec of the setting (:mod:`kvengine.eval.setting`); cache_stats:
+        `CacheStats.as_dict()` of the largest cache that was filled (`bytes`, `bits_per_value`,
+        `path`, ...), None if none was.
     task: `Task.spec`; name, parameters, version, data_hash, seed: of the task.
     conditions: what else decides the result: hashes of files that the cache's spec names, and for
         tasks that depend on it the machine and its threads.
@@ -260,8 +263,10 @@ def run_task(
         on_progress: called with the units done (parts of one count) and their number.
 
     Raises:
-        Error: whatever kept a unit from being done.
+        Error: whatever kept a unit from being done; prompts are to be shortened, and there are none.
     """
+    if runner.method and not task.shortens:
+        raise ConfigError(f"{task.name}: expected a cache alone, found {runner.method} before it")
     units = task.units(runner)
     finished = {index: unit for index, unit in (done or {}).items() if index < len(units)}
     report = on_progress or (lambda done, total: None)

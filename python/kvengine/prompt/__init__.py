@@ -44,6 +44,7 @@ def compress_prompt(
     method: str | SelfInfo | Llmlingua2 = "selfinfo:keep=0.5",
     question: str | None = None,
     progress: Progress | None = None,
+    context: str | None = None,
 ) -> CompressedPrompt:
     """Shorten a prompt; the result's ``tokens`` are for an empty session.
 
@@ -54,16 +55,18 @@ def compress_prompt(
             occurrence; None: what follows the last empty line, or else the last line break. Of
             token ids there is no question: protect them by ``last=``.
         progress: called with the tokens done and to do.
+        context: instead of a question, the only part of the prompt (of messages: of the last) that
+            is shortened, at its first occurrence.
 
     Raises:
-        ConfigError: a bad spec, an empty prompt, a question that the prompt does not hold.
+        ConfigError: a bad spec, an empty prompt, a question or context that the prompt does not hold.
         UnsupportedError: the method's package is absent, messages but no chat template.
         CancelledError: ``progress`` returned False.
     """
     chosen = parse_method(method) if isinstance(method, str) else method
     if isinstance(chosen, Llmlingua2):
-        return chosen.compress(model, prompt, question)
-    layout = layout_of(model, prompt, question)
+        return chosen.compress(model, prompt, question, context)
+    layout = layout_of(model, prompt, question, context)
     kept, information = chosen.select(model, layout, progress)
     tokens = [layout.tokens[i] for i in np.flatnonzero(kept)]
     return CompressedPrompt(

@@ -1,6 +1,7 @@
 """Which tokens of a prompt may be dropped: those of its texts, but not those of its frame.
 
-The frame is the chat template, special tokens, system messages and the question.
+The frame is the chat template, special tokens, system messages and the question, or all but the
+context where one is named.
 """
 
 from __future__ import annotations
@@ -62,26 +63,47 @@ def question_span(text: str, question: str | None) -> Span:
     return len(text), len(text)
 
 
+def free_spans(text: str, question: str | None, context: str | None) -> list[Span]:
+    """What of a prompt, or of the last message, may be shortened: the context, or, where none is
+    named, all but the question.
+
+    Raises:
+        ConfigError: `text` does not hold them, or both are given.
+    """
+    if context is None:
+        start, end = question_span(text, question)
+        return [(0, start), (end, len(text))]
+    if question:
+        raise ConfigError("question: expected it or the context to be named, found both")
+    start = text.find(context)
+    if start < 0:
+        raise ConfigError(f"context: expected a part of the prompt, found '{context[:60]}'")
+    return [(start, start + len(context))]
+
+
 def is_conversation(prompt: Prompt) -> bool:
     return not isinstance(prompt, str | bytes) and bool(prompt) and isinstance(prompt[0], Mapping)
 
 
-def layout_of(model: Model, prompt: Prompt, question: str | None) -> Layout:
-    """Raises ConfigError for an empty prompt or one without the question."""
+def layout_of(
+    model: Model, prompt: Prompt, question: str | None, context: str | None = None
+) -> Layout:
+    """Raises ConfigError for an empty prompt or one without the question or the context."""
     tokenizer = model.tokenizer
     if isinstance(prompt, bytes):
         prompt = decoded(prompt)
     if isinstance(prompt, str):
-        start, end = question_span(prompt, question)
+        spans = free_spans(prompt, question, context)
         tokens = tokenizer.encode(prompt, parse_special=True)
-        return _layout(tokenizer, tokens, prompt, [(0, start), (end, len(prompt))])
+        return _layout(tokenizer, tokens, prompt, spans)
     if is_conversation(prompt):
         messages: Sequence[Message] = prompt  # type: ignore[assignment]
         text = model.render(messages)
-        spans = _content_spans(text, messages, question)
+        spans = _content_spans(text, messages, question, context)
         return _layout(tokenizer, model.encode_chat(messages), text, spans)
-    if question:
-        raise ConfigError("question: expected text or messages beside it, found token ids")
+    if question or context is not None:
+        name = "question" if question else "context"
+        raise ConfigError(f"{name}: expected text or messages beside it, found token ids")
     tokens = [int(token) for token in prompt]  # type: ignore[call-overload]
     return _layout(tokenizer, tokens, None, [])
 
@@ -130,7 +152,9 @@ def _inside(text: str, spans: Sequence[Span]) -> NDArray[np.bool_]:
     return np.concatenate([np.full(len(part.encode()), flag) for part, flag in parts])
 
 
-def _content_spans(text: str, messages: Sequence[Message], question: str | None) -> list[Span]:
+def _content_spans(
+    text: str, messages: Sequence[Message], question: str | None, context: str | None
+) -> list[Span]:
     """Where a rendered conversation has what may be shortened."""
     spans: list[Span] = []
     at = 0
@@ -148,11 +172,12 @@ def _content_spans(text: str, messages: Sequence[Message], question: str | None)
         at = start + len(content)
         if message.get("role") == "system":
             continue
-        if index + 1 < len(messages):
+        if index + 1 == len(messages):
+            question = question.strip() if question else None
+            own = free_spans(content, question, context)
+            spans += [(start + first, start + last) for first, last in own]
+        elif context is None:
             spans.append((start, at))
-        else:
-            first, last = question_span(content, question.strip() if question else None)
-            spans += [(start, start + first), (start + last, at)]
     return spans
 
 

@@ -7,13 +7,14 @@ breaks and . ! ? , always stay, chunks end at full stops and line breaks, repeat
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 from kvengine._core import ConfigError, IoError, UnsupportedError
 from kvengine.model import Model, Prompt
-from kvengine.prompt.layout import decoded, is_conversation, question_span
+from kvengine.prompt.layout import Span, decoded, free_spans, is_conversation
 from kvengine.prompt.result import CompressedPrompt
 from kvengine.prompt.spec import spelled
 
@@ -36,19 +37,20 @@ class Llmlingua2:
     def __str__(self) -> str:
         return spelled("llmlingua2", self)
 
-    def compress(self, model: Model, prompt: Prompt, question: str | None) -> CompressedPrompt:
+    def compress(
+        self, model: Model, prompt: Prompt, question: str | None, context: str | None = None
+    ) -> CompressedPrompt:
         """See :func:`kvengine.prompt.compress_prompt`. Text only: the encoder has its own tokens."""
         encoder = _encoder(self.model)
         if isinstance(prompt, bytes):
             prompt = decoded(prompt)
         if isinstance(prompt, str):
             before = model.tokenizer.encode(prompt, parse_special=True)
-            after = model.tokenizer.encode(
-                self._shorten(encoder, prompt, question_span(prompt, question)), parse_special=True
-            )
+            short = self._shorten(encoder, prompt, free_spans(prompt, question, context))
+            after = model.tokenizer.encode(short, parse_special=True)
         elif is_conversation(prompt):
             before = model.encode_chat(prompt)  # type: ignore[arg-type]
-            after = model.encode_chat(self._messages(encoder, prompt, question))
+            after = model.encode_chat(self._messages(encoder, prompt, question, context))
         else:
             raise ConfigError("llmlingua2: expected text or messages, found token ids")
         return CompressedPrompt(
@@ -58,32 +60,37 @@ class Llmlingua2:
             method=str(self),
         )
 
-    def _messages(self, encoder: Any, messages: Any, question: str | None) -> list[dict[str, Any]]:
+    def _messages(
+        self, encoder: Any, messages: Any, question: str | None, context: str | None
+    ) -> list[dict[str, Any]]:
         result = []
         for index, message in enumerate(messages):
             content = message.get("content") or ""
             if not isinstance(content, str):
                 raise ConfigError("messages: expected contents of text only, found parts")
-            if message.get("role") != "system":
-                last = index + 1 == len(messages)
-                span = question_span(content, question) if last else (len(content),) * 2
-                content = self._shorten(encoder, content, span)
+            last = index + 1 == len(messages)
+            free = free_spans(content, question, context) if last else [(0, len(content))]
+            if message.get("role") != "system" and (last or context is None):
+                content = self._shorten(encoder, content, free)
             result.append({**message, "content": content})
         return result
 
-    def _shorten(self, encoder: Any, text: str, protected: tuple[int, int]) -> str:
-        start, end = protected
-        parts = [text[:start], text[start:end], text[end:]]
-        for i in (0, 2):
-            if parts[i].strip():
-                parts[i] = encoder.compress_prompt(
-                    parts[i],
+    def _shorten(self, encoder: Any, text: str, free: Sequence[Span]) -> str:
+        parts, at = [], 0
+        for start, end in free:
+            parts.append(text[at:start])
+            part = text[start:end]
+            if part.strip():
+                part = encoder.compress_prompt(
+                    part,
                     rate=self.keep,
                     force_tokens=_FORCED,
                     chunk_end_tokens=_CHUNK_ENDS,
                     drop_consecutive=True,
                 )["compressed_prompt"]
-        return "".join(parts)
+            parts.append(part)
+            at = end
+        return "".join([*parts, text[at:]])
 
 
 @lru_cache(maxsize=1)

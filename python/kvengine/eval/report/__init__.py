@@ -21,6 +21,7 @@ from kvengine.eval.report.page import html
 from kvengine.eval.report.text import Picture, Section, markdown, section
 from kvengine.eval.task import Result
 
+_LIKELIHOOD = "logprob"
 _SPEEDS = {"tps": "tokens per second, one by one", "prefill_tps": "tokens of the prompt per second"}
 
 
@@ -72,11 +73,17 @@ def _figures(group: Group) -> Iterator[tuple[str, str, Any]]:
         first = group.good[0]
         title = f"{first.primary} against bytes: {what}"
         yield "bytes", title, plots.quality(points, title, first.primary, first.higher_is_better)
+    # Where few answers are right, the likelihood of the right one still tells caches apart.
+    likely = data.points(group, _LIKELIHOOD)
+    if len(likely) > 1 and group.good[0].primary != _LIKELIHOOD:
+        title = f"{_LIKELIHOOD} of the right answer against bytes: {what}"
+        yield f"bytes-{_LIKELIHOOD}", title, plots.quality(likely, title, _LIKELIHOOD, True)
+    unit = "words" if group.results[0].name == "needle" else "tokens"
     for metric in data.MAPPED:
         maps = data.heat_maps(group, metric)
         if maps:
             title = f"{metric} by depth and length: {what}"
-            yield f"map-{metric}", title, plots.heat(maps, title, metric)
+            yield f"map-{metric}", title, plots.heat(maps, title, metric, unit)
     front = {point.name for point in points if point.best}
     tails = data.tails(group)
     if len(tails) > plots.MOST_NAMED:

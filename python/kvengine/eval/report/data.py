@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine.eval.report.names import short_name
+from kvengine.eval.report.names import UNCOMPRESSED, family, short_name
 from kvengine.eval.task import Result
 
-_UNCOMPRESSED = ("f32", "f16", "bf16")
 _SHORTEST_TAIL = 10  # scored positions: a curve of fewer says nothing
 
 
@@ -56,7 +55,7 @@ class Group:
     @property
     def baseline(self) -> Result | None:
         """What the others are compared with: the first cache that is not compressed."""
-        return next((each for each in self.good if each.cache in _UNCOMPRESSED), None)
+        return next((each for each in self.good if each.cache in UNCOMPRESSED), None)
 
 
 def grouped(results: Sequence[Result]) -> list[Group]:
@@ -85,29 +84,42 @@ def _model_name(result: Result) -> str:
 
 @dataclass(frozen=True)
 class Point:
-    """A cache: its bytes, the primary metric, and whether no other is both smaller and better."""
+    """A cache: its bytes, a metric, and whether no other is both smaller and better."""
 
     cache: str
     name: str
+    family: str
     bytes: int
     value: float
     best: bool
 
 
-def points(group: Group) -> list[Point]:
-    """Of all caches that were filled and measured, by size."""
+def points(group: Group, metric: str | None = None) -> list[Point]:
+    """Of all caches that were filled and measured, by size.
+
+    metric: of which more is better; None: the primary one.
+    """
     measured = [
-        (int(result.cache_stats["bytes"]), float(result.value), result)
+        (int(result.cache_stats["bytes"]), float(value), result)
         for result in group.good
-        if result.cache_stats and result.value is not None and math.isfinite(result.value)
+        for value in [result.metrics.get(metric or result.primary)]
+        if result.cache_stats and value is not None and math.isfinite(value)
     ]
     measured.sort(key=lambda each: each[0])
-    sign = 1 if not measured or measured[0][2].higher_is_better else -1
+    sign = 1 if metric or not measured or measured[0][2].higher_is_better else -1
     front = pareto([size for size, _, _ in measured], [sign * value for _, value, _ in measured])
     return [
-        Point(result.cache, group.names[result.cache], size, value, best)
+        Point(result.cache, group.names[result.cache], family(result.cache), size, value, best)
         for (size, value, result), best in zip(measured, front, strict=True)
     ]
+
+
+def whole_bytes(group: Group, result: Result) -> float | None:
+    """What an f16 cache of the task's prompts would take, whole ones where they were shortened."""
+    stats = result.cache_stats
+    if family(result.cache).startswith("shortened"):
+        stats = group.baseline.cache_stats if group.baseline else None
+    return None if stats is None else float(stats["f16_bytes"])
 
 
 def pareto(sizes: Sequence[float], qualities: Sequence[float]) -> list[bool]:

@@ -15,15 +15,31 @@ import numpy as np
 
 from kvengine._core import UnsupportedError
 from kvengine.eval.report.data import Curve, HeatMap, Point
+from kvengine.eval.report.names import label
 
 # Okabe and Ito's colours (jfly.uni-koeln.de/color) without the yellow, which is too light for lines.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES = ("-", "--", ":", "-.")
 TEXT = "#222222"
 QUIET = "#8a8a8a"
-MOST_NAMED = 16  # caches of a picture; of more, only those on the Pareto front are named or drawn
+FAMILIES = {
+    "exact": ("#000000", "s"),
+    "quantized": (COLOURS[0], "o"),
+    "dropped": (COLOURS[1], "v"),
+    "shortened": (COLOURS[2], "D"),
+}
+"""Colour and marker of what a cache does; those that do several things have one of their own."""
+_SEVERAL = (COLOURS[3], "P")
+_FAMILY_NAMES = {
+    "exact": "not compressed",
+    "dropped": "tokens dropped",
+    "shortened": "prompt shortened",
+}
+MOST_NAMED = 24  # caches of a picture; of more, only those on the Pareto front are named or drawn
+_FEW = 14  # names that a picture of the usual size has room for
 _NAME_CHARS = 34
 _TITLE_CHARS = 72
+_FEW_DECADES = 1e4  # a range whose ticks are at 1, 2 and 5 times powers of ten
 _FLOOR = 1e-6  # of the largest value: what is below it does not stretch a logarithmic axis
 _WHOLE = 0.97  # a share that the tails begin at
 
@@ -91,13 +107,15 @@ def save(figure: Any, stem: Path) -> list[Path]:
 
 
 def quality(points: Sequence[Point], title: str, metric: str, higher_is_better: bool) -> Any:
-    """Quality against bytes; filled points are on the Pareto front, which is a line of steps.
+    """Quality against bytes; filled points are on the Pareto front, which is a line of steps. Colours
+    and shapes say what kind of cache a point is.
 
     Where less is better and values differ much, their axis is logarithmic; values far below all
     others (a reference compared with itself) then lie at its lower end, and their names say them.
     """
     pyplot = require_matplotlib()
-    figure, axis = pyplot.subplots(figsize=(7.4, 4.6))
+    named = len(points) if len(points) <= MOST_NAMED else sum(point.best for point in points)
+    figure, axis = pyplot.subplots(figsize=(7.4, 4.6) if named <= _FEW else (9.6, 6.4))
     heights = [point.value for point in points]
     unnamed = "" if len(points) <= MOST_NAMED else ", whose caches alone are named"
     names = [_cut(point.name) for point in points]
@@ -114,26 +132,29 @@ def quality(points: Sequence[Point], title: str, metric: str, higher_is_better: 
     axis.step(
         *zip(*front, strict=True),
         where="post",
-        color=COLOURS[0],
+        color=QUIET,
         linewidth=1.2,
-        alpha=0.6,
         zorder=2,
     )
     for spot, point in zip(spots, points, strict=True):
+        colour, marker = FAMILIES.get(point.family, _SEVERAL)
         axis.plot(
             *spot,
-            "o",
+            marker,
             markersize=7,
             markeredgewidth=1.4,
-            color=COLOURS[0] if point.best else QUIET,
-            markerfacecolor=COLOURS[0] if point.best else "white",
+            color=colour,
+            markerfacecolor=colour if point.best else "white",
             zorder=3,
         )
+    _name_families(axis, points)
     axis.set_xscale("log")
-    _plain_ticks(axis.xaxis)
     axis.margins(x=0.12, y=0.14)
+    for each in (axis.xaxis, axis.yaxis):
+        if each.get_scale() == "log":
+            _plain_ticks(each)
     axis.set_xlabel("cache, MiB")
-    axis.set_ylabel(f"{metric}, {'higher' if higher_is_better else 'lower'} is better")
+    axis.set_ylabel(f"{label(metric)}; {'higher' if higher_is_better else 'lower'} is better")
     axis.set_title(f"{_wrapped(title)}\nfilled: Pareto front{unnamed}", fontsize=11, loc="left")
     labels = [
         label
@@ -144,8 +165,30 @@ def quality(points: Sequence[Point], title: str, metric: str, higher_is_better: 
     return figure
 
 
-def heat(maps: Sequence[HeatMap], title: str, metric: str) -> Any:
-    """A map for each cache, at most four a row; cells say their value."""
+def _name_families(axis: Any, points: Sequence[Point]) -> None:
+    """A line below the plot that says what colours and shapes mean."""
+    present = dict.fromkeys(point.family for point in points)
+    order = sorted(present, key=lambda name: [*FAMILIES, name].index(name))
+    handles = []
+    for name in order:
+        colour, marker = FAMILIES.get(name, _SEVERAL)
+        shown = _FAMILY_NAMES.get(name, name)
+        (handle,) = axis.plot([], [], marker, color=colour, markersize=7, label=shown)
+        handles.append(handle)
+    axis.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(-0.01, -0.12),
+        ncols=len(handles),
+        frameon=False,
+        fontsize=9,
+        handletextpad=0.2,
+        columnspacing=1.2,
+    )
+
+
+def heat(maps: Sequence[HeatMap], title: str, metric: str, unit: str) -> Any:
+    """A map for each cache, at most four a row; cells say their value. unit: of lengths."""
     pyplot = require_matplotlib()
     columns = min(4, len(maps))
     rows = -(-len(maps) // columns)
@@ -173,9 +216,9 @@ def heat(maps: Sequence[HeatMap], title: str, metric: str) -> Any:
                 axis.text(j, i, _short(value), ha="center", va="center", fontsize=7.5, color=colour)
     for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
-    figure.colorbar(image, ax=axes, fraction=0.03, aspect=40, label=metric)
-    figure.supxlabel("length", fontsize=10, color=TEXT)
-    figure.supylabel("depth", fontsize=10, color=TEXT)
+    figure.colorbar(image, ax=axes, fraction=0.03, aspect=40, label=label(metric))
+    figure.supxlabel(f"length, {unit}", fontsize=10, color=TEXT)
+    figure.supylabel("depth of the needle", fontsize=10, color=TEXT)
     figure.suptitle(title, fontsize=11, color=TEXT)
     return figure
 
@@ -195,9 +238,11 @@ def tails(curves: Sequence[Curve], title: str) -> Any:
     figure, axis = _lines(curves, title)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    _plain_ticks(axis.yaxis)
     # Nearly all positions are beyond this; what is to its left only takes room.
-    axis.set_xlim(left=min(float(curve.x[curve.y <= _WHOLE][0]) for curve in curves))
+    left = min(float(curve.x[curve.y <= _WHOLE][0]) for curve in curves)
+    axis.set_xlim(left=max(left, _FLOOR * max(float(curve.x.max()) for curve in curves)))
+    _plain_ticks(axis.xaxis)
+    _plain_ticks(axis.yaxis)
     axis.set_xlabel("KL divergence, nats")
     axis.set_ylabel("share of positions at least that far")
     _legend_beside(axis, curves)
@@ -389,6 +434,8 @@ def _plain_ticks(axis: Any) -> None:
     """Numbers such as 0.5 and 20 on a logarithmic axis, as many as there is room for."""
     from matplotlib import ticker
 
-    axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5), numticks=9))
+    low, high = axis.get_view_interval()
+    steps = (1, 2, 5) if high < _FEW_DECADES * low else (1,)
+    axis.set_major_locator(ticker.LogLocator(subs=steps, numticks=12))
     axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(ticker.NullFormatter())

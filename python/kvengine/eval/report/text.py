@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvengine.eval.report.data import Group, points
+from kvengine.eval.report.data import Group, points, whole_bytes
 from kvengine.eval.task import Result
 
 
@@ -98,14 +98,15 @@ def _sense(result: Result) -> str:
 
 def _bits(groups: Sequence[Group], cache: str) -> float | None:
     """Of the task that filled the cache most."""
-    stats = [
-        each.cache_stats
+    sizes = [
+        (int(each.cache_stats["tokens_seen"]), 16 * each.cache_stats["bytes"] / whole)
         for group in groups
         for each in group.good
         if each.cache == cache and each.cache_stats
+        for whole in [whole_bytes(group, each)]
+        if whole
     ]
-    largest = max(stats, key=lambda each: each["tokens_seen"], default=None)
-    return None if largest is None else float(largest["bits_per_value"])
+    return max(sizes)[1] if sizes else None
 
 
 def _main_table(group: Group) -> Table:
@@ -119,13 +120,7 @@ def _main_table(group: Group) -> Table:
         header.append(f"{group.good[0].primary} − {group.names[baseline.cache]}")
     rows, marked = [], set()
     for result in group.good:
-        stats = result.cache_stats or {}
-        row = [group.names[result.cache]]
-        if stats:
-            ratio = stats["f16_bytes"] / stats["bytes"] if stats["bytes"] else math.nan
-            row += [mebibytes(stats["bytes"]), number(stats["bits_per_value"]), number(ratio)]
-        else:
-            row += ["–", "–", "–"]
+        row = [group.names[result.cache], *_size(group, result)]
         row += [number(result.metrics.get(name)) for name in metrics]
         if baseline:
             row.append(_difference(result, baseline))
@@ -133,6 +128,16 @@ def _main_table(group: Group) -> Table:
             marked.add(len(rows))
         rows.append(row)
     return Table(header, rows, marked)
+
+
+def _size(group: Group, result: Result) -> list[str]:
+    """Bytes, bits per value, and how many times smaller than f16 a cache was."""
+    if result.cache_stats is None:
+        return [number(None)] * 3
+    size, whole = result.cache_stats["bytes"], whole_bytes(group, result)
+    if not size or not whole:
+        return [mebibytes(size), number(None), number(None)]
+    return [mebibytes(size), number(16 * size / whole), number(whole / size)]
 
 
 def _details(group: Group) -> Table | None:

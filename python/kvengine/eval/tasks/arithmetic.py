@@ -30,6 +30,7 @@ class Gsm8k(Task):
     name: ClassVar[str] = "gsm8k"
     primary: ClassVar[str] = "accuracy"
     files: ClassVar[tuple[str, ...]] = (_PROBLEMS,)
+    shortens: ClassVar[bool] = True
 
     limit: int | None = 40
     shots: int = 5
@@ -50,7 +51,7 @@ class Gsm8k(Task):
         shown = "".join(
             f"{_question(row)}{_steps(row)}\n\n" for row in rows[len(rows) - self.shots :]
         )
-        prompts = [runner.encode(shown + _question(row)) for row in unit]
+        prompts = [runner.prompt("", shown, _question(row)) for row in unit]
         right = [_steps(row) for row in unit]
         longest = max(len(runner.encode(text, special=False)) for text in right)
         sessions = read(runner, prompts, max(self.new_tokens, longest), shared=True)

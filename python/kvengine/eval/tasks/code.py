@@ -22,7 +22,7 @@ _PROBLEMS = "code/humaneval.jsonl"
 @dataclass(frozen=True)
 class CodeCompletion(Task):
     """context: tokens before the line that is asked for, as many as there are. shortest: characters
-    of that line at least. limit: most files.
+    of that line at least. limit: most files. Where prompts are shortened, nothing is protected.
 
     edit: edit similarity of the first line of code of the answer, as LongBench's code tasks have it,
     0 to 1. exact: the share of lines that are right. logprob: of the line's tokens, mean.
@@ -31,6 +31,7 @@ class CodeCompletion(Task):
     name: ClassVar[str] = "code_completion"
     primary: ClassVar[str] = "edit"
     files: ClassVar[tuple[str, ...]] = (_FILES,)
+    shortens: ClassVar[bool] = True
 
     limit: int | None = 20
     context: int = 2048
@@ -51,6 +52,8 @@ class CodeCompletion(Task):
         tokens = runner.encode(before)
         if len(tokens) > self.context:  # a file's beginning (and BOS) is what it begins with
             tokens = tokens[:1] + tokens[len(tokens) - self.context + 1 :]
+        if runner.method:  # all of it is context, as in LongBench's lcc
+            tokens = runner.prompt("", runner.model.tokenizer.decode(tokens))
         room = max(self.new_tokens, len(runner.encode("\n" + line, special=False)))
         sessions = read(runner, [tokens], room)
         logprob = mean_logprob(runner, sessions[0], "\n" + line)

@@ -15,9 +15,7 @@ from kvengine.eval.answering import (
     has_line,
     mean,
     mean_logprob,
-    prompt_tokens,
     read,
-    shortened,
 )
 from kvengine.eval.data import read_rows
 from kvengine.eval.runner import Runner
@@ -29,9 +27,9 @@ from kvengine.eval.task import Record, Task, register
 class LongBench(Task):
     """folder: of the dataset's files (:mod:`kvengine.eval.longbench`). tasks: of them; all there are
     unless named. context: most tokens of a prompt, whose middle is cut out beyond; 0: what the model
-    was trained for. compress: how contexts are shortened first (the rest never is), such as
-    selfinfo:keep=0.5; nothing is cut then. chat: use the chat template where the benchmark does.
-    limit: most samples of each task.
+    was trained for; nothing is cut where a setting shortens prompts (then the sample's context is,
+    and nothing else). chat: use the chat template where the benchmark does. limit: most samples of
+    each task.
 
     score: the mean over tasks, 0 to 100.
     """
@@ -39,11 +37,11 @@ class LongBench(Task):
     name: ClassVar[str] = "longbench"
     primary: ClassVar[str] = "score"
     version: ClassVar[int] = 2  # 1: answers of samsum could begin with a line break
+    shortens: ClassVar[bool] = True
 
     folder: str = "LongBench"
     tasks: tuple[str, ...] = ()
     context: int = 0
-    compress: str = "none"
     chat: bool = True
 
     def __post_init__(self) -> None:
@@ -84,12 +82,13 @@ class LongBench(Task):
         return [{"task": name, "tokens": len(tokens), "answer": text, "score": score}]
 
     def _prompt(self, runner: Runner, name: str, row: dict[str, Any], new_tokens: int) -> list[int]:
-        context = shortened(runner, self.compress, row["context"], row["input"] or name)
-        text = self.source.prompt(name, row, context)
-        if self.compress == "none":
-            most = self.context or runner.model.n_ctx - new_tokens - _FRAME
-            text = cut_middle(runner.model.tokenizer, text, max(most, 1))
-        return prompt_tokens(runner, text, self.chat and longbench.KINDS[name].chat)
+        chat = self.chat and longbench.KINDS[name].chat
+        parts = self.source.prompt(name, row)
+        if runner.method:
+            return runner.prompt(*parts, chat=chat)
+        most = self.context or runner.model.n_ctx - new_tokens - _FRAME
+        text = cut_middle(runner.model.tokenizer, "".join(parts), max(most, 1))
+        return runner.prompt("", text, chat=chat)
 
     def summarize(self, items: Sequence[Record]) -> dict[str, float]:
         scores: dict[str, list[float]] = {}
@@ -112,8 +111,7 @@ _QUERY = "Question: {query}\nAnswer:"
 class Qmsum(Task):
     """context: most tokens of a transcript, whose middle is cut out beyond. questions: most of each
     meeting. shared: the transcript is read once for all its questions, and compressed before they
-    are seen; else each prompt is read in one pass, as LongBench does. compress: as in longbench
-    (then with the first question in sight). limit: most meetings.
+    are seen; else each prompt is read in one pass, as LongBench does. limit: most meetings.
 
     rouge_l: F of ROUGE-L, 0 to 1. logprob: mean log-probability of the reference's tokens.
     """
@@ -121,13 +119,13 @@ class Qmsum(Task):
     name: ClassVar[str] = "qmsum_test"  # qmsum is a part of LongBench
     primary: ClassVar[str] = "rouge_l"
     files: ClassVar[tuple[str, ...]] = (_MEETINGS,)
+    shortens: ClassVar[bool] = True
 
     limit: int | None = 5
     context: int = 3072
     questions: int = 4
     new_tokens: int = 96
     shared: bool = True
-    compress: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -140,10 +138,11 @@ class Qmsum(Task):
     def run(self, runner: Runner, unit: dict[str, Any]) -> list[Record]:
         asked = unit["specific_queries"][: self.questions]
         transcript = cut_middle(runner.model.tokenizer, unit["transcript"], self.context)
-        transcript = shortened(runner, self.compress, transcript, asked[0]["query"])
-        before = _ASKED.replace("{context}", transcript)
+        before, _, between = _ASKED.partition("{context}")
         prompts = [
-            prompt_tokens(runner, before + _QUERY.replace("{query}", each["query"]), chat=True)
+            runner.prompt(
+                before, transcript, between + _QUERY.replace("{query}", each["query"]), chat=True
+            )
             for each in asked
         ]
         longest = max(len(runner.encode(" " + each["answer"], special=False)) for each in asked)

@@ -12,6 +12,8 @@ that does - there is the likelihood of the right answer, which also tells caches
 small to ever answer right: the mean log-probability of the key's tokens, each after the right ones
 before it, and their mean rank (0: the likeliest).
 
+Where prompts are shortened, only the text is (the protocol's LLMLingua-2 shortens the question too).
+
 `question=seen`, the protocol, reads text and question in one pass, so that caches that drop tokens
 choose with the question in sight. `question=later` compresses the text first, as if it were kept for
 any question, and then reads the question.
@@ -65,6 +67,7 @@ class Needle(Task):
 
     name: ClassVar[str] = "needle"
     primary: ClassVar[str] = "exact"
+    shortens: ClassVar[bool] = True
 
     lengths: tuple[int, ...] = (512, 1024, 2048, 3072)
     depths: int = 5
@@ -130,12 +133,14 @@ class Needle(Task):
 
     def _read(self, runner: Runner, text: str) -> Session:
         """A session that has read text and question."""
-        whole = runner.encode(text + QUESTION)
+        tokens = runner.prompt(PREFIX, text, QUESTION)
         if self.question == "seen":
-            return runner.prefill(whole, self._room(runner))
-        before = common_prefix([runner.encode(text), whole])
-        session = runner.prefill(whole[:before], len(whole) - before + self._room(runner))
-        session.forward(whole[before:])
+            return runner.prefill(tokens, self._room(runner))
+        # The question stays whole, so that it is as long as behind the whole text.
+        whole = runner.encode(PREFIX + text + QUESTION)
+        asked = len(whole) - common_prefix([runner.encode(PREFIX + text), whole])
+        session = runner.prefill(tokens[:-asked], asked + self._room(runner))
+        session.forward(tokens[-asked:])
         return session
 
     def _room(self, runner: Runner) -> int:
@@ -152,10 +157,10 @@ class Needle(Task):
 
 
 def haystack(length: int, depth: float, key: str) -> str:
-    """Prefix and text with the needle; the question is to follow."""
+    """The text with the needle, which PREFIX precedes and QUESTION follows."""
     words = background(length)
     place = int(length * depth)
-    return PREFIX + " ".join([*words[:place], NEEDLE.format(key=key), *words[place:]])
+    return " ".join([*words[:place], NEEDLE.format(key=key), *words[place:]])
 
 
 def background(length: int) -> list[str]:

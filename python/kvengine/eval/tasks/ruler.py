@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from kvengine.eval import ruler
-from kvengine.eval.answering import answer, mean, mean_logprob, read, shortened
+from kvengine.eval.answering import answer, mean, mean_logprob, read
 from kvengine.eval.metrics import mentioned
 from kvengine.eval.runner import Runner
 from kvengine.eval.task import Record, Task, register
@@ -18,8 +18,7 @@ from kvengine.eval.task import Record, Task, register
 @dataclass(frozen=True)
 class Ruler(Task):
     """kinds: of samples (:data:`kvengine.eval.ruler.KINDS`). lengths: tokens of prompt and answer.
-    samples: of each kind and length. compress: how the context is shortened before it is read, such
-    as selfinfo:keep=0.5. limit: most cells of a kind and length.
+    samples: of each kind and length. limit: most cells of a kind and length.
 
     score: the share of the wanted answers that occur in what the model says. logprob: mean
     log-probability of the tokens of a right answer.
@@ -27,12 +26,12 @@ class Ruler(Task):
 
     name: ClassVar[str] = "ruler"
     primary: ClassVar[str] = "score"
+    shortens: ClassVar[bool] = True
 
     kinds: tuple[str, ...] = tuple(ruler.KINDS)
     lengths: tuple[int, ...] = (1024, 2048, 4096)
     samples: int = 3
     new_tokens: int = 64
-    compress: str = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -51,10 +50,7 @@ class Ruler(Task):
     def run(self, runner: Runner, unit: tuple[str, int]) -> list[Record]:
         kind, length = unit
         samples = [self.sample(runner, kind, length, i) for i in range(self.samples)]
-        prompts = []
-        for each in samples:
-            context = shortened(runner, self.compress, each.context, each.after.strip())
-            prompts.append(runner.encode(each.before + context + each.after))
+        prompts = [runner.prompt(each.before, each.context, each.after) for each in samples]
         longest = max(len(runner.encode(each.right, special=False)) for each in samples)
         sessions = read(runner, prompts, max(self.new_tokens, longest))
         logprobs = [
