@@ -19,7 +19,8 @@ h3 { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th { vertical-align: bottom; border-bottom: 2px solid #888; }
-th:first-child, td:first-child { text-align: left; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; min-width: 9rem; max-width: 18rem;
+  overflow-wrap: anywhere; }
 tr.front td { background: #e8f1f8; font-weight: 600; }
 figure { margin: 1.2rem 0; }
 img { max-width: 100%; height: auto; }

@@ -235,12 +235,14 @@ def depths(curves: Sequence[Curve], title: str, y_label: str) -> Any:
 
 def tails(curves: Sequence[Curve], title: str) -> Any:
     """Share of the positions whose divergence is at least x, in powers of ten."""
+    # Nearly all positions are beyond this; what is to its left only takes room.
+    left = min(float(curve.x[curve.y <= _WHOLE][0]) for curve in curves)
+    left = max(left, _FLOOR * max(float(curve.x.max()) for curve in curves))
+    curves = [curve for curve in curves if curve.x.max() > left]
     figure, axis = _lines(curves, title)
     axis.set_xscale("log")
     axis.set_yscale("log")
-    # Nearly all positions are beyond this; what is to its left only takes room.
-    left = min(float(curve.x[curve.y <= _WHOLE][0]) for curve in curves)
-    axis.set_xlim(left=max(left, _FLOOR * max(float(curve.x.max()) for curve in curves)))
+    axis.set_xlim(left=left)
     _plain_ticks(axis.xaxis)
     _plain_ticks(axis.yaxis)
     axis.set_xlabel("KL divergence, nats")
