@@ -65,6 +65,19 @@ def test_rouge_l_is_that_of_the_package() -> None:
         assert (found.p, found.r, found.f) == (expected["p"], expected["r"], expected["f"]), texts
 
 
+def test_rouge_l_is_that_of_rouge_score_where_definitions_agree() -> None:
+    """On one sentence each, of distinct lower-case words: no stems, no sets, no summary level."""
+    scorer = optional_module("rouge_score.rouge_scorer").RougeScorer(["rougeL"])
+    draw = random.Random(2)
+    words = [f"{a}{b}" for a in "abcdefgh" for b in "xyz"]
+    for _ in range(200):
+        texts = [" ".join(draw.sample(words, draw.randint(1, 12))) for _ in range(2)]
+        expected = scorer.score(target=texts[1], prediction=texts[0])["rougeL"]
+        found = metrics.rouge_l(*texts)
+        assert (found.p, found.r) == pytest.approx((expected.precision, expected.recall))
+        assert found.f == pytest.approx(expected.fmeasure, abs=1e-8)  # rouge adds 1e-8 below
+
+
 def test_long_sentences_do_not_exhaust_the_stack() -> None:
     text = " ".join(f"w{i}" for i in range(1200))
     assert metrics.rouge_l(text, text).f == pytest.approx(1)
@@ -81,6 +94,17 @@ def test_edit_similarity() -> None:
     assert metrics.edit_similarity("abc", "abd") == 0.67
     assert metrics.edit_similarity("", "") == 1
     assert metrics.edit_similarity("", "abc") == 0
+
+
+def test_edit_similarity_is_that_of_fuzzywuzzy() -> None:
+    fuzz = optional_module("fuzzywuzzy.fuzz")
+    if fuzz.SequenceMatcher.__module__ != "difflib":
+        pytest.skip("fuzzywuzzy uses python-Levenshtein, whose ratio is another one")
+    draw = random.Random(3)
+    for _ in range(300):
+        texts = ["".join(draw.choices("ab(=) \n1é", k=draw.randint(1, 300))) for _ in range(2)]
+        texts[1] = draw.choice([texts[1], texts[0][: len(texts[0]) // 2] + texts[1]])
+        assert metrics.edit_similarity(*texts) == fuzz.ratio(*texts) / 100, texts
 
 
 @given(st.text(), st.text())
