@@ -142,6 +142,20 @@ def test_units_are_resumed(tiny: kv.Model) -> None:
     assert conclude(task, outline(task, runner), units) == whole
 
 
+def test_bits_are_those_of_all_prompts(tiny: kv.Model) -> None:
+    cache = "int4:group=8,tail=4"  # the newest tokens of 3, 5 and 7 are not coded
+    found = run_task(Counting(), Runner(tiny, cache)).cache_stats
+    assert found is not None
+    sizes = []
+    for length in (3, 5, 7):
+        session = tiny.session(cache=cache)
+        session.forward(list(range(4, 4 + length)))
+        sizes.append(session.cache.stats())
+    total = sum(each.bits_per_value * each.tokens_seen for each in sizes)
+    assert found["mean_bits"] == pytest.approx(total / 15)
+    assert found["mean_bits"] != pytest.approx(found["bits_per_value"])
+
+
 def test_a_task_without_items_is_refused(tiny: kv.Model) -> None:
     with pytest.raises(kv.ConfigError, match="found no item"):
         run_task(Counting(lengths=(5,)), Runner(tiny), {0: Unit(0, [], 0.0, None)})

@@ -127,7 +127,7 @@ def print_results(results: Sequence[Result], names: dict[str, str]) -> None:
         rows = []
         for result in own:
             stats = result.cache_stats or {}
-            bits = f"{stats['bits_per_value']:.2f}" if stats else ""
+            bits = f"{stats.get('mean_bits', stats['bits_per_value']):.2f}" if stats else ""
             size = human_bytes(stats["bytes"]) if stats else ""
             numbers = [_shown(result.metrics.get(name)) for name in metrics]
             rows.append([names[result.cache], bits, size, *numbers])

@@ -150,7 +150,9 @@ class Result:
     model: `fingerprint` (hexadecimal), `name`, `architecture` of the model.
     cache: canonical spec of the setting (:mod:`kvengine.eval.setting`); cache_stats:
         `CacheStats.as_dict()` of the largest cache that was filled (`bytes`, `bits_per_value`,
-        `path`, ...), None if none was.
+        `path`, ...), None if none was; and `mean_bits`, the bits per value of the largest cache of
+        each unit, averaged over their tokens: caches that leave short prompts as they are take more
+        bits than their largest tells.
     task: `Task.spec`; name, parameters, version, data_hash, seed: of the task.
     conditions: what else decides the result: hashes of files that the cache's spec names, and for
         tasks that depend on it the machine and its threads.
@@ -309,8 +311,17 @@ def conclude(task: Task, blank: Result, units: Sequence[Unit]) -> Result:
         metrics=task.summarize(items),
         items=items,
         seconds=sum(unit.seconds for unit in units),
-        cache_stats=max(stats, key=lambda each: each["tokens_seen"], default=None),
+        cache_stats=_largest(stats),
     )
+
+
+def _largest(stats: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """The statistics of the largest cache, with the mean bits of all, by their tokens."""
+    tokens = sum(each["tokens_seen"] for each in stats)
+    if not tokens:
+        return None
+    mean = sum(each["bits_per_value"] * each["tokens_seen"] for each in stats) / tokens
+    return max(stats, key=lambda each: each["tokens_seen"]) | {"mean_bits": mean}
 
 
 def chunks(rows: Sequence[Any], size: int) -> list[list[Any]]:
