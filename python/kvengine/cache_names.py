@@ -280,7 +280,8 @@ def _quantized(found: _Parameters) -> str:
     """Quanto's codes: a scale and a minimum for each group of tokens or channels.
 
     Its groups lie in memory one after the other: along the channels of a token (axis 0), or along
-    the tokens of a channel (axis -1). Codes are made of `residual_length` tokens at a time.
+    the tokens of a channel (axis -1). Codes are made of `residual_length` tokens at a time; what a
+    prompt has beyond a multiple of them, transformers codes at its end, and this engine later.
     """
     backend = found.take("backend", "quanto", first=True)
     if backend.lower() != "quanto":

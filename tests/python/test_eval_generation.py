@@ -15,6 +15,7 @@ from kvengine.eval.metrics import distinct_n
 from kvengine.eval.perplexity import score_rows
 from kvengine.eval.runner import Runner
 from kvengine.eval.task import parse, run_task
+from kvengine.eval.tasks import code
 from kvengine.eval.tasks.arithmetic import number
 from kvengine.eval.tasks.code import function_body
 from kvengine.eval.tasks.generation import _drawn
@@ -126,6 +127,30 @@ def test_code_completion(runner: Runner) -> None:
     assert result.metrics.keys() == {"edit", "exact", "logprob"}
     before, line = task._line({"path": "a.py", "text": SOURCE})
     assert f"{before}\n{line}\n" in SOURCE
+
+
+def test_no_prose_is_asked_for() -> None:
+    text = (
+        'import os\n\n\ndef first(x):\n    """Say what it does.\n\n    At some length here.\n    """\n'
+        '    names = ["a", "b"]\n    "a note in quotes"\n    long = """one\n    two three"""\n'
+        '    return names + ["a string inside"]\n'
+    )
+    lines = text.split("\n")
+    found = code._lines_of_strings(text)
+    assert [lines[i].strip() for i in sorted(found) if lines[i]] == [
+        '"""Say what it does.',
+        "At some length here.",
+        '"""',
+        '"a note in quotes"',
+        'long = """one',
+        'two three"""',
+    ]
+    asked = {
+        parse(f"code_completion:seed={i}")._line({"path": "", "text": text})[1] for i in range(50)
+    }
+    assert asked == {'    names = ["a", "b"]', '    return names + ["a string inside"]'}
+    for broken in ('x = """', "\tx\n  y\n", "\0", "((((", "é = $\n"):
+        assert isinstance(code._lines_of_strings(broken), set)
 
 
 def test_humaneval_needs_leave_to_execute() -> None:

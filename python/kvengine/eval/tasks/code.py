@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import random
+import token
+import tokenize
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,7 +25,7 @@ _PROBLEMS = "code/humaneval.jsonl"
 @dataclass(frozen=True)
 class CodeCompletion(Task):
     """context: tokens before the line that is asked for, as many as there are. shortest: characters
-    of that line at least. limit: most files. Where prompts are shortened, nothing is protected.
+    of that line at least, which is of no text in quotes. limit: most files. Where prompts are shortened, nothing is protected.
 
     edit: edit similarity of the first line of code of the answer, as LongBench's code tasks have it,
     0 to 1. exact: the share of lines that are right. logprob: of the line's tokens, mean.
@@ -32,6 +35,7 @@ class CodeCompletion(Task):
     primary: ClassVar[str] = "edit"
     files: ClassVar[tuple[str, ...]] = (_FILES,)
     shortens: ClassVar[bool] = True
+    version: ClassVar[int] = 2  # 1: lines of strings were asked for, too
 
     limit: int | None = 20
     context: int = 2048
@@ -74,11 +78,13 @@ class CodeCompletion(Task):
     def _line(self, unit: dict[str, Any]) -> tuple[str, str]:
         """The text before a line in the second half of a file (no line break), and the line."""
         lines = unit["text"].split("\n")
-        half = len(lines) // 2
+        prose = _lines_of_strings(unit["text"])
         asked = [
             i
-            for i in range(half, len(lines))
-            if len(lines[i].strip()) >= self.shortest and first_code_line(lines[i]) == lines[i]
+            for i in range(len(lines) // 2, len(lines))
+            if len(lines[i].strip()) >= self.shortest
+            and first_code_line(lines[i]) == lines[i]
+            and i not in prose
         ]
         chosen = random.Random(f"{self.seed} {unit['path']}").choice(asked or [len(lines) - 1])
         return "\n".join(lines[:chosen]), lines[chosen]
@@ -87,6 +93,27 @@ class CodeCompletion(Task):
         return {name: mean([item[name] for item in items]) for name in ("edit", "exact", "logprob")}
 
 
+def _lines_of_strings(text: str) -> set[int]:
+    """Lines of a Python file that are prose: of strings over several lines, or that begin with one."""
+    found: set[int] = set()
+    begins = True
+    try:
+        for each in tokenize.generate_tokens(io.StringIO(text).readline):
+            first, last = each.start[0] - 1, each.end[0] - 1
+            if each.type in _STRINGS and (begins or last > first):
+                found.update(range(first, last + 1))
+            begins = each.type in _LINE_BEGINS
+    except (tokenize.TokenError, SyntaxError):  # no Python from here on
+        pass
+    return found
+
+
+_STRINGS = {
+    getattr(token, name)
+    for name in ("STRING", "FSTRING_START", "FSTRING_MIDDLE", "FSTRING_END")
+    if hasattr(token, name)
+}
+_LINE_BEGINS = {token.NEWLINE, token.NL, token.INDENT, token.DEDENT, token.COMMENT, token.ENCODING}
 _ENDS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ", "\n```")
 
 
