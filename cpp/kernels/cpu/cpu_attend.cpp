@@ -3,6 +3,7 @@
 // (few_rows.h). Many queries: blocks of queries, each against the whole cache, or, where that gives
 // few chunks, against parts of it. Shapes alone decide.
 #include <algorithm>
+#include <atomic>
 #include <utility>
 
 #include "base/error.h"
@@ -21,9 +22,13 @@ constexpr int32_t kMostStripPartRows = 1024;
 // Chunks of many queries, if they are long enough: several for each thread, whose speed differs.
 constexpr int64_t kChunks = 48;
 constexpr int64_t kLeastBlockVectors = 48;
-// Below this many floats merging is faster than waking another thread.
-constexpr int64_t kSerialMerge = 65536;
+// What a job costs beside its rows, in rows.
+constexpr int64_t kJobRows = 48;
 static_assert(kPartRows % kAttendTile == 0);
+// What is prefetched of a job's keys: the parameters of so many pages, the codes of some of them.
+constexpr size_t kAskedPages = 4;
+constexpr size_t kAskedCodes = 4;
+constexpr size_t kAskedParams = 512;  // bytes of a page, at most
 
 int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
 
@@ -55,6 +60,14 @@ SideArgs side_args(const SideView& side, const RotationTable* angles, const int3
 // Whether a side has pages whose rows were turned back.
 bool is_anchored(const SideView& side) {
   return side.bases != nullptr && !side.pages.empty() && side.bases[0].anchor > 0;
+}
+
+void ask_bytes(const void* first, const void* end) {
+  constexpr uintptr_t kLine = 64;
+  for (auto at = reinterpret_cast<uintptr_t>(first) / kLine * kLine;
+       at < reinterpret_cast<uintptr_t>(end); at += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(at));
+  }
 }
 
 // The row of the token at `position`, or where it would be: it is not before the oldest query.
@@ -113,8 +126,9 @@ AttendMethod CpuBackend::method(const AttendParams& params, const AttendTask& ta
 int64_t CpuBackend::add_strip_sides(const SideView& side) {
   if (side.pages.empty() || !reads_strips(side)) return -1;
   const auto first = static_cast<int64_t>(strip_sides_.size());
-  int last = 0;
-  for (const PageView& page : side.pages) last = std::max<int>(last, page.basis);
+  // Later pages never have an earlier basis, but any of its tiers.
+  const int n_tiers = side.n_tiers();
+  const int last = side.pages.back().basis / n_tiers * n_tiers + n_tiers - 1;
   for (int basis = 0; basis <= last; ++basis) strip_sides_.push_back(strip_side(side, basis));
   return first;
 }
@@ -165,7 +179,8 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
                                .end_row = end,
                                .sides = first_side + 2 * head,
                                .kept_floats = 0,
-                               .partial = -1};
+                               .partial = -1,
+                               .merge = -1};
         partials = plan_parts(job, rows, params.value_dim, partials);
       }
     }
@@ -204,6 +219,7 @@ int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64
   job.kept_floats = kept_floats(job);
   const int64_t floats = int64_t{kernels_.attend_value_stride(value_dim)} + job.kept_floats + 2;
   const auto first_job = static_cast<int64_t>(attend_jobs_.size());
+  job.merge = static_cast<int64_t>(merge_jobs_.size());
   for (int32_t row = job.first_row; row < end; row = job.end_row) {
     job.first_row = row;
     job.end_row = static_cast<int32_t>(part_end(row));
@@ -211,7 +227,8 @@ int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64
     partials += job.block.n_queries * job.block.n_group * floats;
     attend_jobs_.push_back(job);
   }
-  merge_jobs_.push_back({first_job, static_cast<int64_t>(attend_jobs_.size()) - first_job});
+  const int64_t n_jobs = static_cast<int64_t>(attend_jobs_.size()) - first_job;
+  merge_jobs_.push_back({first_job, n_jobs, static_cast<int32_t>(n_jobs)});
   return partials;
 }
 
@@ -263,6 +280,10 @@ void CpuBackend::run(const AttendJob& job, const AttendParams& params, int threa
   chunk.prepared = latest != nullptr && differ_in_rows_only(*latest, job);
   chunk.scratch = thread_scratch(thread);
   kernels_.attend(chunk);
+  if (job.merge < 0) return;
+  MergeJob& merged = merge_jobs_[static_cast<size_t>(job.merge)];
+  const std::atomic_ref<int32_t> left(merged.left);
+  if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) merge(merged, params);
 }
 
 float* CpuBackend::log_sums_of(const AttendParams& params, const AttendJob& job) {
@@ -324,14 +345,60 @@ void CpuBackend::attend(const AttendParams& params, std::span<const AttendTask> 
     }
   }
   reserve_thread_scratch(kernels_.attend_scratch(key_numbers, value_numbers));
-  pool_.parallel(static_cast<int64_t>(attend_jobs_.size()), [&](int64_t i, int thread) {
+  run_jobs(params);
+}
+
+void CpuBackend::run_jobs(const AttendParams& params) {
+  const auto n = static_cast<int64_t>(attend_jobs_.size());
+  const auto run_job = [&](int64_t i, int thread) {
     run(attend_jobs_[static_cast<size_t>(i)], params, thread);
+  };
+  // Of many queries, the longest chunks come first; of few, the jobs are in the order of the cache.
+  const bool few = std::ranges::all_of(
+      attend_jobs_, [](const AttendJob& job) { return job.task->q.rows <= kFewRows; });
+  if (!few) return pool_.parallel(n, run_job);
+  const auto n_lanes = static_cast<int>(std::min<int64_t>(pool_.size(), n));
+  lanes_.assign(n, n_lanes, [&](int64_t i) {
+    const AttendJob& job = attend_jobs_[static_cast<size_t>(i)];
+    return job.end_row - job.first_row + kJobRows;
   });
-  if (partials <= kSerialMerge) {
-    for (const MergeJob& job : merge_jobs_) merge(job, params);
+  pool_.parallel(n_lanes, [&](int64_t index, int thread) {
+    const auto lane = static_cast<int>(index);
+    if (const int64_t first = lanes_.peek(lane); first >= 0) ask_for(first, -1);
+    for (int64_t i = lanes_.take(lane); i >= 0; i = lanes_.take(lane)) {
+      if (const int64_t next = lanes_.peek(lane); next >= 0) ask_for(next, i);
+      run_job(i, thread);
+    }
+  });
+}
+
+// Prefetches what a job reads first, while the job before it on the same thread goes on.
+void CpuBackend::ask_for(int64_t number, int64_t before) const {
+  const AttendJob& job = attend_jobs_[static_cast<size_t>(number)];
+  if (job.method != AttendMethod::strips) return;
+  const SideView& side = job.task->heads[static_cast<size_t>(job.block.kv_head)].k;
+  const StripSide* strips = strips_at(job.sides);
+  if (strips == nullptr) return;
+  const int32_t row = std::max(job.first_row - side.sink_rows, 0);
+  const auto first = static_cast<size_t>(row / kPageTokens);
+  const size_t end = std::min(first + kAskedPages, side.pages.size());
+  for (size_t p = first; p < end; ++p) {
+    const PageView& page = side.pages[p];
+    const StripSide& own = strips[page.basis];
+    const size_t from = p < first + kAskedCodes ? own.code_offset : own.scale_offset;
+    const size_t to = std::min(static_cast<size_t>(page.bytes), own.scale_offset + kAskedParams);
+    ask_bytes(page.data + from, page.data + to);
+  }
+  const bool prepared =
+      before >= 0 && differ_in_rows_only(attend_jobs_[static_cast<size_t>(before)], job);
+  if (prepared || side.bases == nullptr || first >= side.pages.size()) return;
+  const BasisView& basis = side.bases[side.pages[first].basis];
+  const auto numbers = static_cast<size_t>(basis.block) * static_cast<size_t>(basis.block_width);
+  if (basis.lift8 != nullptr) {
+    ask_bytes(basis.lift8, basis.lift8 + numbers);
+    ask_bytes(basis.lift8_scale, basis.lift8_scale + basis.block);
   } else {
-    pool_.parallel(static_cast<int64_t>(merge_jobs_.size()),
-                   [&](int64_t i) { merge(merge_jobs_[static_cast<size_t>(i)], params); });
+    ask_bytes(basis.lift, basis.lift + numbers);
   }
 }
 

@@ -7,6 +7,7 @@
 
 #include "base/memory.h"
 #include "kernels/backend.h"
+#include "kernels/cpu/job_lanes.h"
 #include "kernels/cpu/kernels.h"
 #include "kernels/cpu/rotation_table.h"
 
@@ -68,6 +69,7 @@ class CpuBackend final : public Backend {
     int64_t sides;        // of side_strips_: keys, then values
     int32_t kept_floats;  // as in AttendChunk
     int64_t partial;      // offset in partials_; -1: writes the output itself
+    int64_t merge;        // of merge_jobs_, where there is a partial result
   };
   // Rows of one kv head of one task, which all queries of the task weigh.
   struct MassJob {
@@ -78,10 +80,12 @@ class CpuBackend final : public Backend {
     int64_t sides;  // as in AttendJob
   };
   static bool differ_in_rows_only(const AttendJob& a, const AttendJob& b);
-  // Jobs [first_job, first_job + n_jobs) differ in their cache rows only.
+  // Jobs [first_job, first_job + n_jobs) differ in their cache rows only. Whoever does the last of
+  // them adds up their results.
   struct MergeJob {
     int64_t first_job;
     int64_t n_jobs;
+    int32_t left;  // jobs that are not done yet
   };
 
   // Runs body(row) for every row, in parallel when rows * cols is worth it.
@@ -106,6 +110,8 @@ class CpuBackend final : public Backend {
                        int64_t sides);
   static float* log_sums_of(const AttendParams& params, const AttendJob& job);
   void run(const AttendJob& job, const AttendParams& params, int thread);
+  void run_jobs(const AttendParams& params);
+  void ask_for(int64_t number, int64_t before) const;
   void merge(const MergeJob& job, const AttendParams& params);
   const RotationTable* angles(const HeadView& head);
   void weigh_rows(const AttendParams& params, MassOf what, const MassTask& task, const MassJob& job,
@@ -139,6 +145,7 @@ class CpuBackend final : public Backend {
   std::vector<StripSide> strip_sides_;
   std::vector<int64_t> side_strips_;  // of every task, head and side: as add_strip_sides() returns
   std::vector<MergeJob> merge_jobs_;
+  JobLanes lanes_;
   std::vector<MassJob> mass_jobs_;
 };
 

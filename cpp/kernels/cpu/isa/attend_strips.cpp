@@ -120,7 +120,7 @@ class StripReader {
       const std::byte* end = page.data + page.bytes;
       for (; p < kCodePages && codes < end; codes += 64) prefetch_shared(codes);
     }
-    ask_params(first);
+    for (int32_t p = 0; p < first.n_pages; ++p) ask_params(first, p);
   }
   static const std::byte* codes_of(const SideArgs& side, int32_t page) {
     const PageView& view = side.pages[page];

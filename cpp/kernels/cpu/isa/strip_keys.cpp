@@ -90,6 +90,7 @@ static void score_batch(const KeyStrips& keys, const StripQueries& queries, cons
   const int group = plan.side.group;
   const std::byte* no_more = nullptr;
   for (int32_t p = 0; p < run.n_pages; ++p) {
+    if (first == 0 && g == 0) ask_params(run, p);
     if (g * group >= run.rows[p]) continue;
     const int64_t slot = p * kStripVectors;
     const StripDots job = dots_of(plan, keys.codes + slot * keys.code_stride, keys.code_stride,
@@ -187,6 +188,7 @@ static void score_page_per_token(const KeyStrips& keys, const StripRun& run, int
   const int64_t n_strips = key_strips(plan.side.width);
   const int64_t group_strips = plan.n_groups == 1 ? n_strips : plan.side.group / 4;
   const std::byte* ahead = run.codes_ahead[p];
+  ask_params(run, p);
   for (int64_t v = 0; v < keys.n_vectors; v += batch, ahead = nullptr) {
     const int64_t n = least(batch, keys.n_vectors - v);
     for (int64_t g = 0; g < plan.n_groups; ++g) {
@@ -225,7 +227,6 @@ void score_run(const KeyStrips& keys, const StripQueries& queries, const StripRu
   const auto score = side.per_channel
                          ? (side.planes == 2 ? score_per_channel<2> : score_per_channel<1>)
                          : (side.planes == 2 ? score_per_token<2> : score_per_token<1>);
-  ask_params(run);
   score(keys, queries, run, scores);
 }
 

@@ -25,8 +25,7 @@ struct StripRun {
   const std::byte* pages[kRunPages];
   int32_t rows[kRunPages];  // those past them mean nothing
   // What to prefetch meanwhile. While the codes of each page are read: as many codes of a later
-  // page of either side, or null. At the start, because those of all pages of a run are read first:
-  // the parameters of the pages of the next run, or null.
+  // page of either side, or null. With each page the parameters of one of the next run, or null.
   const std::byte* codes_ahead[kRunPages];
   const std::byte* params_ahead[kRunPages];
   const StripSide* params_side[kRunPages];

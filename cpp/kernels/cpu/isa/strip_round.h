@@ -58,21 +58,20 @@ static inline StripDots dots_of(const StripPlan& plan, const int8_t* codes, int6
           dots};
 }
 
-// Asks for the parameters that the next run reads.
-static inline void ask_params(const StripRun& run) {
-  for (int32_t p = 0; p < run.n_pages; ++p) {
-    if (run.params_ahead[p] == nullptr) continue;
-    const StripSide& side = *run.params_side[p];
-    // All lines that hold one of the bytes: what lies after codes need not begin with a line.
-    const auto ask = [&](size_t first, int64_t bytes) {
-      const std::byte* from = run.params_ahead[p] + first / 64 * 64;
-      const std::byte* end = run.params_ahead[p] + first + static_cast<size_t>(bytes);
-      for (; from < end; from += 64) prefetch_shared(from);
-    };
-    const int64_t n_groups = group_count(side);
-    ask(side.scale_offset, n_groups * side.scale_stride * side.scale_bytes);
-    if (side.has_zero) ask(side.zero_offset, n_groups * side.zero_stride * 2);
-  }
+// Asks for the parameters of page p of the next run. Page by page: many requests at once keep loads
+// from the caches waiting.
+static inline void ask_params(const StripRun& run, int32_t p) {
+  if (run.params_ahead[p] == nullptr) return;
+  const StripSide& side = *run.params_side[p];
+  // All lines that hold one of the bytes: what lies after codes need not begin with a line.
+  const auto ask = [&](size_t first, int64_t bytes) {
+    const std::byte* from = run.params_ahead[p] + first / 64 * 64;
+    const std::byte* end = run.params_ahead[p] + first + static_cast<size_t>(bytes);
+    for (; from < end; from += 64) prefetch_shared(from);
+  };
+  const int64_t n_groups = group_count(side);
+  ask(side.scale_offset, n_groups * side.scale_stride * side.scale_bytes);
+  if (side.has_zero) ask(side.zero_offset, n_groups * side.zero_stride * 2);
 }
 
 // strip_plan.cpp: parameters of the pages of a run, all or those of one group of tokens. `lifted`:

@@ -127,6 +127,7 @@ static void add_per_token(const ValueStrips& values, const StripRun& run, int64_
     const int64_t n = least(batch, n_vectors - v);
     fold_all(values, run.n_pages, weights + v * kRunStride, n, sums + v * sum_stride, sum_stride);
     for (int32_t p = 0; p < run.n_pages; ++p) {
+      if (v == 0) ask_params(run, p);
       add_page<kPlanes>(values, run.pages[p], p, n, sums + v * sum_stride, sum_stride,
                         v > 0 ? nullptr : run.codes_ahead[p]);
     }
@@ -202,6 +203,7 @@ static void add_per_channel(const ValueStrips& values, const StripRun& run, int6
     for (int g = 0; g < plan.n_groups; ++g) {
       load_run_params(plan, run, g, false);
       for (int32_t p = 0; p < run.n_pages; ++p) {
+        if (v == 0 && g == 0) ask_params(run, p);
         if (g * plan.side.group >= run.rows[p]) continue;
         const StripDots job = dots_of(plan, values.codes + p * kStripVectors * kStripTokens,
                                       kStripTokens, n * kPlanes, values.dots);
@@ -218,7 +220,6 @@ void add_run(const ValueStrips& values, const StripRun& run, int64_t n_vectors,
   const StripSide& side = values.plan.side;
   const auto add = side.per_channel ? (side.planes == 2 ? add_per_channel<2> : add_per_channel<1>)
                                     : (side.planes == 2 ? add_per_token<2> : add_per_token<1>);
-  ask_params(run);
   add(values, run, n_vectors, weights, sums, sum_stride);
 }
 
