@@ -10,6 +10,7 @@ import pytest
 
 import kvengine as kv
 from kvengine.eval import data
+from kvengine.eval.answering import answer, read
 from kvengine.eval.execution import run_program
 from kvengine.eval.metrics import distinct_n
 from kvengine.eval.perplexity import score_rows
@@ -173,6 +174,16 @@ def test_function_bodies() -> None:
     assert function_body(body) == body
     assert function_body(body + "\ndef other():\n    pass") == body
     assert function_body(body + "\n# that was it") == body
+
+
+def test_each_answer_ends_by_itself(runner: Runner) -> None:
+    prompts = [runner.encode(text) for text in ("Anna has lamps.", "One, two.", "A boat!")]
+    whole = answer(runner, read(runner, prompts, 24), 24)
+    text = whole[1]
+    mark = next(text[i : i + 2] for i in range(3, len(text)) if text.find(text[i : i + 2]) == i)
+    cut = answer(runner, read(runner, prompts, 24), 24, stop=mark)
+    assert cut == [text.split(mark)[0] for text in whole]
+    assert 3 <= len(cut[1]) < len(text)
 
 
 def test_gsm8k(runner: Runner) -> None:

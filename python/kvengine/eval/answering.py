@@ -66,10 +66,14 @@ def answer(
     max_tokens: int,
     done: Callable[[str], bool] | None = None,
     begins: bool = False,
+    stop: str | None = None,
 ) -> list[str]:
-    """What follows what sessions have read, greedily; ends early where `done` says so of a text.
+    """What follows what sessions have read, greedily.
 
-    begins: the first token is the likeliest that is neither a line break nor an end.
+    Args:
+        done: all answers end early once it has said so of each text.
+        begins: the first token is the likeliest that is neither a line break nor an end.
+        stop: what ends an answer, and is no part of it.
     """
     first = [[_first_token(session)] for session in sessions] if begins else [[] for _ in sessions]
     decode = runner.model.tokenizer.decode
@@ -81,6 +85,7 @@ def answer(
         first,
         max_tokens - len(first[0]),
         (lambda index, text: done(texts[index] + text)) if done else None,
+        stop=stop,
     )
     if not begins:
         return [each.text for each in found]

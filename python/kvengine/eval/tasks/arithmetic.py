@@ -59,12 +59,12 @@ class Gsm8k(Task):
             mean_logprob(runner, session, text)
             for session, text in zip(sessions, right, strict=True)
         ]
-        texts = answer(runner, sessions, self.new_tokens, lambda text: "\nQuestion:" in text)
+        texts = answer(runner, sessions, self.new_tokens, stop="\nQuestion:")
         return [
             {
                 "answer": text,
                 "wanted": row["answer"],
-                "accuracy": float(number(text.split("\nQuestion:")[0]) == number(row["answer"])),
+                "accuracy": float(number(text) == number(row["answer"])),
                 "logprob": logprob,
             }
             for row, text, logprob in zip(unit, texts, logprobs, strict=True)

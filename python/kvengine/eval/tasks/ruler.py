@@ -57,7 +57,7 @@ class Ruler(Task):
             mean_logprob(runner, session, each.right)
             for session, each in zip(sessions, samples, strict=True)
         ]
-        texts = answer(runner, sessions, self.new_tokens, lambda text: "\nQuestion:" in text)
+        texts = answer(runner, sessions, self.new_tokens, stop="\nQuestion:")
         return [
             self._record(kind, length, each, prompt, text, logprob)
             for each, prompt, text, logprob in zip(samples, prompts, texts, logprobs, strict=True)
@@ -78,7 +78,6 @@ class Ruler(Task):
         text: str,
         logprob: float,
     ) -> Record:
-        text = text.split("\nQuestion:")[0]  # others of its batch may have gone on
         score = mentioned(text, each.answers)
         record: Record = {
             "kind": kind,
