@@ -46,13 +46,15 @@ def include_error(folder: str, target: str, is_isa: bool) -> str | None:
 
 def check_core(problems: list[str]) -> None:
     for path in sorted((ROOT / "cpp").rglob("*")):
-        if path.suffix not in {".h", ".cpp"}:
+        if path.suffix not in {".h", ".cpp", ".cu"}:
             continue
         relative = path.relative_to(ROOT / "cpp")
         for quote, target in INCLUDE.findall(path.read_text()):
             if quote == "<":
                 if "/" in target and not target.startswith("sys/"):
                     problems.append(f"cpp/{relative}: third-party header <{target}> in the core")
+                if target.startswith("cuda") and "cuda" not in relative.parts:
+                    problems.append(f"cpp/{relative}: <{target}> outside kernels/cuda")
                 continue
             if len(relative.parts) == 1:  # kvengine.h itself
                 continue

@@ -1,0 +1,200 @@
+// What one warp does with one tile of rows in attention: scores, weights, weighted values.
+#pragma once
+
+#include <math.h>
+
+#include "kernels/cuda/attend_block.h"
+
+namespace kve::cuda {
+
+// A run of a head's rows that are all in one place on each side. Its tile begins at row `base`.
+struct Run {
+  int base;
+  int first;  // within the tile
+  int end;
+};
+
+// Where rows of a run are.
+struct RunRows {
+  const std::byte* page;  // coded; else null
+  FloatRows floats;
+};
+__device__ __forceinline__ RunRows rows_of(const SideRows& side, int sink_rows, const Run& run) {
+  RunRows rows{nullptr, {nullptr, 0, run.first, run.end, false}};
+  const int body = run.base - sink_rows;  // negative: sinks
+  if (body >= 0 && body + run.first < side.page_rows) {
+    const std::byte* page = side.pages[body / kPageTokens];
+    if (side.format.coded) {
+      rows.page = page;
+    } else {
+      rows.floats.data = page + 2 * static_cast<int64_t>(side.first_channel);
+      rows.floats.stride = 2 * static_cast<int64_t>(side.format.width);
+      rows.floats.is_bf16 = side.format.is_bf16;
+    }
+    return rows;
+  }
+  const uint16_t* data = body < 0 ? side.sinks : side.tail;
+  const int64_t row = body < 0 ? run.base : body - side.page_rows;
+  rows.floats.data = reinterpret_cast<const std::byte*>(data + row * side.row_stride);
+  rows.floats.stride = 2 * static_cast<int64_t>(side.row_stride);
+  return rows;
+}
+
+// State of a warp: scores and sums of kBlocks blocks of columns, as fragments of C.
+template <int kBlocks, int kValueBlocks>
+struct WarpState {
+  int last[kBlocks][2];    // row that is seen, of columns 2i, 2i + 1
+  float most[kBlocks][2];  // of columns 2i, 2i + 1
+  float sum[kBlocks][2];   // of this thread's rows
+  float out[kBlocks][kValueBlocks][4][4];
+};
+
+// scores = keys * queries: [product][word of C], rows being tokens.
+template <int kBlocks>
+__device__ __forceinline__ void find_scores(const AttendArgs& args, const SideRows& side,
+                                            const RunRows& rows, const Shared& shared,
+                                            float (&scores)[kBlocks][4][4]) {
+  const int g = lane_id() / 4;
+  const int i = lane_id() % 4;
+  const uint16_t* table = side.format.has_table ? shared.key_table : nullptr;
+  for (int j = 0; j < args.key_dim / 16; ++j) {
+    const FragmentPlace place{g / 2, g % 2, g / 2 * 16 + g % 2 * 4, 16 * j + 4 * i};
+    Fragments a;
+    if (rows.page != nullptr) {
+      decode_cell(side, rows.page, side.first_channel / 4 + 4 * j + i, place, table, &a);
+    } else {
+      key_fragments(rows.floats, place, &a);
+    }
+    KVE_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      const Words2 q = shared.queries[(j * kBlocks + b) * kWarpThreads + lane_id()];
+      KVE_UNROLL
+      for (int k = 0; k < 4; ++k) mma_f16(scores[b][k], a[k], q.x, q.y);
+    }
+  }
+}
+
+// out += values^T * weights, rows being channels.
+template <int kBlocks, int kValueBlocks>
+__device__ __forceinline__ void add_values(const AttendArgs& args, const SideRows& side,
+                                           const RunRows& rows, const Run& run,
+                                           const Shared& shared, const uint16_t* weights,
+                                           WarpState<kBlocks, kValueBlocks>* state) {
+  const int g = lane_id() / 4;
+  const int i = lane_id() % 4;
+  const uint16_t* table = side.format.has_table ? shared.value_table : nullptr;
+  const bool ragged = run.first > 0 || run.end < kTileRows;
+  for (int t = 0; t < kTileRows / 16; ++t) {
+    if (16 * t + 16 <= run.first || 16 * t >= run.end) continue;
+    const int token = 16 * t + 4 * i;
+    Words2 weight[kBlocks];
+    KVE_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      weight[b] = load_words2(weights + (b * kColumns + g) * kWeightStride + token);
+    }
+    KVE_UNROLL
+    for (int c = 0; c < kValueBlocks; ++c) {
+      const int block = 4 * c + g / 2;
+      const FragmentPlace place{i, g % 2, 16 * block + g % 2 * 4, token};
+      Fragments a{};
+      if (16 * block < args.value_dim) {
+        if (rows.page != nullptr) {
+          decode_cell(side, rows.page, 4 * (side.first_channel / 16 + block) + t, place, table, &a);
+        } else {
+          value_fragments(rows.floats, place, &a);
+        }
+      }
+      if (ragged && rows.page != nullptr) {
+        // What lies in unused rows may be anything, and NaN times 0 is NaN.
+        uint32_t keep[2];
+        KVE_UNROLL
+        for (int n = 0; n < 2; ++n) {
+          const int low = token + n;
+          const int high = token + n + 2;
+          keep[n] = (low >= run.first && low < run.end ? 0xffffu : 0u) |
+                    (high >= run.first && high < run.end ? 0xffff0000u : 0u);
+        }
+        KVE_UNROLL
+        for (int k = 0; k < 4; ++k) {
+          for (int w = 0; w < 4; ++w) a[k][w] &= keep[w / 2];
+        }
+      }
+      KVE_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        KVE_UNROLL
+        for (int k = 0; k < 4; ++k) mma_f16(state->out[b][c][k], a[k], weight[b].x, weight[b].y);
+      }
+    }
+  }
+}
+
+// Scores to weights: updates the maxima and sums, scales `out` to the new maxima and writes the
+// weights, the tokens of a step of four in the order 0, 2, 1, 3.
+template <int kBlocks, int kValueBlocks>
+__device__ __forceinline__ void weigh(const AttendArgs& args, const HeadRows& head, const Run& run,
+                                      float (&scores)[kBlocks][4][4], uint16_t* weights,
+                                      WarpState<kBlocks, kValueBlocks>* state) {
+  const int g = lane_id() / 4;
+  const int i = lane_id() % 4;
+  const int token = g / 2 * 16 + g % 2 * 4;
+  const uint64_t* dead = head.dead;
+  KVE_UNROLL
+  for (int b = 0; b < kBlocks; ++b) {
+    float most[2] = {state->most[b][0], state->most[b][1]};
+    KVE_UNROLL
+    for (int k = 0; k < 4; ++k) {
+      KVE_UNROLL
+      for (int n = 0; n < 4; ++n) {
+        const int t = token + k + n / 2 * 8;
+        const int row = run.base + t;
+        const int last = state->last[b][n % 2];
+        bool visible = t >= run.first && t < run.end && row <= last;
+        if (args.window > 0) visible = visible && row > last - args.window;
+        if (visible && dead != nullptr) visible = (dead[row / 64] >> (row % 64) & 1) == 0;
+        float score = scores[b][k][n] * args.scale;
+        if (args.softcap > 0) {
+          score = args.softcap * tanhf(scores[b][k][n] * args.inverse_softcap);
+        }
+        scores[b][k][n] = visible ? score : -INFINITY;
+        most[n % 2] = fmaxf(most[n % 2], scores[b][k][n]);
+      }
+    }
+    KVE_UNROLL
+    for (int n = 0; n < 2; ++n) {
+      KVE_UNROLL
+      for (int mask = 4; mask < kWarpThreads; mask *= 2) {
+        most[n] = fmaxf(most[n], shuffle_xor(most[n], mask));
+      }
+      const float base = most[n] == -INFINITY ? 0.0f : most[n];
+      const float factor = exp2f(state->most[b][n] - base);
+      state->most[b][n] = most[n];
+      float sum = 0;
+      float weight[2][4];  // of the first and the second row of products
+      KVE_UNROLL
+      for (int k = 0; k < 4; ++k) {
+        KVE_UNROLL
+        for (int m = 0; m < 2; ++m) {
+          weight[m][k] = exp2f(scores[b][k][2 * m + n] - base + kLift);
+          sum += weight[m][k];
+        }
+      }
+      state->sum[b][n] = state->sum[b][n] * factor + sum;
+      KVE_UNROLL
+      for (int c = 0; c < kValueBlocks; ++c) {
+        KVE_UNROLL
+        for (int k = 0; k < 4; ++k) {
+          state->out[b][c][k][n] *= factor;
+          state->out[b][c][k][n + 2] *= factor;
+        }
+      }
+      uint16_t* to = weights + (b * kColumns + 2 * i + n) * kWeightStride + token;
+      KVE_UNROLL
+      for (int m = 0; m < 2; ++m) {
+        *reinterpret_cast<Words2*>(to + 8 * m) = {pack_halves(weight[m][0], weight[m][2]),
+                                                  pack_halves(weight[m][1], weight[m][3])};
+      }
+    }
+  }
+}
+
+}  // namespace kve::cuda

@@ -1,0 +1,57 @@
+// How kernels of this folder are written: as CUDA C++, of which only what this header and warp.h
+// offer is used. nvcc compiles them for GPUs. The tests compile the same sources as plain C++
+// against an emulation of CUDA's execution model (tests/cpp/kernels/cuda/emulation.h), so that
+// their logic is checked where there is no GPU.
+//
+// A kernel takes one argument, a plain struct. Its threads form whole warps, and every thread of a
+// warp reaches every operation of warp.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef __CUDACC__
+#include <cuda_runtime.h>
+
+#include <string>
+
+#include "base/error.h"
+
+// Declares `name`, the block's shared memory of the size that launch() was given.
+#define KVE_SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+// Before loops whose counters index arrays that are to stay in registers.
+#define KVE_UNROLL _Pragma("unroll")
+
+namespace kve::cuda {
+
+// Throws DeviceError unless the call has succeeded.
+inline void check(cudaError_t result, const char* what) {
+  if (result == cudaSuccess) return;
+  throw DeviceError(message("cuda: ", what, ": ", cudaGetErrorString(result)));
+}
+
+struct GridSize {
+  unsigned x = 1;
+  unsigned y = 1;
+  unsigned z = 1;
+};
+
+// Runs grid.x * grid.y * grid.z blocks of `threads` threads, after what was launched before.
+template <class Args>
+void launch(const char* name, void (*kernel)(Args), GridSize grid, unsigned threads,
+            size_t shared_bytes, const Args& args) {
+  constexpr size_t kSharedByDefault = 48 * 1024;
+  if (shared_bytes > kSharedByDefault) {
+    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                               cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               static_cast<int>(shared_bytes)),
+          name);
+  }
+  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, cudaStreamPerThread>>>(args);
+  check(cudaGetLastError(), name);
+}
+
+}  // namespace kve::cuda
+#else
+#include "kernels/cuda/emulation.h"
+#endif
