@@ -321,6 +321,47 @@ TEST_P(CudaAttend, SeveralParts) {
         "three parts");
 }
 
+// A query gets the same bits in every call with at most kFewRows queries (few_rows.h), though rows
+// that only later queries see are there or not.
+TEST_P(CudaAttend, QueriesDoNotDependOnOthers) {
+  const int n = 5;
+  const int total = 1250;  // two parts
+  const int dim = 64;
+  const AttendParams params{
+      .n_heads = 6, .n_kv_heads = 1, .key_dim = dim, .value_dim = dim, .scale = 0.125f};
+  Random random(5);
+  const int paged = 1216;
+  const HostSide k =
+      make_side(coded(Coding::asym, 4, Per::channel, 64), dim, 1, 4, paged, total, false, &random);
+  const HostSide v =
+      make_side(coded(Coding::asym, 2, Per::token, 32), dim, 1, 4, paged, total, true, &random);
+  const DeviceSide device_k(device(), k);
+  const DeviceSide device_v(device(), v);
+  const int64_t width = int64_t{params.n_heads} * dim;
+  const std::vector<float> q = random.normals(n * width);
+  const auto device_q = on_device(q);
+  const auto run = [&](int first, int count) {
+    const int rows = total - n + first + count;
+    const auto heads = on_device(std::vector<HeadRows>{{.k = device_k.of_head(k, 0, paged),
+                                                        .v = device_v.of_head(v, 0, paged),
+                                                        .sink_rows = 4,
+                                                        .n_rows = rows,
+                                                        .first_row = total - n + first}});
+    DeviceArray<float> out(device(), static_cast<size_t>(count * width));
+    DeviceArray<std::byte> scratch(device(), attend_scratch(params, count, rows));
+    attend(params,
+           {ConstMat(device_q.data() + first * width, count, width), heads.data(), rows,
+            Mat(out.data(), count, width)},
+           scratch.data());
+    return out.host();
+  };
+  const std::vector<float> together = run(0, n);
+  for (int i = 0; i < n; ++i) {
+    const std::vector<float> row(together.begin() + i * width, together.begin() + (i + 1) * width);
+    EXPECT_TRUE(test::same_bits(run(i, 1), row)) << i;
+  }
+}
+
 TEST_P(CudaAttend, RefusesWhatItDoesNotHave) {
   CodecSpec codec = coded(Coding::asym, 4, Per::token, 32);
   EXPECT_NO_THROW(side_format(page_format(codec, 64, false), 0, 64));
