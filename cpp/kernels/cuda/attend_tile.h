@@ -116,6 +116,7 @@ __device__ __forceinline__ void add_values(const AttendArgs& args, const SideRow
         }
         KVE_UNROLL
         for (int k = 0; k < 4; ++k) {
+          KVE_UNROLL
           for (int w = 0; w < 4; ++w) a[k][w] &= keep[w / 2];
         }
       }
