@@ -70,9 +70,11 @@ Handle make(const std::shared_ptr<Model>& model, int n_ctx, std::string_view cac
   return std::make_shared<SessionHandle>(model->session(options));
 }
 
-Handle restore(const std::shared_ptr<Model>& model, const std::filesystem::path& path) {
+Handle restore(const std::shared_ptr<Model>& model, const std::filesystem::path& path,
+               const py::object& scorer) {
+  RowScorer own = scorer_of(scorer);
   const py::gil_scoped_release release;
-  return std::make_shared<SessionHandle>(model->restore(path));
+  return std::make_shared<SessionHandle>(model->restore(path, std::move(own)));
 }
 
 Handle fork(SessionHandle& handle) {
@@ -146,10 +148,12 @@ scorer: for a cache with the selector `custom`: score(keys [n, head_dim], values
     summed.
 Raises ConfigError, and what the scorer does.)");
   session.def(py::init(&restore), py::arg("model"), py::kw_only(), py::arg("restore"),
+              py::arg("scorer") = py::none(),
               R"(A session that save() wrote to the file `restore`; it goes on bit-identically.
 
-Raises IoError, FormatError (damaged or cut short), ConfigError (written by another model),
-UnsupportedError (newer version).)");
+scorer: of a cache with the selector `custom`, as above; the file does not keep it.
+Raises IoError, FormatError (damaged or cut short), ConfigError (written by another model, or
+without the scorer that its cache needs), UnsupportedError (newer version).)");
   session.def(py::init(&fork), py::arg("fork"),
               "A copy of another session that shares its full pages.");
   session.def("forward", &forward, py::arg("tokens"), py::arg("all_logits") = false,

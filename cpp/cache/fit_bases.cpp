@@ -7,6 +7,7 @@
 #include "cache/project/klt.h"
 #include "cache/project/low_rank.h"
 #include "cache/project/mpo.h"
+#include "cache/project/think.h"
 
 namespace kve {
 namespace {
@@ -121,6 +122,23 @@ std::vector<BasisData> fit_klt(const SidesToFit& fitted, const QuerySquares& que
   return klt_bases(setups, heads);
 }
 
+// Of all rows that a head has, its newest ones included.
+std::vector<BasisData> fit_think(const SidesToFit& fitted, const QuerySquares& queries, int n_new) {
+  std::vector<BasisData> out;
+  for (size_t i = 0; i < fitted.sides.size(); ++i) {
+    const SideCache& side = fitted.sides[i];
+    const int dim = side.setup().head_dim;
+    std::vector<float> rows(static_cast<size_t>(side.rows()) * static_cast<size_t>(dim));
+    const Mat all(rows.data(), side.rows(), dim);
+    side.decode(0, fitted.positions[i], all);
+    const std::vector<double> squares =
+        queries.means(fitted.first_head + static_cast<int>(i), n_new);
+    out.push_back(think_basis(all.block(0, side.rows() - fitted.appended), squares,
+                              side.setup().page_width()));
+  }
+  return out;
+}
+
 // Leaves of whole pages what their codes miss.
 void leave_error(const SideSetup& setup, Mat rows) {
   const PageFormat format = page_format(setup.spec.codec, setup.page_width(), setup.values);
@@ -163,6 +181,7 @@ std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySqu
   const std::span<const SideCache> sides = fitted.sides;
   const ProjectorSpec& projector = sides[0].setup().spec.projector;
   if (projector.kind == Kind::klt) return fit_klt(fitted, queries, n_new);
+  if (projector.kind == Kind::think) return fit_think(fitted, queries, n_new);
   std::vector<BasisData> out;
   for (const SideCache& side : sides) {
     const int rows = side.fit_rows();

@@ -23,6 +23,7 @@ std::vector<BasisData> klt_bases(std::span<const SideSetup* const> setups,
 struct SidesToFit {
   std::span<const SideCache> sides;
   int first_head;
+  int appended;                         // rows, the newest, that are not being committed
   std::vector<RowPositions> positions;  // of the rows of each side
 };
 

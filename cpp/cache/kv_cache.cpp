@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "base/free_memory.h"
 #include "cache/kv_cache_state.h"
 
 namespace kve {
@@ -51,7 +52,20 @@ Sides make_sides(std::span<const SideSetup> setups, const std::shared_ptr<Memory
 
 bool uses_queries(const SideSetup& setup) {
   const ProjectorSpec& projector = setup.spec.projector;
-  return projector.kind == ProjectorSpec::Kind::klt && !projector.is_fixed() && !setup.values;
+  const bool asks =
+      projector.kind == ProjectorSpec::Kind::klt || projector.kind == ProjectorSpec::Kind::think;
+  return asks && !projector.is_fixed() && !setup.values;
+}
+
+// Of the keys of a layer: the newest queries where channels are judged at the end of a prompt, else
+// those of the tokens that are there when the basis is fitted, at least.
+QuerySquares query_squares(const SideSetup& setup, const LayerShape& shape,
+                           const std::shared_ptr<MemoryCounter>& counter) {
+  const ProjectorSpec& projector = setup.spec.projector;
+  const bool newest = projector.kind == ProjectorSpec::Kind::think;
+  return {uses_queries(setup) ? shape.n_kv_heads : 0, shape.key_dim,
+          newest ? projector.window : int64_t{setup.sinks} + projector.fit + setup.spec.tail,
+          newest, counter};
 }
 
 }  // namespace
@@ -67,11 +81,7 @@ LayerCache::LayerCache(std::span<const SideSetup> keys_setups,
                 CountedVector<KeptHead>(CountedAllocator<KeptHead>(counter))),
       views(CountedAllocator<HeadView>(counter)),
       bounds(CountedAllocator<HeadBounds>(counter)),
-      queries(uses_queries(keys_setups[0]) ? shape.n_kv_heads : 0, shape.key_dim,
-              // Those of the tokens that are there when the basis is fitted, at least.
-              int64_t{keys_setups[0].sinks} + keys_setups[0].spec.projector.fit +
-                  keys_setups[0].spec.tail,
-              counter),
+      queries(query_squares(keys_setups[0], shape, counter)),
       sinks(keys_setups[0].sinks) {
   views.resize(static_cast<size_t>(shape.n_kv_heads));
   // A window drops rows on its own.
@@ -324,11 +334,11 @@ void KvCache::State::plan_seals(LayerRows* rows, const LayerCache* layer, int ap
   }
 }
 
-void KvCache::State::fit_seals(ThreadPool& pool, int n_new) {
+void KvCache::State::fit_seals(ThreadPool& pool, int n_new, int appended) {
   pool.parallel(static_cast<int64_t>(seals.size()), [&](int64_t i) {
     LayerSeal& seal = seals[static_cast<size_t>(i)];
     if (seal.sides()[0].bases_to_fit(seal.n) == 0) return;
-    SidesToFit to_fit{seal.sides(), seal.first_head(), {}};
+    SidesToFit to_fit{seal.sides(), seal.first_head(), appended, {}};
     for (const SideCache& side : to_fit.sides) {
       const int head =
           to_fit.first_head + static_cast<int>(to_fit.positions.size()) * side.setup().n_heads;
@@ -364,7 +374,7 @@ void KvCache::State::release_jobs() noexcept {
 
 void KvCache::State::begin_seals(Backend& backend, int n, int appended) {
   plan_seals(appended);
-  fit_seals(backend.pool(), n);
+  fit_seals(backend.pool(), n, appended);
   size_t sides = 0;
   for (const LayerSeal& seal : seals) sides += seal.sides().size();
   jobs.reserve(sides);
@@ -419,6 +429,7 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
 
 void KvCache::finish_commit(int n) noexcept {
   State& s = *state_;
+  const int64_t before = s.counter->live();
   s.finish_selection(n);
   s.n_tokens += n;
   for (size_t i = 0; i < s.layers.size(); ++i) {
@@ -435,6 +446,8 @@ void KvCache::finish_commit(int n) noexcept {
     }
     layer.refresh_views();
   }
+  // A prompt that was dropped or coded: its rows lay between blocks that stay.
+  if (before - s.counter->live() >= kMuchMemory) give_back_free_memory();
 }
 
 int KvCache::tokens_until_seal() const {

@@ -92,9 +92,9 @@ void load_bases(const std::string& where, const std::shared_ptr<MemoryCounter>& 
   const auto n = in->get<uint32_t>("number of bases");
   const ProjectorSpec& projector = setup.spec.projector;
   const auto n_tiers = static_cast<uint32_t>(setup.spec.n_tiers());
-  const uint32_t most = projector.segment > 0 ? (1 + INT16_MAX) / n_tiers
-                        : projector.fit > 0   ? 1
-                                              : 0;
+  const uint32_t most = projector.segment > 0  ? (1 + INT16_MAX) / n_tiers
+                        : projector.is_fixed() ? 0
+                                               : 1;
   if (n > most) bad_field(where, "a number of bases of", n);
   for (uint32_t i = 0; i < n; ++i) {
     const auto size = in->get<uint32_t>("size of a basis");
@@ -179,6 +179,13 @@ void load_queries(const std::string& where, StateReader* in, QuerySquares* queri
   const auto count = in->get<int64_t>("number of queries");
   const int64_t most = queries->collects() ? queries->most() : 0;
   if (count < 0 || count > most) bad_field(where, "a number of queries of", count);
+  if (queries->of_newest()) {
+    for (float& square : queries->restore_newest(count)) {
+      square = in->get<float>("squares of a query");
+      if (!std::isfinite(square) || square < 0) bad_field(where, "a square that is", -1);
+    }
+    return;
+  }
   for (double& sum : queries->restore(count)) {
     sum = in->get<double>("sum of squares");
     if (!std::isfinite(sum) || sum < 0) bad_field(where, "a sum of squares that is", -1);
@@ -249,6 +256,7 @@ std::vector<std::byte> KvCache::save() const {
     out.put<int64_t>(layer.queries.count());
     if (layer.queries.count() > 0) {
       for (const double sum : layer.queries.sums()) out.put(sum);
+      for (const float square : layer.queries.newest()) out.put(square);
     }
     save_kept(layer, &out);
     for (const HeadBounds& bounds : layer.bounds) {

@@ -66,6 +66,10 @@ SideSetup KvCache::State::setup(size_t layer, int head, bool values) {
   if (!has_blocks(layer)) {
     out.spec = spec.side(static_cast<int>(layer), static_cast<int>(shapes.size()), head, values);
   }
+  const ProjectorSpec& projector = out.spec.projector;
+  if (projector.kind == ProjectorSpec::Kind::think && out.spec.seal != Seal::window) {
+    out.spec.tail = std::max(out.spec.tail, projector.window);
+  }
   out.values = values;
   out.head_dim = values ? shape.value_dim : shape.key_dim;
   out.n_heads = heads_per_side(out.spec, layer);

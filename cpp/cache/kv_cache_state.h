@@ -179,9 +179,11 @@ struct KvCache::State {
   void begin_seals(Backend& backend, int n, int appended);
   void plan_seals(int appended);
   void plan_seals(LayerRows* rows, const LayerCache* layer, int appended);
-  void fit_seals(ThreadPool& pool, int n_new);
+  void fit_seals(ThreadPool& pool, int n_new, int appended);
   // kv_cache_select.cpp: which rows go when n tokens are committed and `left` stay appended.
-  bool waits_for_prompt() const { return spec.exact_prefill || selector != nullptr; }
+  bool waits_for_prompt() const {
+    return spec.exact_prefill || spec.prunes_channels() || selector != nullptr;
+  }
   bool drops_of_prompt(int n) const;
   bool is_selection_due(int n, bool prompt_goes_on) const;
   int tokens_until_selection() const;

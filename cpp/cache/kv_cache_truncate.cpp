@@ -89,6 +89,7 @@ void KvCache::truncate(int n) {
       layer.queries.clear();
       if (layer.blocks) layer.blocks->clear();
     }
+    layer.queries.forget(s.n_tokens - n);
     if (layer.blocks && layer.blocks->end() == 0) layer.blocks->forget(n);
     layer.each_side([&](SideCache& side, int head) {
       side.truncate(n == 0 ? 0 : layer.rows_before(n - s.shift, head), std::move(returning[at++]));

@@ -120,6 +120,16 @@ constexpr std::array kProjectors = {
         "Karhunen-Loeve transform of keys, turned back to the start of their page, in the "
         "metric of the queries, with bits by reverse water-filling",
         "kvengine"},
+    ProjectorEntry{
+        "think",
+        {.kind = ProjectorSpec::Kind::think, .pruned = 500, .window = 32},
+        "ratio=0.5 (above 0 and below 1, the share of channels that go), window=32 (1..4096, "
+        "newest "
+        "tokens whose queries judge channels, and which keep all of theirs)",
+        "ThinK, of keys only: at the end of a prompt, channels of each kv head go that its keys "
+        "and "
+        "the newest queries use least; a codec without group= has one for what is left of a head",
+        "2407.21018"},
 };
 
 constexpr std::array kPresets = {
@@ -269,7 +279,8 @@ double listed_bits(const CacheSpec& spec) {
   constexpr int kRow = 8 * kHeadDim;
   const auto bits = [&](const SideSpec& side, bool values) {
     const int share = side.projector.share > 0 ? side.projector.share : 100;
-    return bits_per_value(side.codec, kHeadDim, kRow, values) * share / 100;
+    const double left = (1000 - side.projector.pruned) / 1000.0;
+    return bits_per_value(side.codec, kHeadDim, kRow, values) * share / 100 * left;
   };
   return (bits(spec.k, false) + bits(spec.v, true)) / 2;
 }

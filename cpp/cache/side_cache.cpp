@@ -255,6 +255,7 @@ int SideCache::fit_rows() const {
 int SideCache::bases_to_fit(int n) const {
   const ProjectorSpec& projector = setup_.spec.projector;
   if (n == 0 || projector.is_fixed()) return 0;
+  if (projector.kind == ProjectorSpec::Kind::think) return bases_.empty() ? 1 : 0;
   return projector.segment > 0 ? n / projector.segment : waits_for_fit() ? 1 : 0;
 }
 

@@ -32,6 +32,9 @@ int SideSetup::page_width() const {
   if (projector.kind == ProjectorSpec::Kind::mpo) {
     return width() / projector.block * projector.bond();
   }
+  if (projector.kind == ProjectorSpec::Kind::think) {
+    return (head_dim - projector.pruned_of(head_dim)) * n_heads;
+  }
   const bool coded =
       projector.kind == ProjectorSpec::Kind::lowrank && projector.residual == Residual::none;
   return coded ? projector.rank * n_heads : width();
@@ -74,6 +77,7 @@ std::string SideSetup::coefficients_name() const {
   const bool ranked = spec.projector.kind == ProjectorSpec::Kind::lowrank;
   if (ranked && spec.projector.residual == Residual::none) return "rank";
   if (spec.projector.bonds[0] > 0) return "the number of coefficients";
+  if (spec.projector.kind == ProjectorSpec::Kind::think) return "the number of channels that stay,";
   return values ? "value_dim" : "key_dim";
 }
 
@@ -129,7 +133,8 @@ void SideSetup::check(const std::string& where) const {
   check_tiers(where);
   if (n_heads == 1 || is_joint()) return;
   check_divides(spec, where, coefficients_name(), coefficients(), values ? 16 : 4, "");
-  if (projector.kind == Kind::lowrank || projector.kind == Kind::klt) {
+  if (projector.kind == Kind::lowrank || projector.kind == Kind::klt ||
+      projector.kind == Kind::think) {
     throw ConfigError(message("cache ", spec.str(), " does not fit ", where,
                               ": group=row puts heads on one page, and every head has a basis of "
                               "its own; group=head does"));

@@ -67,6 +67,13 @@ void add_chain(const ProjectorSpec& projector, Stage* out) {
   if (truncated) out->add("bonds", bonds);
 }
 
+// 400 as "0.4".
+std::string thousandths_text(int value) {
+  std::string digits = std::to_string(1000 + value).substr(1);
+  while (digits.ends_with('0')) digits.pop_back();
+  return "0." + digits;
+}
+
 std::string projector_stage(const ProjectorSpec& projector, const Limits& limits,
                             std::string_view bases) {
   using Kind = ProjectorSpec::Kind;
@@ -86,6 +93,10 @@ std::string projector_stage(const ProjectorSpec& projector, const Limits& limits
     out.add("anchor", projector.anchor);
   }
   if (projector.kind == Kind::rotation) out.add("seed", projector.seed);
+  if (projector.kind == Kind::think) {
+    out.add("ratio", thousandths_text(projector.pruned));
+    out.add("window", projector.window);
+  }
   add_limits(limits, &out);
   return out.take();
 }
@@ -226,6 +237,11 @@ bool is_valid(const ProjectorSpec& projector) {
       if (projector.calibrated) return projector == calibrated_klt();
       return is_pages(projector.fit) &&
              (is_within(projector.anchor, 0, 1) || projector.anchor == kPageTokens);
+    case Kind::think:
+      return projector == ProjectorSpec{.kind = projector.kind,
+                                        .pruned = projector.pruned,
+                                        .window = projector.window} &&
+             is_within(projector.pruned, 1, 999) && is_within(projector.window, 1, kMaxThinkWindow);
   }
   return false;
 }
@@ -293,6 +309,9 @@ std::string side_error(const SideSpec& side, bool values) {
     return "klt: expected bases of keys, which are all that `kvengine calibrate --bases` finds; "
            "use "
            "k=klt";
+  }
+  if (values && side.projector.kind == ProjectorSpec::Kind::think) {
+    return "think: expected keys, whose channels queries judge, found values; use k=think";
   }
   if (!is_valid(side.projector)) return "a parameter of the projector is out of its range";
   if (side.projector.residual != Residual::none) {
@@ -416,6 +435,14 @@ std::string CacheSpec::error() const {
     if (!error.empty()) return error;
   }
   return bases_error(*this);
+}
+
+bool CacheSpec::prunes_channels() const {
+  const auto prunes = [](const SideSpec& side) {
+    return side.projector.kind == ProjectorSpec::Kind::think;
+  };
+  return prunes(k) || std::ranges::any_of(
+                          rules, [&](const LayerRule& rule) { return rule.k && prunes(*rule.k); });
 }
 
 std::string CacheSpec::str() const {

@@ -42,6 +42,7 @@ inline constexpr size_t kMaxTiers = 4;   // codecs of a side, by age
 inline constexpr int kMaxMpoBlock = 256;
 inline constexpr size_t kMaxMpoSizes = 3;
 inline constexpr size_t kMaxBasesPath = 4096;
+inline constexpr int kMaxThinkWindow = 4096;
 
 // What a row is, of which a few coefficients are kept beside codes in its own channels.
 enum class Residual : uint8_t {
@@ -52,7 +53,7 @@ enum class Residual : uint8_t {
 
 // In which basis rows are written.
 struct ProjectorSpec {
-  enum class Kind : uint8_t { none, hadamard, rotation, mpo, lowrank, klt };
+  enum class Kind : uint8_t { none, hadamard, rotation, mpo, lowrank, klt, think };
   Kind kind = Kind::none;
   int block = 0;  // mpo: values that share a factor
   // mpo: sizes of the tensors behind the first, which is coded, where these are several: `block` is
@@ -74,11 +75,17 @@ struct ProjectorSpec {
   bool calibrated = false;
   int share = 0;
   int energy = 0;
+  // think: thousandths of the channels of a head that are left out, and how many of the newest
+  // tokens judge channels by their queries and keep all channels of their keys.
+  int pruned = 0;
+  int window = 0;
 
   // mpo: coefficients of a block.
   int bond() const { return bonds[0] > 0 ? bonds[0] : block; }
   // Whether one basis serves all rows, and is known before any of them.
   bool is_fixed() const { return kind <= Kind::rotation || calibrated; }
+  // think: channels of `dim` that are left out; never all of them.
+  int pruned_of(int dim) const { return static_cast<int>(int64_t{dim} * pruned / 1000); }
   bool operator==(const ProjectorSpec&) const = default;
 };
 
@@ -173,6 +180,8 @@ struct CacheSpec {
   // What does not go together or is out of its range, as a part of a sentence; empty for all that
   // parse() returns. The functions of an invalid spec must not be called.
   std::string error() const;
+  // Whether channels of some keys go by what a whole prompt says about them (think).
+  bool prunes_channels() const;
   // Canonical; parse(str()) == *this.
   std::string str() const;
   bool operator==(const CacheSpec&) const = default;

@@ -22,6 +22,7 @@ struct Found {
   struct Side {
     std::optional<ProjectorSpec> projector;
     std::optional<SideSpec> codec;  // without the projector
+    bool any_group = false;         // of the codec: none was asked for
     std::vector<TierSpec> older;
     // What stages of `older` want beside, which the side must have.
     std::vector<std::pair<Word, ProjectorSpec>> expected;
@@ -74,6 +75,9 @@ class Parser : private SpecWords {
     if (!found.codec && !found.projector && found.older.empty()) return std::nullopt;
     SideSpec side = found.codec.value_or(SideSpec{});
     if (found.projector) side.projector = *found.projector;
+    // Hardly a group that a codec has by itself divides the channels that are left.
+    const bool prunes = side.projector.kind == ProjectorSpec::Kind::think;
+    if (prunes && found.any_group && side.codec.per == Per::token) side.codec.group = kWholeHead;
     side.older.insert(side.older.end(), found.older.begin(), found.older.end());
     std::ranges::stable_sort(side.older, {}, &TierSpec::age);
     for (const auto& [name, projector] : found.expected) {
@@ -122,7 +126,12 @@ class Parser : private SpecWords {
       if (v) add_tier(name, *age, said.v, &found->v);
       return;
     }
-    const Found said = resolve(name, given);
+    Found said = resolve(name, given);
+    if (said.k.projector && said.k.projector->kind == ProjectorSpec::Kind::think) {
+      if (!k)
+        fail(name.at, "think leaves out channels of keys; expected k=think or think, found v=");
+      said.v = {};
+    }
     if (k) take_over(name, "keys", said.k, &found->k);
     if (v) take_over(name, "values", said.v, &found->v);
     take_over(name, "sinks", said.sinks, &sinks_);
@@ -205,7 +214,10 @@ class Parser : private SpecWords {
                  Found::Side* found) const {
     const bool twice = (given.codec && found->codec) || (given.projector && found->projector);
     if (twice) fail(name.at, message(quoted(name.text), " is a second choice for the ", side));
-    if (given.codec) found->codec = given.codec;
+    if (given.codec) {
+      found->codec = given.codec;
+      found->any_group = given.any_group;
+    }
     if (given.projector) found->projector = given.projector;
   }
 
@@ -242,6 +254,8 @@ class Parser : private SpecWords {
     Found found;
     if (const CodecEntry* entry = find_codec(name.text)) {
       found.k.codec = found.v.codec = coded_side(*entry, given, &found);
+      const auto is_group = [](const Parameter& one) { return one.key.text == "group"; };
+      found.k.any_group = entry->is_free && std::ranges::none_of(given, is_group);
       return found;
     }
     if (const ProjectorEntry* entry = find_projector(name.text)) {
@@ -384,6 +398,10 @@ class Parser : private SpecWords {
         if (spec.anchor > 1 && spec.anchor < kPageTokens) {
           fail(value.at, message("anchor: expected 0, 1 or 64, found ", quoted(value.text)));
         }
+      } else if (key.text == "ratio" && spec.kind == Kind::think) {
+        spec.pruned = thousandths(key, value);
+      } else if (key.text == "window" && spec.kind == Kind::think) {
+        spec.window = number(key, value, 1, kMaxThinkWindow);
       } else if (key.text == "seed" && spec.kind == Kind::rotation) {
         spec.seed = static_cast<uint64_t>(number(key, value, 0, INT32_MAX));
       } else {
@@ -453,16 +471,6 @@ class Parser : private SpecWords {
     }
     if (spec.rank + spec.energy == 0 && spec.share == 0) spec.share = 50;
     return spec;
-  }
-
-  int group_of(const Word& word) const {
-    if (word.text == "head") return kWholeHead;
-    if (word.text == "row") return kWholeRow;
-    for (const int allowed : kCacheGroups) {
-      if (word.text == std::to_string(allowed)) return allowed;
-    }
-    fail(word.at,
-         message("group: expected 8, 16, 32, 64, 128, head or row, found ", quoted(word.text)));
   }
 
   std::vector<Found> found_{1};  // the first for all layers

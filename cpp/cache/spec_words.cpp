@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <charconv>
+#include <string>
 
+#include "cache/registry.h"
 #include "cache/spec_names.h"
 #include "formats/cache_codecs.h"
 
@@ -78,6 +80,33 @@ int SpecWords::pages(const SpecWord& key, const SpecWord& word) const {
   if (value % kPageTokens == 0) return value;
   fail(word.at,
        message(key.text, ": expected a multiple of ", kPageTokens, ", found ", quoted(word.text)));
+}
+
+int SpecWords::thousandths(const SpecWord& key, const SpecWord& word) const {
+  const std::string_view text = word.text;
+  const size_t n = text.starts_with("0.") ? text.size() - 2 : 0;
+  int value = 0;
+  bool valid = n >= 1 && n <= 3;
+  for (size_t i = 0; valid && i < 3; ++i) {
+    const char digit = i < n ? text[2 + i] : '0';
+    valid = digit >= '0' && digit <= '9';
+    value = 10 * value + (digit - '0');
+  }
+  if (valid && value > 0) return value;
+  fail(word.at, message(key.text,
+                        ": expected a share like 0.4, above 0 and below 1 with at most 3 "
+                        "digits, found ",
+                        quoted(text)));
+}
+
+int SpecWords::group_of(const SpecWord& word) const {
+  if (word.text == "head") return kWholeHead;
+  if (word.text == "row") return kWholeRow;
+  for (const int allowed : kCacheGroups) {
+    if (word.text == std::to_string(allowed)) return allowed;
+  }
+  fail(word.at,
+       message("group: expected 8, 16, 32, 64, 128, head or row, found ", quoted(word.text)));
 }
 
 int SpecWords::per_cent(const SpecWord& key, const SpecWord& word, int most) const {

@@ -45,6 +45,10 @@ class SpecWords {
                            int high) const;
   // A number of tokens that fills pages.
   int pages(const SpecWord& key, const SpecWord& word) const;
+  // "0.375", above 0 and below 1, in thousandths.
+  int thousandths(const SpecWord& key, const SpecWord& word) const;
+  // The values that share a scale: "32", "head" or "row".
+  int group_of(const SpecWord& word) const;
   // "3%", of at most `most`.
   int per_cent(const SpecWord& key, const SpecWord& word, int most) const;
   // "3" or "2-5", of numbers below `count`, as where it begins and ends.

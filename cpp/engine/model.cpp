@@ -85,8 +85,9 @@ std::vector<std::string> Model::cache_warnings(const CacheSpec& cache) const {
   return {std::move(biases)};
 }
 
-Session Model::restore(const std::filesystem::path& path) {
+Session Model::restore(const std::filesystem::path& path, RowScorer scorer) {
   SessionState state = read_session_file(path, fingerprint_);
+  state.options.scorer = std::move(scorer);
   Session session(shared_from_this(), state.options);
   session.restore(std::move(state));
   return session;

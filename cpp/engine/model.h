@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cache/plan.h"
+#include "cache/select/selector.h"
 #include "engine/key_guard.h"
 #include "engine/pass_mutex.h"
 #include "gguf/gguf_file.h"
@@ -44,8 +45,10 @@ class Model : public std::enable_shared_from_this<Model> {
   Session session(const SessionOptions& options);
   Session session();
   // Reads a file written by Session::save. Throws IoError, FormatError (damaged, cut short),
-  // ConfigError (written by another model), UnsupportedError (newer version).
-  Session restore(const std::filesystem::path& path);
+  // ConfigError (written by another model, or its cache has the selector `custom` and `scorer` is
+  // none, or the other way round), UnsupportedError (newer version). The scorer goes on for the one
+  // that the session was saved with, which the file does not keep.
+  Session restore(const std::filesystem::path& path, RowScorer scorer = {});
 
   // See cache/plan.h; n_ctx 0 means what the model was trained for.
   CachePlan plan_cache(PlanOptions options);

@@ -30,8 +30,7 @@ struct SessionOptions {
   // Most bytes of the cache, those of forks included (KvCache::limit_memory); 0: no limit. Session
   // files do not keep it.
   int64_t kv_budget = 0;
-  // Of the cache's selector `custom`; called while tokens are read. Such a session can be saved,
-  // but not restored.
+  // Of the cache's selector `custom`; called while tokens are read. Session files do not keep it.
   RowScorer scorer = {};
 };
 

@@ -197,7 +197,13 @@ class Session:
         scorer: Callable[..., NDArray[np.floating]] | None = None,
     ) -> None: ...
     @overload
-    def __init__(self, model: Model, *, restore: str | os.PathLike[str]) -> None: ...
+    def __init__(
+        self,
+        model: Model,
+        *,
+        restore: str | os.PathLike[str],
+        scorer: Callable[..., NDArray[np.floating]] | None = None,
+    ) -> None: ...
     @overload
     def __init__(self, fork: Session) -> None: ...
     def forward(

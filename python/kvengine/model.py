@@ -140,16 +140,22 @@ class Model(_core.Model):
             warnings.warn(text, CacheWarning, stacklevel=2)
         return session
 
-    def restore(self, path: str | os.PathLike[str]) -> Session:
+    def restore(self, path: str | os.PathLike[str], scorer: Scorer | None = None) -> Session:
         """Go on, bit-identically, with a session that :meth:`Session.save` wrote.
+
+        Args:
+            path: the file.
+            scorer: of a cache with the selector ``custom``, as for :meth:`session`; files do not
+                keep it.
 
         Raises:
             IoError: the file is missing or unreadable.
             FormatError: it is damaged or cut short.
-            ConfigError: it was written by another model.
+            ConfigError: it was written by another model, or its cache needs a scorer and none is
+                given, or the other way round.
             UnsupportedError: it was written by a newer version.
         """
-        return Session(self, restore=path)
+        return Session(self, restore=path, scorer=scorer)
 
     def forward_batch(
         self,

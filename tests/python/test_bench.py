@@ -315,12 +315,20 @@ def test_own_engine(tiny: kv.Model) -> None:
     assert engine.cache_bits() >= 16
     assert engine.decode([1, 2], 2) > 0
     assert engine.load([1, 2, 3]) > 0
-    held = engine._base
-    engine.fill(list(range(25)))
-    assert (engine._base, held.n_tokens) == (held, 25)  # went on
     engine.fill([9, 9])
-    assert engine._base is not held
     assert engine._base.n_tokens == 2
+
+
+def test_what_is_filled_is_one_prompt(tiny: kv.Model) -> None:
+    """A deeper fill does not go on from what an earlier one has left: both are dropped from."""
+    engine = OwnEngine(tiny, "knorm:keep=0.25,sinks=0,recent=1", 512, exact=False)
+    for n in (80, 200, 200):
+        engine.fill(list(range(n)))
+        assert engine._base.n_tokens == n
+        assert len(engine._base.cache.positions(0, 0)) == n // 4
+        engine.decode([1, 2, 3], 1)
+        assert len(engine._last.cache.positions(0, 0)) == n // 4 + 3
+        assert len(engine._base.cache.positions(0, 0)) == n // 4
 
 
 def test_machine_limits() -> None:

@@ -108,6 +108,25 @@ def test_scores_from_python(model: kv.Model) -> None:
     assert np.array_equal(session.fork().cache.positions(1, 0), expected)
 
 
+def test_scorers_are_given_anew_to_restored_sessions(model: kv.Model, tmp_path: Path) -> None:
+    cache = "custom:keep=40,window=16,interval=8"
+    session = model.session(n_ctx=512, cache=cache, scorer=newest)
+    session.forward(PROMPT)
+    session.save(tmp_path / "a.session")
+    restored = model.restore(tmp_path / "a.session", scorer=newest)
+    for token in range(20):
+        assert np.array_equal(session.forward([token]), restored.forward([token]))
+    for layer in (0, 1):
+        found = restored.cache.positions(layer, 0)
+        assert found[0] > 120  # it went on dropping
+        assert np.array_equal(found, session.cache.positions(layer, 0))
+    with pytest.raises(kv.ConfigError, match="expected a session with a scorer, found none"):
+        model.restore(tmp_path / "a.session")
+    model.session(cache="f16").save(tmp_path / "b.session")
+    with pytest.raises(kv.ConfigError, match="expected the selector custom"):
+        model.restore(tmp_path / "b.session", scorer=newest)
+
+
 def test_scores_are_what_the_definition_says(model: kv.Model) -> None:
     """SnapKV in Python keeps what SnapKV keeps."""
 

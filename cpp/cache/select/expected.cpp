@@ -2,9 +2,12 @@
 // normally distributed with the mean and covariance of those so far, turned to future positions:
 // E exp(q k) = exp(mean k + k covariance k / 2). Times the norm of its value.
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <cstddef>
 #include <vector>
 
+#include "cache/select/floats8.h"
 #include "cache/select/selectors.h"
 
 namespace kve {
@@ -22,29 +25,79 @@ class Expected : public Selector {
   }
 
  private:
-  // The logarithm of the expected weight of a key, but for a constant.
-  static double exponent(const HeadRows& rows, int query, const float* key) {
-    const int64_t dim = rows.keys.cols;
-    double linear = 0;
-    double square = 0;
-    const float* mean = rows.future_means.row(query);
-    for (int64_t i = 0; i < dim; ++i) {
-      const float* spread = rows.future_spread.row(query * dim + i);
-      // Eight sums, so that the compiler may use vectors.
-      float sums[8] = {};
-      int64_t j = 0;
-      for (; j + 8 <= dim; j += 8) {
-        for (int64_t l = 0; l < 8; ++l) sums[l] += spread[j + l] * key[j + l];
+  // Half of key^T spread key + mean key for keys of one head: the logarithms of their expected
+  // weights, but for a constant. Eight keys at a time and four rows of the spread, so that a
+  // compiler may keep sums in vectors; of a spread, which is symmetric, one half is read.
+  class Exponents {
+   public:
+    static constexpr size_t kKeys = 8;
+
+    Exponents(const HeadRows& rows, int query)
+        : rows_(rows),
+          dim_(static_cast<size_t>(rows.keys.cols)),
+          padded_((dim_ + 3) / 4 * 4),
+          mean_(padded_),
+          spread_(padded_ * padded_),
+          keys_(padded_ * kKeys) {
+      const auto size = static_cast<float>(dim_);
+      const auto at = static_cast<int64_t>(dim_) * query;
+      for (size_t i = 0; i < dim_; ++i) {
+        mean_[i] = rows.future_means.row(query)[i] / std::sqrt(size);
+        const float* row = rows.future_spread.row(at + static_cast<int64_t>(i));
+        spread_[i * padded_ + i] = row[i] / size / 2;
+        for (size_t j = i + 1; j < dim_; ++j) {
+          const float other = rows.future_spread.row(at + static_cast<int64_t>(j))[i];
+          spread_[i * padded_ + j] = (row[j] + other) / size / 2;
+        }
       }
-      double product = 0;
-      for (; j < dim; ++j) product += double{spread[j]} * double{key[j]};
-      for (const float sum : sums) product += double{sum};
-      linear += double{mean[i]} * double{key[i]};
-      square += product * double{key[i]};
     }
-    const auto size = static_cast<double>(dim);
-    return linear / std::sqrt(size) + square / size / 2;
-  }
+
+    // Of the keys of rows [first, first + n), n at most kKeys.
+    std::array<double, kKeys> of(size_t first, size_t n) {
+      for (size_t r = 0; r < n; ++r) {
+        const float* key = rows_.keys.row(static_cast<int64_t>(first + r));
+        for (size_t i = 0; i < dim_; ++i) keys_[i * kKeys + r] = key[i];
+      }
+      std::array<double, kKeys> out{};
+      for (size_t i = 0; i < padded_; i += 4) {
+        const float* spread[4];
+        for (size_t a = 0; a < 4; ++a) spread[a] = spread_.data() + (i + a) * padded_;
+        Floats8 first_sum{};
+        Floats8 second_sum{};
+        Floats8 third_sum{};
+        Floats8 fourth_sum{};
+        for (size_t j = i; j < padded_; ++j) {
+          Floats8 key;
+          load(keys_.data() + j * kKeys, &key);
+          first_sum += spread[0][j] * key;
+          second_sum += spread[1][j] * key;
+          third_sum += spread[2][j] * key;
+          fourth_sum += spread[3][j] * key;
+        }
+        float sums[4][kKeys];
+        store(first_sum, sums[0]);
+        store(second_sum, sums[1]);
+        store(third_sum, sums[2]);
+        store(fourth_sum, sums[3]);
+        for (size_t a = 0; a < 4; ++a) {
+          const float* key = keys_.data() + (i + a) * kKeys;
+          for (size_t r = 0; r < kKeys; ++r) {
+            out[r] += (double{mean_[i + a]} + double{sums[a][r]}) * double{key[r]};
+          }
+        }
+      }
+      return out;
+    }
+
+   private:
+    const HeadRows& rows_;
+    size_t dim_;
+    size_t padded_;            // zeros fill what is added to a multiple of 4
+    std::vector<float> mean_;  // [padded], all of these scaled
+    std::vector<float>
+        spread_;               // [padded, padded], what is left of the diagonal added to its right
+    std::vector<float> keys_;  // [padded, kKeys]
+  };
 
   void score_head(const HeadRows& rows, std::span<float> out) const {
     const auto n = out.size();
@@ -54,9 +107,12 @@ class Expected : public Selector {
     std::vector<double> means(n);
     for (int query = 0; query < rows.group; ++query) {
       double most = -HUGE_VAL;
-      for (size_t r = first; r < n; ++r) {
-        weights[r] = exponent(rows, query, rows.keys.row(static_cast<int64_t>(r)));
-        most = std::max(most, weights[r]);
+      Exponents exponents(rows, query);
+      for (size_t r = first; r < n; r += Exponents::kKeys) {
+        const size_t count = std::min(n - r, Exponents::kKeys);
+        const auto found = exponents.of(r, count);
+        std::copy_n(found.begin(), count, weights.begin() + static_cast<std::ptrdiff_t>(r));
+        most = std::max(most, *std::max_element(found.begin(), found.begin() + count));
       }
       double sum = 0;
       for (size_t r = first; r < n; ++r) sum += weights[r] = std::exp(weights[r] - most);

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "cache/select/floats8.h"
 
 namespace kve {
 
@@ -24,34 +25,51 @@ void QueryMoments::add(ThreadPool& pool, ConstMat q) {
   count_ += q.rows;
 }
 
-// Some queries at a time, and some columns of their products, so that these stay in registers.
+// Some queries at a time, and some columns of their products, so that these stay in registers; a
+// few products are added up in float32 first.
 void QueryMoments::add_head(int head, ConstMat q) {
-  constexpr size_t kRows = 8;
+  constexpr size_t kRows = 16;
   constexpr size_t kColumns = 8;
+  constexpr size_t kTogether = 4;
   const auto dim = static_cast<size_t>(dim_);
   const size_t padded = (dim + kColumns - 1) / kColumns * kColumns;
   double* sums = sums_.data() + per_head() * static_cast<size_t>(head);
   double* products = sums + dim;
-  std::vector<double> block(kRows * padded);
+  std::vector<float> block(kRows * padded);
   for (int64_t first = 0; first < q.rows; first += kRows) {
     for (size_t r = 0; r < kRows; ++r) {
       const int64_t row = first + static_cast<int64_t>(r);
       for (size_t i = 0; i < dim; ++i) {
-        block[r * padded + i] = row < q.rows ? double{q.row(row)[int64_t{head} * dim_ + i]} : 0.0;
-        sums[i] += block[r * padded + i];
+        block[r * padded + i] = row < q.rows ? q.row(row)[int64_t{head} * dim_ + i] : 0.0f;
+        sums[i] += double{block[r * padded + i]};
       }
     }
-    for (size_t i = 0; i < dim; ++i) {
+    // kColumns is a multiple of kTogether: rows of one step begin in the same columns.
+    for (size_t i = 0; i < dim; i += kTogether) {
       for (size_t j = i / kColumns * kColumns; j < dim; j += kColumns) {
-        double added[kColumns] = {};
+        Floats8 first_sum{};
+        Floats8 second_sum{};
+        Floats8 third_sum{};
+        Floats8 fourth_sum{};
         for (size_t r = 0; r < kRows; ++r) {
-          const double left = block[r * padded + i];
-          const double* right = &block[r * padded + j];
-          for (size_t c = 0; c < kColumns; ++c) added[c] += left * right[c];
+          const float* left = &block[r * padded + i];
+          Floats8 right;
+          load(&block[r * padded + j], &right);
+          first_sum += left[0] * right;
+          second_sum += left[1] * right;
+          third_sum += left[2] * right;
+          fourth_sum += left[3] * right;
         }
-        double* to = products + i * dim + j;
+        float added[kTogether][kColumns];
+        store(first_sum, added[0]);
+        store(second_sum, added[1]);
+        store(third_sum, added[2]);
+        store(fourth_sum, added[3]);
         const size_t n = std::min(kColumns, dim - j);
-        for (size_t c = 0; c < n; ++c) to[c] += added[c];
+        for (size_t t = 0; t < std::min(kTogether, dim - i); ++t) {
+          double* to = products + (i + t) * dim + j;
+          for (size_t c = 0; c < n; ++c) to[c] += double{added[t][c]};
+        }
       }
     }
   }

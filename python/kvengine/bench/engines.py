@@ -48,17 +48,13 @@ class OwnEngine:
         self.cache = cache
         self.threads = model.threads
         self._model, self._n_ctx, self._exact = model, n_ctx, exact
-        self._held: list[int] = []
         self._base = self._last = self._new(model)
 
     def fill(self, tokens: list[int]) -> None:
-        n = len(self._held)
-        if tokens[:n] != self._held:
-            self._base, n = self._new(self._model), 0
-        if tokens[n:]:
-            self._base.forward(tokens[n:])
-        self._held = list(tokens)
-        self._last = self._base
+        # In one go, as one prompt: what a cache drops depends on where the prompt ends.
+        self._base = self._last = self._new(self._model)
+        if tokens:
+            self._base.forward(tokens)
 
     def read(self, tokens: list[int]) -> float:
         return self._timed([tokens], 1)

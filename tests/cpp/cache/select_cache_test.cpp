@@ -38,6 +38,9 @@ void check_attention(const TokenRows& tokens, KvCache* cache, Backend& backend, 
 
 const char* const kCombinations[] = {
     "h2o:keep=0.4,interval=1+f16",
+    "snapkv:keep=0.5,window=16+think:ratio=0.4+int4",
+    "adakv:keep=0.5,window=16+think:ratio=0.3,window=8+int8:tail=10",
+    "h2o:keep=0.4,interval=9+think:ratio=0.25,window=8+f16",
     "snapkv:keep=0.4,window=16+hadamard+int4:tail=64",
     "snapkv:keep=0.4,window=16,interval=32+hadamard+int4:tail=0",
     "knorm:keep=0.3+kivi2",
