@@ -248,6 +248,12 @@ def _kvzip(found: _Parameters) -> str:
     return f"kvzip:{found.keep()},sinks={sinks},chunk={chunk}"
 
 
+def _think(found: _Parameters) -> str:
+    """Theirs overwrites channels of the newest keys as well; ours leaves these whole."""
+    share = found.share("key_channel_compression_ratio").normalize()
+    return f"think:ratio={share:f},window={found.whole('window_size', 32)}"
+
+
 def _duo(found: _Parameters) -> str:
     gates = found.take("gates")
     if gates is None:
@@ -324,6 +330,7 @@ _KNOWN: dict[str, Callable[[_Parameters], str]] = {
     "KeyRerotationPress": _rerotated,
     "KVzipPress": _kvzip,
     "DuoAttentionPress": _duo,
+    "ThinKPress": _think,
 }
 
 _SCORERS = (
@@ -338,7 +345,6 @@ _REFUSED: dict[str, str] = {
     "OffloadedCache": "rows are in main memory anyway; f16 is the same cache",
     "OffloadedStaticCache": "rows are in main memory anyway; f16 is the same cache",
     "EncoderDecoderCache": "models with an encoder are not supported",
-    "ThinKPress": "channels of keys are not dropped; lowrank is nearest",
     "ComposedPress": "a spec has one selector; codecs follow it after +",
     "DecodingPress": "selectors with interval=N drop while they decode",
     "PrefillDecodingPress": "selectors with interval=N drop while they decode",

@@ -53,6 +53,8 @@ SAME = {
     ),
     "KVzipPress(compression_ratio=0.75)": "kvzip:keep=0.25",
     "KnormPress(compression_ratio=0.5) + kivi2": "knorm:keep=0.5 + kivi2",
+    "ThinKPress(key_channel_compression_ratio=0.4, window_size=8)": "think:ratio=0.4,window=8",
+    "SnapKVPress(0.5) + ThinKPress(0.50) + int4": "snapkv:keep=0.5 + think:ratio=0.5 + int4",
     " SnapKVPress( compression_ratio = 0.5 )+QuantizedCache(nbits=2)": (
         f"snapkv:keep=0.5 + int2:group=64,{QUANTO}"
     ),
@@ -87,7 +89,8 @@ def test_our_own_specs_stay(spec: str) -> None:
         "AdaKVPress(" * 340 + ")" * 340: "expected a press among SnapKVPress",
         "KeyRerotationPress(SnapKVPress(0.5))": "a press among StreamingLLMPress",
         "DuoAttentionPress(head_compression_ratio=0.5)": "expected gates=FILE",
-        "ThinKPress(0.5)": "ThinKPress has no counterpart here: channels of keys",
+        "ThinKPress(window_size=8)": "ThinKPress: expected key_channel_compression_ratio=",
+        "ThinKPress(0)": "ratio: expected a share like 0.4, above 0",
         "QFilterPress(0.5)": "have a counterpart, found QFilterPress",
         "QuantizedCache(backend='hqq')": "hqq has none: int4:fit=search is nearest",
         "QuantizedCache(nbits=8)": "nbits: expected 2 or 4, found 8",
