@@ -123,12 +123,10 @@ constexpr std::array kProjectors = {
     ProjectorEntry{
         "think",
         {.kind = ProjectorSpec::Kind::think, .pruned = 500, .window = 32},
-        "ratio=0.5 (above 0 and below 1, the share of channels that go), window=32 (1..4096, "
-        "newest "
-        "tokens whose queries judge channels, and which keep all of theirs)",
-        "ThinK, of keys only: at the end of a prompt, channels of each kv head go that its keys "
-        "and "
-        "the newest queries use least; a codec without group= has one for what is left of a head",
+        "ratio=0.5 (above 0 and below 1, the share of channels that go), window=32 (1..4096, the "
+        "newest tokens, whose queries judge channels and whose keys keep all)",
+        "ThinK, for keys: at the end of a prompt channels of each kv head go that its keys and the "
+        "newest queries use least; a codec without group= then has one per head",
         "2407.21018"},
 };
 

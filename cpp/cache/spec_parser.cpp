@@ -128,8 +128,7 @@ class Parser : private SpecWords {
     }
     Found said = resolve(name, given);
     if (said.k.projector && said.k.projector->kind == ProjectorSpec::Kind::think) {
-      if (!k)
-        fail(name.at, "think leaves out channels of keys; expected k=think or think, found v=");
+      if (!k) fail(name.at, "think leaves out channels of keys; expected k=think, found v=think");
       said.v = {};
     }
     if (k) take_over(name, "keys", said.k, &found->k);

@@ -16,8 +16,7 @@ namespace {
 class TurnBack {
  public:
   explicit TurnBack(const Rotation& rotation) : rotation_(rotation) {
-    for (const double frequency : rotation.frequencies)
-      steps_.push_back(std::polar(1.0, frequency));
+    for (const double step : rotation.frequencies) steps_.push_back(std::polar(1.0, step));
   }
 
   // row [n_heads, dim] at `position`, where the earlier call had the position before it or `first`.

@@ -92,11 +92,10 @@ class Expected : public Selector {
    private:
     const HeadRows& rows_;
     size_t dim_;
-    size_t padded_;            // zeros fill what is added to a multiple of 4
-    std::vector<float> mean_;  // [padded], all of these scaled
-    std::vector<float>
-        spread_;               // [padded, padded], what is left of the diagonal added to its right
-    std::vector<float> keys_;  // [padded, kKeys]
+    size_t padded_;              // zeros fill what is added to a multiple of 4
+    std::vector<float> mean_;    // [padded], all of these scaled
+    std::vector<float> spread_;  // [padded, padded], its lower half added to the upper one
+    std::vector<float> keys_;    // [padded, kKeys]
   };
 
   void score_head(const HeadRows& rows, std::span<float> out) const {
