@@ -81,11 +81,13 @@ def test_the_same_channels_stay(ratio: float, reference: Any, ours: kv.Model) ->
         reference(torch.tensor(ids[None].astype(np.int64)), past_key_values=cache)
     session = ours.session(n_ctx=N_TOKENS, cache=f"think:ratio={ratio},window=32", exact=True)
     session.forward(ids)
+    # GGUF files of this architecture have the channels of rotary pairs side by side.
+    halves = np.concatenate([np.arange(0, 64, 2), np.arange(1, 64, 2)])
     agree = total = 0
     for layer in range(30):
         theirs = cache.layers[layer].keys[0].numpy()
         for head in range(theirs.shape[0]):
-            mine = session.cache.keys(layer, head)
+            mine = session.cache.keys(layer, head)[:, halves]
             pruned = (mine[: N_TOKENS - 32 - 64] == 0).all(axis=0)
             gone = (theirs[head] == 0).all(axis=0)
             assert pruned.sum() == gone.sum() == int(64 * ratio)
