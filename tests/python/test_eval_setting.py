@@ -178,6 +178,10 @@ def test_compare(cli: Cli, tiny: kv.Model, corpus: Path, tmp_path: Path) -> None
     results = json.loads(found.stdout)
     assert len(results) == 4 + 2
     assert [each["cache"] for each in results if each["name"] == "needle"][1] == f"{HALF}+f16"
+    table = cli(*arguments, "--tasks", NEEDLE).stdout.splitlines()
+    bits = {line.split()[0]: float(line.split()[1]) for line in table[2:]}
+    # Beside the whole prompt; by its own tokens it would take more than f16 does, as both have a tail.
+    assert bits[HALF] < 0.9 * bits["f16"]
     again = cli(*arguments, "--tasks", NEEDLE, "--json")
     assert json.loads(again.stdout) == [each for each in results if each["name"] == "needle"]
     assert again.stderr.count("known already") == 4

@@ -183,6 +183,7 @@ def test_conversations(tiny_chat: kv.Model) -> None:
         ("selfinfo:last=-1", "expected last from 0, found -1"),
         ("selfinfo:depth=1", "expected one of keep, unit, iterative"),
         ("llmlingua2:keep=2", "expected keep above 0 and up to 1, found 2"),
+        ("llmlingua2:model=gpt2", "expected xlm-roberta-large or .* in model, .* found 'gpt2'"),
     ],
 )
 def test_bad_specs(spec: str, message: str, cli, m) -> None:
@@ -250,7 +251,7 @@ def fake_llmlingua(monkeypatch: pytest.MonkeyPatch):
     class PromptCompressor:
         def __init__(self, name: str, use_llmlingua2: bool, device_map: str) -> None:
             assert use_llmlingua2
-            if name == "nowhere":
+            if name == "nowhere/xlm-roberta-large":
                 raise OSError("no such\nmodel")
 
         def compress_prompt(self, text: str, **options: Any) -> dict[str, str]:
@@ -288,8 +289,10 @@ def test_llmlingua2(tiny_chat: kv.Model, fake_llmlingua) -> None:
     assert short.text == f"<|bos|>[system] Be kind.\n[user] one three five{QUESTION}\n[assistant] "
     with pytest.raises(kv.ConfigError, match="found token ids"):
         kv.compress_prompt(tiny_chat, [1, 2], "llmlingua2")
-    with pytest.raises(kv.IoError, match=r"could not load the encoder nowhere \(no such model\)"):
-        kv.compress_prompt(tiny_chat, prompt, "llmlingua2:model=nowhere")
+    with pytest.raises(
+        kv.IoError, match=r"the encoder nowhere/xlm-roberta-large \(no such model\)"
+    ):
+        kv.compress_prompt(tiny_chat, prompt, "llmlingua2:model=nowhere/xlm-roberta-large")
 
 
 def test_llmlingua2_is_refused_without_its_package(cli, m, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from kvengine import UnsupportedError
 from kvengine.cli.arguments import add_common
 from kvengine.cli.inputs import load_model
 from kvengine.cli.output import Progress, human_bytes, print_json, print_table, say
+from kvengine.eval.report.data import bits_per_value
 from kvengine.eval.setting import canonical_setting
 from kvengine.eval.store import Store
 from kvengine.eval.sweep import Progress as SweepProgress
@@ -126,8 +127,8 @@ def print_results(results: Sequence[Result], names: dict[str, str]) -> None:
         print(f"{chr(10) if index else ''}{task} ({own[0].primary}: {sense} is better)")
         rows = []
         for result in own:
-            stats = result.cache_stats or {}
-            bits = f"{stats.get('mean_bits', stats['bits_per_value']):.2f}" if stats else ""
+            stats, mean = result.cache_stats or {}, bits_per_value(own, result)
+            bits = "" if mean is None else f"{mean:.2f}"
             size = human_bytes(stats["bytes"]) if stats else ""
             numbers = [_shown(result.metrics.get(name)) for name in metrics]
             rows.append([names[result.cache], bits, size, *numbers])

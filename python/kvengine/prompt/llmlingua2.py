@@ -19,6 +19,7 @@ from kvengine.prompt.result import CompressedPrompt
 from kvengine.prompt.spec import spelled
 
 _ENCODER = "microsoft/llmlingua-2-xlm-roberta-large-meetingbank"
+_KNOWN_ENCODERS = ("xlm-roberta-large", "bert-base-multilingual-cased")
 _FORCED = ["\n", ".", "!", "?", ","]
 _CHUNK_ENDS = [".", "\n"]
 
@@ -33,6 +34,11 @@ class Llmlingua2:
     def __post_init__(self) -> None:
         if not 0 < self.keep <= 1 or math.isnan(self.keep):
             raise ConfigError(f"llmlingua2: expected keep above 0 and up to 1, found {self.keep:g}")
+        if not any(name in self.model for name in _KNOWN_ENCODERS):
+            raise ConfigError(
+                f"llmlingua2: expected {' or '.join(_KNOWN_ENCODERS)} in model, by which the package "
+                f"knows how its tokens spell words, found '{self.model[:80]}'"
+            )
 
     def __str__(self) -> str:
         return spelled("llmlingua2", self)

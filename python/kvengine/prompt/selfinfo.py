@@ -16,8 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine._core import CancelledError, ConfigError
-from kvengine.eval.perplexity import score_rows
+from kvengine._core import CancelledError, ConfigError, Error
 from kvengine.model import Model, Progress, Session
 from kvengine.prompt.layout import Layout
 from kvengine.prompt.spec import check, spelled
@@ -113,12 +112,22 @@ class _Reader:
         parts = []
         for start in range(0, len(fed), _ROWS):
             rows = self._session.forward(fed[start : start + _ROWS], all_logits=True)
-            parts.append(score_rows(rows, np.asarray(segment[start : start + _ROWS])).nll)
+            parts.append(_surprise(rows, np.asarray(segment[start : start + _ROWS])))
         return np.concatenate(parts)
 
     def report(self, done: int) -> None:
         if self._progress and self._progress(done, len(self.tokens)) is False:
             raise CancelledError("prompt compression: cancelled")
+
+
+def _surprise(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
+    """[n] -ln p of targets; logits [n, vocab_size]. float32 is enough to rank tokens by."""
+    top = logits.max(axis=1, keepdims=True)
+    total = np.exp(logits - top).sum(axis=1, dtype=np.float64)
+    if np.isnan(total).any():
+        raise Error("logits: expected numbers, found NaN")
+    own = logits[np.arange(len(targets)), targets].astype(np.float64)
+    return np.log(total) + top[:, 0] - own
 
 
 def _once(

@@ -55,7 +55,13 @@ class Group:
     @property
     def baseline(self) -> Result | None:
         """What the others are compared with: the first cache that is not compressed."""
-        return next((each for each in self.good if each.cache in UNCOMPRESSED), None)
+        return baseline(self.results)
+
+
+def baseline(results: Sequence[Result]) -> Result | None:
+    """Of the results of one task and model, see Group.baseline."""
+    good = (result for result in results if result.error is None)
+    return next((each for each in good if each.cache in UNCOMPRESSED), None)
 
 
 def grouped(results: Sequence[Result]) -> list[Group]:
@@ -114,12 +120,24 @@ def points(group: Group, metric: str | None = None) -> list[Point]:
     ]
 
 
-def whole_bytes(group: Group, result: Result) -> float | None:
-    """What an f16 cache of the task's prompts would take, whole ones where they were shortened."""
+def whole_bytes(results: Sequence[Result], result: Result) -> float | None:
+    """What an f16 cache of the task's prompts would take, whole ones where they were shortened: that
+    is told by a result among `results`, of the same task and model, whose cache is not compressed.
+    """
     stats = result.cache_stats
     if family(result.cache).startswith("shortened"):
-        stats = group.baseline.cache_stats if group.baseline else None
+        whole = baseline(results)
+        stats = whole.cache_stats if whole else None
     return None if stats is None else float(stats["f16_bytes"])
+
+
+def bits_per_value(results: Sequence[Result], result: Result) -> float | None:
+    """Mean bits that a cache took for each value of whole prompts; see :func:`whole_bytes`."""
+    stats, whole = result.cache_stats, whole_bytes(results, result)
+    if not stats or not whole:
+        return None
+    mean = float(stats.get("mean_bits", stats["bits_per_value"]))
+    return mean * stats["f16_bytes"] / whole
 
 
 def pareto(sizes: Sequence[float], qualities: Sequence[float]) -> list[bool]:

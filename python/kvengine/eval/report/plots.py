@@ -154,7 +154,8 @@ def quality(points: Sequence[Point], title: str, metric: str, higher_is_better: 
         if each.get_scale() == "log":
             _plain_ticks(each)
     axis.set_xlabel("cache, MiB")
-    axis.set_ylabel(f"{label(metric)}; {'higher' if higher_is_better else 'lower'} is better")
+    sense = "higher" if higher_is_better else "lower"
+    axis.set_ylabel(f"{label(metric)}\n({sense} is better)")
     axis.set_title(f"{_wrapped(title)}\nfilled: Pareto front{unnamed}", fontsize=11, loc="left")
     labels = [
         label
@@ -216,10 +217,12 @@ def heat(maps: Sequence[HeatMap], title: str, metric: str, unit: str) -> Any:
                 axis.text(j, i, _short(value), ha="center", va="center", fontsize=7.5, color=colour)
     for axis in axes.flat[len(maps) :]:
         axis.set_visible(False)
-    figure.colorbar(image, ax=axes, fraction=0.03, aspect=40, label=label(metric))
+    unit_of_values = textwrap.fill(label(metric), max(round(9 * size[1]), 12))
+    figure.colorbar(image, ax=axes, fraction=0.03, aspect=40, label=unit_of_values)
     figure.supxlabel(f"length, {unit}", fontsize=10, color=TEXT)
     figure.supylabel("depth of the needle", fontsize=10, color=TEXT)
-    figure.suptitle(title, fontsize=11, color=TEXT)
+    wrapped = textwrap.fill(title, max(round(10 * size[0]), 24))
+    figure.suptitle(wrapped, fontsize=11, color=TEXT)
     return figure
 
 

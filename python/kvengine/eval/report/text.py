@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from kvengine.eval.report.data import Group, points, whole_bytes
+from kvengine.eval.report.data import Group, bits_per_value, points, whole_bytes
 from kvengine.eval.task import Result
 
 
@@ -99,12 +99,12 @@ def _sense(result: Result) -> str:
 def _bits(groups: Sequence[Group], cache: str) -> float | None:
     """Of the task that filled the cache most."""
     sizes = [
-        (int(each.cache_stats["tokens_seen"]), 16 * each.cache_stats["bytes"] / whole)
+        (int(each.cache_stats["tokens_seen"]), bits)
         for group in groups
         for each in group.good
         if each.cache == cache and each.cache_stats
-        for whole in [whole_bytes(group, each)]
-        if whole
+        for bits in [bits_per_value(group.results, each)]
+        if bits is not None
     ]
     return max(sizes)[1] if sizes else None
 
@@ -134,10 +134,9 @@ def _size(group: Group, result: Result) -> list[str]:
     """Bytes, bits per value, and how many times smaller than f16 a cache was."""
     if result.cache_stats is None:
         return [number(None)] * 3
-    size, whole = result.cache_stats["bytes"], whole_bytes(group, result)
-    if not size or not whole:
-        return [mebibytes(size), number(None), number(None)]
-    return [mebibytes(size), number(16 * size / whole), number(whole / size)]
+    size, whole = result.cache_stats["bytes"], whole_bytes(group.results, result)
+    times = whole / size if size and whole else None
+    return [mebibytes(size), number(bits_per_value(group.results, result)), number(times)]
 
 
 def _details(group: Group) -> Table | None:
