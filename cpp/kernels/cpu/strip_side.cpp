@@ -8,7 +8,8 @@ namespace kve {
 namespace {
 
 constexpr int kMostTableBits = 4;
-// From so many bits on, queries and weights are rounded to two int8 planes instead of one.
+// From so many bits on, queries are rounded to two int8 planes instead of one. Weights never are:
+// with one, caches of 8 bits differ no more from exact ones.
 constexpr int kLeastFineBits = 5;
 
 StripLevels levels_of(Coding coding) {
@@ -107,7 +108,7 @@ StripSide strip_side(const SideView& side, int basis) {
       .zero_stride = per_channel ? page.width : kPageTokens,
       .scale_offset = at.scales,
       .zero_offset = at.zeros,
-      .planes = page.coding.bits >= kLeastFineBits ? 2 : 1,
+      .planes = page.coding.bits >= kLeastFineBits && !page.values ? 2 : 1,
   };
   if (out.levels == StripLevels::table) out.table = table_of(page.coding.coding, page.coding.bits);
   if (page.channels == Channels::centred) out.factors = StripFactors::add_channels;
