@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "base/read_soon.h"
 
 namespace kve {
 namespace {
@@ -132,6 +133,8 @@ ModelWeights::ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec
     layers.push_back(std::move(w));
   }
   for (const TensorInfo& tensor : file_->tensors()) n_parameters += tensor.elements();
+  // Tokens pick rows in no order, so that most of them would wait for the disk.
+  read_soon({embedding.data, static_cast<size_t>(embedding.rows) * embedding.row_bytes});
 }
 
 void ModelWeights::repack(Backend& backend) {
