@@ -140,7 +140,9 @@ void matmul_arguments(benchmark::internal::Benchmark* bench) {
             // Whatever is repacked is a quantized type; asking at run time skips the others.
             if (repacked && is_float(type)) continue;
             add(type, shape, tokens, threads, Precision::fast, repacked);
-            if (logits && tokens == 1) add(type, shape, 1, threads, Precision::fine, repacked);
+            if (tokens == 1 || tokens == 8) {
+              add(type, shape, tokens, threads, Precision::fine, repacked);
+            }
           }
         }
         if (!logits) add(type, shape, 64, threads, Precision::exact, false);

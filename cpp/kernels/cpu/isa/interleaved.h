@@ -1,16 +1,17 @@
 // The layout that weights are repacked to at load: tiles of 16 rows in which one 64-byte line holds
 // 4 consecutive values of each row, so that a vector lane is a row, inputs are broadcast 4 values
 // at a time and nothing is summed across lanes. A tile keeps the bytes of its rows (codes, scales
-// and minima as in the file, no more) in one piece that is read from start to end.
+// and minima as in the file, hardly more) in blocks of 256 columns, the last of which may be
+// shorter: pieces that are read from start to end, so that memory sees one stream.
 //
 // Each type is a kind of code lines and a kind of scales:
 //   Codes   kGroups     groups of 32 columns in a step
 //           kLines      lines of 64 bytes in a step
 //           kSmall      codes are unsigned, below 128, and mean code - kZero; else as `dot_bytes`
-//           words(step, v, g, w)   8 x 4 codes of group g, for rows v * kLanes ...
+//           word(step, v, g, j)   codes 4j ... 4j + 3 of group g, for rows v * kLanes ...
 //   Scales  kParts      scales per group: 1, or 2 for halves of 16 columns
 //           kMin        whether there are minima
-//           scale(tile, i, v), minimum(tile, g, v)   of part i = kParts * g + half
+//           scale(block, i, v), minimum(block, g, v)   of part i = kParts * g + half
 #pragma once
 
 #include "formats/weight/iq4_xs.h"
@@ -33,31 +34,52 @@ constexpr int kTileVectors = kTileRows / kLanes;
 
 namespace {
 
-// Parts of a tile, each with one entry per row; empty where a type has none.
-struct TileView {
-  std::byte* units;      // [cols / 256][16] binary16
-  std::byte* min_units;  // [cols / 256][16] binary16
-  std::byte* scales;     // [cols / 32 * kParts][16]
-  std::byte* mins;       // [cols / 32][16]
-  std::byte* codes;      // [steps][kLines][16][4]
-  size_t size;
+constexpr int64_t kBlockGroups = 8;
+
+// Parts of a block, each with one entry per row; empty where a type has none.
+struct BlockView {
+  std::byte* units;   // [16] binary16, then as many for the minima
+  std::byte* scales;  // [groups * kParts][16]
+  std::byte* mins;    // [groups][16]
+  std::byte* codes;   // [steps][kLines][16][4]
 };
 
+// Of a block of at most kBlockGroups groups of 32 columns.
 template <class Type>
-TileView view_tile(std::byte* data, int64_t cols) {
+constexpr int64_t bytes_before_codes(int64_t groups) {
   using Scales = typename Type::Scales;
-  const int64_t groups = cols / 32;
-  const int64_t supers = Scales::kUnits ? cols / 256 : 0;
-  TileView tile;
-  Carver carver(data);
-  tile.units = carver.take<std::byte>(supers * kTileRows * 2);
-  tile.min_units = carver.take<std::byte>(Scales::kMin ? supers * kTileRows * 2 : 0);
-  tile.scales = carver.take<std::byte>(groups * Scales::kParts * kTileRows * Scales::kBytes);
-  tile.mins = carver.take<std::byte>(Scales::kMin ? groups * kTileRows * Scales::kBytes : 0);
+  constexpr int64_t kSides = Scales::kMin ? 2 : 1;
+  constexpr int64_t kUnits = Scales::kUnits ? kSides * kTileRows * 2 : 0;
+  constexpr int64_t kGroup = (Scales::kParts + kSides - 1) * kTileRows * Scales::kBytes;
+  return (kUnits + groups * kGroup + kLineBytes - 1) / kLineBytes * kLineBytes;
+}
+template <class Type>
+constexpr int64_t block_bytes(int64_t groups) {
   using Codes = typename Type::Codes;
-  tile.codes = carver.take<std::byte>(groups / Codes::kGroups * Codes::kLines * kLineBytes);
-  tile.size = carver.size();
-  return tile;
+  return bytes_before_codes<Type>(groups) + groups / Codes::kGroups * Codes::kLines * kLineBytes;
+}
+template <class Type>
+constexpr int64_t tile_bytes(int64_t cols) {
+  const int64_t full = cols / 32 / kBlockGroups;
+  const int64_t rest = cols / 32 % kBlockGroups;
+  return full * block_bytes<Type>(kBlockGroups) + (rest > 0 ? block_bytes<Type>(rest) : 0);
+}
+
+template <class Type>
+inline BlockView view_block(std::byte* data, int64_t groups) {
+  using Scales = typename Type::Scales;
+  BlockView block;
+  block.units = data;
+  block.scales = data + (Scales::kUnits ? (Scales::kMin ? 2 : 1) * kTileRows * 2 : 0);
+  block.mins = block.scales + groups * Scales::kParts * kTileRows * Scales::kBytes;
+  block.codes = data + bytes_before_codes<Type>(groups);
+  return block;
+}
+
+// kPlaneRatio * high + low, of dot products with the two planes of an input.
+static inline I32 join_planes(I32 high, I32 low) {
+  static_assert(kPlaneRatio == 254);
+  return shift_left(high, 8) - shift_left(high, 1) + low;
 }
 
 static inline I32 line(const std::byte* step, int index, int v) {
@@ -73,14 +95,9 @@ struct NibbleCodes {
   static constexpr int kLines = 4;
   static constexpr bool kSmall = true;
   static constexpr int kZero = kZeroPoint;
-  [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int /*g*/,
-                                                  I32 (&w)[8]) {
-    KVE_UNROLL(4)
-    for (int j = 0; j < 4; ++j) {
-      const I32 both = line(step, j, v);
-      w[j] = low_nibbles(both);
-      w[j + 4] = high_nibbles(both);
-    }
+  [[gnu::always_inline]] static inline I32 word(const std::byte* step, int v, int /*g*/, int j) {
+    const I32 both = line(step, j % 4, v);
+    return j < 4 ? low_nibbles(both) : high_nibbles(both);
   }
 };
 
@@ -91,16 +108,10 @@ struct FiveBitCodes {
   static constexpr int kLines = 5;
   static constexpr bool kSmall = true;
   static constexpr int kZero = kZeroPoint;
-  [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int g,
-                                                  I32 (&w)[8]) {
-    NibbleCodes<0>::words(step, v, g, w);
+  [[gnu::always_inline]] static inline I32 word(const std::byte* step, int v, int g, int j) {
     const I32 bits = line(step, 4, v);
-    const I32 mask = set_bytes(16);
-    KVE_UNROLL(8)
-    for (int j = 0; j < 8; ++j) {
-      const I32 moved = j < 4 ? shift_left(bits, 4 - j) : shift_right(bits, j - 4);
-      w[j] = w[j] | (moved & mask);
-    }
+    const I32 moved = j < 4 ? shift_left(bits, 4 - j) : shift_right(bits, j - 4);
+    return NibbleCodes<0>::word(step, v, g, j) | (moved & set_bytes(16));
   }
 };
 
@@ -119,12 +130,9 @@ struct TableCodes {
     for (int i = 0; i < 16; ++i) t.values[i] = static_cast<int8_t>(kValue(i) + kDotBias);
     return t;
   }
-  [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int g,
-                                                  I32 (&w)[8]) {
+  [[gnu::always_inline]] static inline I32 word(const std::byte* step, int v, int g, int j) {
     static constexpr Table kTable = table();
-    NibbleCodes<0>::words(step, v, g, w);
-    KVE_UNROLL(8)
-    for (int j = 0; j < 8; ++j) w[j] = lookup_bytes(kTable.values, w[j]);
+    return lookup_bytes(kTable.values, NibbleCodes<0>::word(step, v, g, j));
   }
 };
 
@@ -133,10 +141,8 @@ struct ByteCodes {
   static constexpr int kLines = 8;
   static constexpr bool kSmall = false;
   static constexpr int kZero = 0;
-  [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int /*g*/,
-                                                  I32 (&w)[8]) {
-    KVE_UNROLL(8)
-    for (int j = 0; j < 8; ++j) w[j] = line(step, j, v);
+  [[gnu::always_inline]] static inline I32 word(const std::byte* step, int v, int /*g*/, int j) {
+    return line(step, j, v);
   }
 };
 
@@ -147,13 +153,9 @@ struct PairCodes {
   static constexpr int kLines = 8;
   static constexpr bool kSmall = true;
   static constexpr int kZero = 0;
-  [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int g,
-                                                  I32 (&w)[8]) {
-    KVE_UNROLL(8)
-    for (int j = 0; j < 8; ++j) {
-      const I32 both = line(step, j, v);
-      w[j] = g == 0 ? low_nibbles(both) : high_nibbles(both);
-    }
+  [[gnu::always_inline]] static inline I32 word(const std::byte* step, int v, int g, int j) {
+    const I32 both = line(step, j, v);
+    return g == 0 ? low_nibbles(both) : high_nibbles(both);
   }
 };
 
@@ -163,15 +165,11 @@ struct PairFiveBitCodes {
   static constexpr int kLines = 40;
   static constexpr bool kSmall = true;
   static constexpr int kZero = 0;
-  [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int g,
-                                                  I32 (&w)[8]) {
-    PairCodes::words(step + g / 2 * 8 * kLineBytes, v, g % 2, w);
-    const I32 mask = set_bytes(16);
-    KVE_UNROLL(8)
-    for (int j = 0; j < 8; ++j) {
-      const I32 bits = line(step, 32 + j, v);
-      w[j] = w[j] | ((g < 4 ? shift_left(bits, 4 - g) : shift_right(bits, g - 4)) & mask);
-    }
+  [[gnu::always_inline]] static inline I32 word(const std::byte* step, int v, int g, int j) {
+    const I32 bits = line(step, 32 + j, v);
+    const I32 moved = g < 4 ? shift_left(bits, 4 - g) : shift_right(bits, g - 4);
+    const I32 low = PairCodes::word(step + g / 2 * 8 * kLineBytes, v, g % 2, j);
+    return low | (moved & set_bytes(16));
   }
 };
 
@@ -181,16 +179,11 @@ struct SixBitCodes {
   static constexpr int kLines = 24;
   static constexpr bool kSmall = true;
   static constexpr int kZero = 32;
-  [[gnu::always_inline]] static inline void words(const std::byte* step, int v, int g,
-                                                  I32 (&w)[8]) {
-    const I32 mask = set_bytes(0x30);
-    KVE_UNROLL(8)
-    for (int j = 0; j < 8; ++j) {
-      const I32 both = line(step, g % 2 * 8 + j, v);
-      const I32 bits = line(step, 16 + j, v);
-      const I32 high = g < 2 ? shift_left(bits, 4 - 2 * g) : shift_right(bits, 2 * g - 4);
-      w[j] = (g < 2 ? low_nibbles(both) : high_nibbles(both)) | (high & mask);
-    }
+  [[gnu::always_inline]] static inline I32 word(const std::byte* step, int v, int g, int j) {
+    const I32 both = line(step, g % 2 * 8 + j, v);
+    const I32 bits = line(step, 16 + j, v);
+    const I32 high = g < 2 ? shift_left(bits, 4 - 2 * g) : shift_right(bits, 2 * g - 4);
+    return (g < 2 ? low_nibbles(both) : high_nibbles(both)) | (high & set_bytes(0x30));
   }
 };
 
@@ -201,8 +194,8 @@ struct HalfScales {
   static constexpr bool kMin = kMinima;
   static constexpr int kParts = 1;
   static constexpr int kBytes = 2;
-  static F32 scale(const TileView& tile, int64_t i, int v) { return at(tile.scales, i, v); }
-  static F32 minimum(const TileView& tile, int64_t g, int v) { return at(tile.mins, g, v); }
+  static F32 scale(const BlockView& block, int64_t i, int v) { return at(block.scales, i, v); }
+  static F32 minimum(const BlockView& block, int64_t g, int v) { return at(block.mins, g, v); }
 
  private:
   static F32 at(const std::byte* data, int64_t i, int v) {
@@ -216,27 +209,28 @@ struct PowerScales {
   static constexpr bool kMin = false;
   static constexpr int kParts = 1;
   static constexpr int kBytes = 2;
-  static F32 scale(const TileView& tile, int64_t i, int v) {
-    return load_bf16(reinterpret_cast<const uint16_t*>(tile.scales) + i * kTileRows + v * kLanes);
+  static F32 scale(const BlockView& block, int64_t i, int v) {
+    return load_bf16(reinterpret_cast<const uint16_t*>(block.scales) + i * kTileRows + v * kLanes);
   }
-  static F32 minimum(const TileView&, int64_t, int) { return zero(); }
+  static F32 minimum(const BlockView&, int64_t, int) { return zero(); }
 };
 
-static inline F32 unit_at(const std::byte* units, int64_t super, int v) {
-  return load_f16(reinterpret_cast<const uint16_t*>(units) + super * kTileRows + v * kLanes);
+// The unit of the scales (side 0) or of the minima.
+static inline F32 unit(const BlockView& block, int side, int v) {
+  return load_f16(reinterpret_cast<const uint16_t*>(block.units) + side * kTileRows + v * kLanes);
 }
 
-// Whole numbers below 64 in units of a binary16 number per 256 columns; the minima are subtracted.
+// Whole numbers below 64 in units of a binary16 number per block; the minima are subtracted.
 struct KScales {
   static constexpr bool kUnits = true;
   static constexpr bool kMin = true;
   static constexpr int kParts = 1;
   static constexpr int kBytes = 1;
-  static F32 scale(const TileView& tile, int64_t i, int v) {
-    return at(tile.scales, i, v) * unit_at(tile.units, i / 8, v);
+  static F32 scale(const BlockView& block, int64_t i, int v) {
+    return at(block.scales, i, v) * unit(block, 0, v);
   }
-  static F32 minimum(const TileView& tile, int64_t g, int v) {
-    return zero() - at(tile.mins, g, v) * unit_at(tile.min_units, g / 8, v);
+  static F32 minimum(const BlockView& block, int64_t g, int v) {
+    return zero() - at(block.mins, g, v) * unit(block, 1, v);
   }
 
  private:
@@ -252,11 +246,11 @@ struct SignedScales {
   static constexpr bool kMin = false;
   static constexpr int kParts = kPartsPerGroup;
   static constexpr int kBytes = 1;
-  static F32 scale(const TileView& tile, int64_t i, int v) {
-    const auto* numbers = reinterpret_cast<const int8_t*>(tile.scales);
-    return load_i8(numbers + i * kTileRows + v * kLanes) * unit_at(tile.units, i / (8 * kParts), v);
+  static F32 scale(const BlockView& block, int64_t i, int v) {
+    const auto* numbers = reinterpret_cast<const int8_t*>(block.scales);
+    return load_i8(numbers + i * kTileRows + v * kLanes) * unit(block, 0, v);
   }
-  static F32 minimum(const TileView&, int64_t, int) { return zero(); }
+  static F32 minimum(const BlockView&, int64_t, int) { return zero(); }
 };
 
 template <class B, class C, class S>

@@ -88,12 +88,6 @@ void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int pl
 
 size_t matmat_scratch(int64_t cols) { return Slice(nullptr, cols).size; }
 
-// kPlaneRatio * high + low.
-static inline I32 join_planes(I32 high, I32 low) {
-  static_assert(kPlaneRatio == 254);
-  return shift_left(high, 8) - shift_left(high, 1) + low;
-}
-
 // y[t][row] of one slice and one pack, plus bias[row]. kParts: scales per 32 values. Not inlined:
 // see gemm.cpp.
 template <int kParts, bool kMin, int kPlanes>

@@ -93,31 +93,32 @@ static void unpack_slice(const MatmulChunk& chunk, int64_t first_row, int64_t n_
   }
 }
 
-// Vector v of the slice from vector `from` of a tile.
+// Groups from `first_group` on of vector v of the slice, from vector `from` of a block.
 template <class Type>
-static void unpack_tile_vector(const TileView& tile, int from, int64_t cols, int v,
-                               const Slice& slice) {
+static void unpack_block_vector(const BlockView& block, int from, int64_t first_group,
+                                int64_t n_groups, int v, const Slice& slice) {
   using Codes = typename Type::Codes;
   using Scales = typename Type::Scales;
   const I32 shift =
       set_bytes(static_cast<int8_t>(Codes::kSmall ? (kDotBias - Codes::kZero) & 255 : 0));
-  const std::byte* step = tile.codes;
-  for (int64_t first = 0; first < cols / 32; first += Codes::kGroups) {
+  const std::byte* step = block.codes;
+  for (int64_t first = 0; first < n_groups; first += Codes::kGroups) {
     KVE_UNROLL(8)
     for (int g = 0; g < Codes::kGroups; ++g) {
       const int64_t group = first + g;
-      I32 w[8];
-      Codes::words(step, from, g, w);
-      int8_t* codes = slice.codes + (8 * group * kSliceRows + v * kLanes) * 4;
+      const int64_t place = first_group + group;
+      int8_t* codes = slice.codes + (8 * place * kSliceRows + v * kLanes) * 4;
       KVE_UNROLL(8)
-      for (int j = 0; j < 8; ++j) store_i32(codes + j * kSliceRows * 4, add_bytes(w[j], shift));
+      for (int j = 0; j < 8; ++j) {
+        store_i32(codes + j * kSliceRows * 4, add_bytes(Codes::word(step, from, g, j), shift));
+      }
       KVE_UNROLL(2)
       for (int part = 0; part < Scales::kParts; ++part) {
-        const int64_t p = group * Scales::kParts + part;
-        store(slice.scales + p * kSliceRows + v * kLanes, Scales::scale(tile, p, from));
+        float* scales = slice.scales + (place * Scales::kParts + part) * kSliceRows + v * kLanes;
+        store(scales, Scales::scale(block, group * Scales::kParts + part, from));
       }
       if constexpr (Scales::kMin) {
-        store(slice.minima + group * kSliceRows + v * kLanes, Scales::minimum(tile, group, from));
+        store(slice.minima + place * kSliceRows + v * kLanes, Scales::minimum(block, group, from));
       }
     }
     step += Codes::kLines * kLineBytes;
@@ -128,18 +129,23 @@ static void unpack_tile_vector(const TileView& tile, int from, int64_t cols, int
 template <class Type>
 static void unpack_tiles(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
                          const Slice& slice) {
-  const size_t tile_bytes = view_tile<Type>(nullptr, chunk.cols).size;
+  const int64_t n_groups = chunk.cols / 32;
   const int64_t end = round_up(first_row + n_rows, kTileRows);
   for (int v = 0; v < kMatVectors; ++v) {
     const int64_t row = first_row + v * kLanes;
     if (row < end) {
       std::byte* data =
-          const_cast<std::byte*>(chunk.tiles) + static_cast<size_t>(row / kTileRows) * tile_bytes;
-      unpack_tile_vector<Type>(view_tile<Type>(data, chunk.cols),
-                               static_cast<int>(row % kTileRows / kLanes), chunk.cols, v, slice);
+          const_cast<std::byte*>(chunk.tiles) + row / kTileRows * tile_bytes<Type>(chunk.cols);
+      const int from = static_cast<int>(row % kTileRows / kLanes);
+      for (int64_t g = 0; g < n_groups; g += kBlockGroups) {
+        const int64_t n = least(n_groups - g, kBlockGroups);
+        const BlockView block = view_block<Type>(data, n);
+        unpack_block_vector<Type>(block, from, g, n, v, slice);
+        data += block_bytes<Type>(n);
+      }
       continue;
     }
-    for (int64_t g = 0; g < chunk.cols / 32 * Type::Scales::kParts; ++g) {
+    for (int64_t g = 0; g < n_groups * Type::Scales::kParts; ++g) {
       store(slice.scales + g * kSliceRows + v * kLanes, zero());
       store(slice.minima + g * kSliceRows + v * kLanes, zero());
     }
