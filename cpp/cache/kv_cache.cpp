@@ -404,6 +404,7 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
   }
   s.seals.clear();
   s.jobs.clear();
+  s.live_before_commit = s.counter->live();
   try {
     s.count_votes(backend, n);
     const auto unselect = [&] { s.forget_choice(); };
@@ -429,7 +430,6 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
 
 void KvCache::finish_commit(int n) noexcept {
   State& s = *state_;
-  const int64_t before = s.counter->live();
   s.finish_selection(n);
   s.n_tokens += n;
   for (size_t i = 0; i < s.layers.size(); ++i) {
@@ -447,7 +447,7 @@ void KvCache::finish_commit(int n) noexcept {
     layer.refresh_views();
   }
   // A prompt that was dropped or coded: its rows lay between blocks that stay.
-  if (before - s.counter->live() >= kMuchMemory) give_back_free_memory();
+  if (s.live_before_commit - s.counter->live() >= kMuchMemory) give_back_free_memory();
 }
 
 int KvCache::tokens_until_seal() const {

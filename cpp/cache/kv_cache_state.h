@@ -220,6 +220,7 @@ struct KvCache::State {
   CacheSpec spec;
   std::vector<LayerShape> shapes;
   std::shared_ptr<MemoryCounter> counter;
+  int64_t live_before_commit = 0;  // bytes
   CountedVector<LayerCache> layers;
   struct SharedBasis {
     ProjectorSpec projector;

@@ -1,6 +1,8 @@
 #include "cache/query_squares.h"
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 
 #include "kernels/few_rows.h"
 
@@ -33,7 +35,8 @@ void QuerySquares::append(ConstMat q) {
           const float value = q.row(row)[(head * group + g) * key_dim_ + d];
           sum += value * value;
         }
-        rows_[at++] = sum / static_cast<float>(group);
+        // Queries, unlike keys, may be anything; squares stay numbers, and so do sums of them.
+        rows_[at++] = std::fmin(sum / static_cast<float>(group), FLT_MAX);
       }
     }
   }

@@ -94,7 +94,8 @@ def test_the_same_channels_stay(ratio: float, reference: Any, ours: kv.Model) ->
             # The newest keys keep all of their channels.
             assert np.count_nonzero(mine[-32:, pruned]) > 0.9 * 32 * pruned.sum()
             kept = ~pruned & ~gone
-            assert np.allclose(mine[:500, kept], theirs[head][:500, kept], rtol=2e-3, atol=1e-2)
+            # Keys reach 16 and are kept in binary16, here and in the layers below.
+            assert np.allclose(mine[:500, kept], theirs[head][:500, kept], rtol=2e-3, atol=2e-2)
             agree += int((pruned & gone).sum())
             total += int(gone.sum())
     # Channels whose scores are within a thousandth of each other may change places: our keys are

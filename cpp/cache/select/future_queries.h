@@ -13,7 +13,8 @@
 
 namespace kve {
 
-// Of each query head: sums of queries and of their products, in float64.
+// Of each query head: sums of queries and of their products, of 16 rows of a pass in float32, of
+// those in float64: how a prompt is cut into passes changes them by about 1e-7.
 class QueryMoments {
  public:
   QueryMoments(int n_heads, int dim, const std::shared_ptr<MemoryCounter>& counter);

@@ -40,7 +40,7 @@ size_t resident_pages(std::span<const std::byte> part) {
 TEST(ReadSoon, BringsAFileFromTheDisk) {
   const test::TemporaryFolder folder;
   const std::filesystem::path path = folder.path() / "pages";
-  std::ofstream(path) << std::string(size_t{4} << 20, 'x');
+  std::ofstream(path) << std::string(size_t{16} << 20, 'x');
   const int descriptor = ::open(path.c_str(), O_RDONLY);
   ASSERT_GE(descriptor, 0);
   ::fsync(descriptor);
@@ -50,10 +50,12 @@ TEST(ReadSoon, BringsAFileFromTheDisk) {
   if (::sysconf(_SC_PAGESIZE) != 4096) GTEST_SKIP() << "counts pages of 4 KB";
   if (resident_pages(file.bytes()) != 0) GTEST_SKIP() << "this file system keeps files in memory";
   read_soon(file.bytes().subspan(1));
-  for (int i = 0; i < 1000 && resident_pages(file.bytes()) < 1024; ++i) {
+  for (int i = 0; i < 1000 && resident_pages(file.bytes()) < 4096; ++i) {
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
   }
-  EXPECT_EQ(resident_pages(file.bytes()), 1024u);
+  const size_t brought = resident_pages(file.bytes());
+  if (brought == 0) GTEST_SKIP() << "this system does not take the advice";
+  EXPECT_EQ(brought, 4096u);
 }
 #endif
 

@@ -13,6 +13,7 @@
 #include "base/half.h"
 #include "cache/io_testing.h"
 #include "cache/project/think.h"
+#include "cache/query_squares.h"
 #include "cache/select_testing.h"
 
 namespace kve {
@@ -268,6 +269,20 @@ TEST(Think, WaitingQueriesAreSavedAndBadOnesRefused) {
     EXPECT_THROW(restored.load(with(count + 8 + 4 * 40, square)), FormatError) << square;
   }
   EXPECT_EQ(restored.save(), cache.save()) << "a failed load has changed the cache";
+}
+
+TEST(Think, SquaresOfAnyQueriesAreNumbers) {
+  QuerySquares squares(1, 4, 8, /*newest=*/true, std::make_shared<MemoryCounter>());
+  const float infinity = std::numeric_limits<float>::infinity();
+  const float rows[4] = {1e30f, -infinity, std::numeric_limits<float>::quiet_NaN(), 2};
+  squares.append({rows, 1, 4, 4});
+  squares.commit(1);
+  const std::vector<double> means = squares.means(0, 0);
+  EXPECT_TRUE(std::ranges::all_of(means, [](double mean) { return std::isfinite(mean); }));
+  EXPECT_EQ(means[3], 4);
+  // A channel without keys is worth nothing, however large its queries are.
+  const float keys[4] = {0, 0, 0, 1};
+  EXPECT_EQ(think_channels({keys, 1, 4, 4}, means, 1), std::vector<int>{3});
 }
 
 TEST(Think, SpecsThatDoNotFitAreRefused) {
