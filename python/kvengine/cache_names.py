@@ -50,7 +50,7 @@ def translate(spec: str) -> str:
         return spec
     if len(spec) > _MOST:
         raise ConfigError(f"cache: expected at most {_MOST} characters, found {len(spec)}")
-    return " + ".join(_stage(part) for part in _split(spec, "+"))
+    return " + ".join(_stage(part) for part in split(spec, "+"))
 
 
 def known_names() -> list[str]:
@@ -81,7 +81,7 @@ def _stage(text: str) -> str:
 def _arguments(name: str, text: str) -> Arguments:
     """`press, a=1, b="x"` as {"press": "press", "a": "1", "b": "x"}."""
     found: Arguments = {}
-    for index, part in enumerate(_split(text, ",") if text.strip() else []):
+    for index, part in enumerate(split(text, ",") if text.strip() else []):
         match = re.fullmatch(r"\s*([A-Za-z_]\w*)\s*=(.*)", part, re.DOTALL)
         if not match and index > 0:
             raise ConfigError(f"cache: {name}: expected parameter=value, found '{part[:40]}'")
@@ -92,7 +92,7 @@ def _arguments(name: str, text: str) -> Arguments:
     return found
 
 
-def _split(text: str, separator: str) -> list[str]:
+def split(text: str, separator: str) -> list[str]:
     """Parts between separators that are in no parentheses."""
     parts, depth, start = [], 0, 0
     for i, each in enumerate(text):
@@ -166,7 +166,11 @@ class _Parameters:
         return value
 
     def keep(self) -> str:
-        """`keep=` for a compression ratio."""
+        """`keep=` for a compression ratio.
+
+        The count that is kept may differ by one token from that of kvpress, which rounds
+        `length * (1 - compression_ratio)` as floats have it.
+        """
         return f"keep={round(1 - self.share(), 9).normalize():f}"
 
     def press(self, known: Sequence[str]) -> str:
@@ -231,9 +235,11 @@ def _random(found: _Parameters) -> str:
 
 
 def _adaptive(found: _Parameters) -> str:
-    """A budget that heads share, by the scores of another press."""
+    """A budget that heads share, by the scores of another press; how that shares its own is unused."""
     alpha = found.take("alpha_safeguard", "0.2")
     name, _, rest = found.press(_SCORERS).partition(":")
+    if name == "pyramidkv":  # snapkv with a budget for each layer
+        name, rest = "snapkv", rest.partition(",beta=")[0]
     return f"adakv:score={name},{rest},alpha={alpha}"
 
 
@@ -274,12 +280,12 @@ def _unquantized(found: _Parameters) -> str:
 def _sink(found: _Parameters) -> str:
     """SinkCache of transformers up to 4.52: keys are turned to their place in the window."""
     length = found.take("window_length", first=True) or ""
-    if not re.fullmatch(r"[1-9]\d{0,8}", length):
+    if not re.fullmatch(r"\d{1,9}", length) or int(length) < 2:  # keep=1 would be all tokens
         raise ConfigError(
-            f"cache: SinkCache: expected window_length=, in tokens, found '{length[:40]}'"
+            f"cache: SinkCache: expected window_length=, at least 2 tokens, found '{length[:40]}'"
         )
     sinks = found.whole("num_sink_tokens", 4)
-    return f"streaming:keep={length},sinks={sinks},positions=reassigned"
+    return f"streaming:keep={int(length)},sinks={sinks},positions=reassigned"
 
 
 def _quantized(found: _Parameters) -> str:

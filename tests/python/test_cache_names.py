@@ -47,6 +47,11 @@ SAME = {
     "AdaKVPress(SnapKVPress(compression_ratio=0.5, window_size=32), alpha_safeguard=0.3)": (
         "adakv:score=snapkv,keep=0.5,window=32,alpha=0.3"
     ),
+    # Its budgets are not asked for: layers get the same.
+    "AdaKVPress(PyramidKVPress(compression_ratio=0.5, window_size=32, beta=10))": (
+        "adakv:score=snapkv,keep=0.5,window=32"
+    ),
+    "SinkCache(window_length=2, num_sink_tokens=1)": "streaming:keep=2,sinks=1,positions=reassigned",
     "AdaKVPress:press=KnormPress,compression_ratio=0.5": "adakv:score=knorm,keep=0.5",
     "KeyRerotationPress(press=StreamingLLMPress(compression_ratio=0.5))": (
         "streaming:keep=0.5,interval=0,positions=reassigned"
@@ -95,7 +100,8 @@ def test_our_own_specs_stay(spec: str) -> None:
         "QuantizedCache(backend='hqq')": "hqq has none: int4:fit=search is nearest",
         "QuantizedCache(nbits=8)": "nbits: expected 2 or 4, found 8",
         "QuantizedCache(axis_key=1)": "axis_key: expected 0 or -1, found 1",
-        "SinkCache(window_length=0)": "expected window_length=, in tokens, found '0'",
+        "SinkCache(window_length=0)": "expected window_length=, at least 2 tokens, found '0'",
+        "SinkCache(window_length=1, num_sink_tokens=0)": "at least 2 tokens, found '1'",
         "HQQQuantizedCache": "int4:fit=search is nearest",
         "OffloadedCache": "f16 is the same cache",
         "SnapKVPress(" + "x" * 5000: "at most 4096 characters",
@@ -116,6 +122,10 @@ def test_names_go_wherever_specs_do(tiny: kv.Model) -> None:
     assert Runner(tiny, name).cache == kv.canonical_cache("knorm:keep=0.5")
     listed = cache_specs("f16,SnapKVPress(compression_ratio=0.5, window_size=8),kivi2,DynamicCache")
     assert listed == ["f16", "SnapKVPress(compression_ratio=0.5, window_size=8)", "kivi2"]
+    wrong = "SnapKVPress(compression_ratio=0.5, windw=3)"
+    for before in ("f16", "int4:group=32"):
+        with pytest.raises(kv.ConfigError, match="no counterpart of the parameter windw=3"):
+            cache_specs(f"{before},{wrong},kivi2")
 
 
 PRESSES: dict[str, dict[str, Any]] = {

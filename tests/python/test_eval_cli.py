@@ -38,6 +38,7 @@ def test_text_tasks_are_the_perplexity_of_the_verb(tiny: kv.Model, corpus: Path)
     assert found.metrics["same_top"] == expected.same_top
     assert found.cache_stats is not None
     assert found.cache_stats.pop("mean_bits") == pytest.approx(expected.cache.bits_per_value)
+    assert found.cache_stats.pop("all_f16_bytes") == 2 * expected.cache.f16_bytes
     assert found.cache_stats == expected.cache.as_dict()
     parts = [value for name, value in found.metrics.items() if name.startswith("kld_mean@")]
     assert np.average(parts, weights=[8, 8, 8, 7]) == pytest.approx(expected.kld_mean, rel=1e-5)
@@ -256,3 +257,14 @@ def test_lists_of_caches() -> None:
 def test_sets_of_tasks() -> None:
     for name, specs in TASKS.items():
         assert [task.spec for task in parse_list(task_specs(name))] == list(specs)
+        assert {task.limit for task in parse_list(task_specs(name, 2), limit=2)} == {2}
+    assert task_specs("needle,lambada:limit=9", 2) == "needle,lambada:limit=9"
+
+
+def test_a_limit_replaces_those_of_a_set(
+    cli_json: CliJson, m: tuple[str, ...], corpus: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(TASKS, "few", ("perplexity:limit=4,context=32",))
+    out = ("--out", str(corpus.parent / "out"), "--caches", "f16")
+    (found,) = cli_json("compare", *m, *out, "--tasks", "few", "--limit", "2")
+    assert len(found["items"]) == 2

@@ -8,12 +8,15 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Cli, optional_module
 
 import kvengine as kv
+from kvengine.eval import cluster
 from kvengine.eval.cluster import Order, fulfil, orders_of
+from kvengine.eval.references import References
 from kvengine.eval.runner import Runner
 from kvengine.eval.store import Store
 from kvengine.eval.sweep import jobs_of, sweep
@@ -50,6 +53,27 @@ def test_an_order_that_cannot_be_done_says_why(tiny: kv.Model, corpus: Path) -> 
     found = fulfil(Order(str(tiny.path), 1, cache, False, task, (0,), "of another model"))
     assert isinstance(found, str)
     assert "expected the same model, data and engine" in found
+
+
+def test_orders_share_the_reference(
+    tiny: kv.Model, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "_REFERENCES", References())
+    monkeypatch.setattr(cluster, "_prepared", cluster._prepared.__wrapped__)
+    opened: list[str] = []
+    session = kv.Model.session
+
+    def counted(self: kv.Model, n_ctx: int, cache: str, *args: Any, **options: Any) -> Any:
+        opened.append(cache)
+        return session(self, n_ctx, cache, *args, **options)
+
+    monkeypatch.setattr(kv.Model, "session", counted)
+    caches = ["int4:group=8,tail=0", "int8:group=8,tail=0"]
+    store = Store(tmp_path / "out")
+    for job in jobs_of(tiny, caches, [parse("kld:context=64,limit=2")]):
+        for order in orders_of(job, store, threads=1):
+            assert isinstance(fulfil(order), list)
+    assert opened.count("f32") == 2  # windows
 
 
 def workers_of_ours() -> list[int]:

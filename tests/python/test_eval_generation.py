@@ -193,7 +193,12 @@ def test_gsm8k(runner: Runner) -> None:
     result = run_task(task, runner)
     assert [item["wanted"] for item in result.items] == [row["answer"] for row in SUMS[:6]]
     assert 0 <= result.metrics["accuracy"] <= 1
-    assert len(run_task(parse("gsm8k:shots=0,new_tokens=2,limit=1"), runner).items) == 1
+    alone = parse("gsm8k:shots=0,new_tokens=2,limit=1")
+    assert len(run_task(alone, runner).items) == 1
+    with pytest.raises(
+        kv.ConfigError, match=r"shots: expected demonstrations for selfinfo.*found 0"
+    ):
+        run_task(alone, Runner(runner.model, "selfinfo:keep=0.5"))
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,27 @@ def test_shortened_prompts_are_measured_by_whole_ones() -> None:
         assert shown[1] == expected[0]
 
 
+def test_bits_of_shortened_prompts_are_of_all_prompts() -> None:
+    def stats(name: str, *lengths: int) -> Result:
+        """f16 caches of prompts: 1 KiB a token."""
+        made = {
+            "bytes": max(lengths) << 10,
+            "f16_bytes": max(lengths) << 10,
+            "bits_per_value": 16,
+            "tokens_seen": max(lengths),
+            "mean_bits": 16.0,
+            "all_f16_bytes": sum(lengths) << 10,
+        }
+        return dataclasses.replace(result("f16", 1.0), cache=name, cache_stats=made)
+
+    # The longest prompt gave up half, the others nothing.
+    whole, short = stats("f16", 100, 50, 50), stats("selfinfo:keep=0.5+f16", 50, 50, 50)
+    assert data.bits_per_value([whole, short], short) == 16 * 150 / 200
+    assert data.bits_per_value([whole, short], whole) == 16
+    del whole.cache_stats["all_f16_bytes"]  # an older result
+    assert data.bits_per_value([whole, short], short) == 16 * 50 / 100
+
+
 def test_points_of_the_likelihood() -> None:
     sizes = {"f16": -0.5, "int4": -0.5, "best4": -1.0}
     (group,) = data.grouped(

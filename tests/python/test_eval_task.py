@@ -154,6 +154,7 @@ def test_bits_are_those_of_all_prompts(tiny: kv.Model) -> None:
     total = sum(each.bits_per_value * each.tokens_seen for each in sizes)
     assert found["mean_bits"] == pytest.approx(total / 15)
     assert found["mean_bits"] != pytest.approx(found["bits_per_value"])
+    assert found["all_f16_bytes"] == sum(each.f16_bytes for each in sizes)
 
 
 def test_a_task_without_items_is_refused(tiny: kv.Model) -> None:
@@ -172,6 +173,17 @@ def test_files_of_a_spec_and_the_machine_are_conditions(tiny: kv.Model, tmp_path
     gates.unlink()
     keys.append(outline(Counting(), runner).key)
     assert len(set(keys)) == 3
+    basis = tmp_path / "basis.gguf"
+    for spec in (
+        f"klt4:basis={basis}",
+        f"klt4:basis={basis} + f16",
+        f"DuoAttentionPress(head_compression_ratio=0.5, gates={basis})",
+    ):
+        basis.write_text("0.1")
+        found = outline(Counting(mode=spec), Runner(tiny))
+        assert list(found.conditions) == [str(basis)]
+        basis.write_text("0.2")
+        assert outline(Counting(mode=spec), Runner(tiny)).key != found.key
     speed = outline(parse("speed:depths=8,tokens=2"), Runner(tiny))
     assert speed.conditions["threads"] == tiny.threads
     assert outline(Counting(), Runner(tiny)).conditions == {}

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"tasks as kvengine eval has them, or sets ({', '.join(TASKS)})",
     )
     parser.add_argument(
-        "--limit", type=whole(1), help="most items of each task that names no limit itself"
+        "--limit",
+        type=whole(1),
+        help="most items of each task that names no limit itself, and of those of a set",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="where results go")
     parser.add_argument(
@@ -44,5 +46,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    tasks = parse_list(task_specs(args.tasks), limit=args.limit, seed=chosen_seed(args))
+    tasks = parse_list(task_specs(args.tasks, args.limit), limit=args.limit, seed=chosen_seed(args))
     return run_sweep(args, cache_specs(args.caches), tasks, args.out)

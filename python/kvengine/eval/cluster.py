@@ -21,6 +21,7 @@ from typing import Any
 
 from kvengine._core import ConfigError, Error, UnsupportedError
 from kvengine.eval import data
+from kvengine.eval.references import References
 from kvengine.eval.runner import Runner
 from kvengine.eval.store import Store
 from kvengine.eval.sweep import Job
@@ -30,6 +31,7 @@ from kvengine.model import Model
 INSTALL = "pip install 'kvengine[ray]'"
 _SHARDS = 8  # of a job, where it has so many units
 _RETRIES = 5  # of a shard whose worker was lost
+_REFERENCES = References()  # of a worker: its orders of one task share them, whatever their cache
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ def _model(path: str, threads: int) -> Model:
 @functools.lru_cache(maxsize=1)
 def _prepared(order_model: str, threads: int, cache: str, exact: bool, task: Task) -> Any:
     """A worker's runner, and the units of the task; kept for the next order of the same."""
-    runner = Runner(_model(order_model, threads), cache, exact)
+    runner = Runner(_model(order_model, threads), cache, exact, _REFERENCES)
     return runner, task.units(runner)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 from kvengine._core import ConfigError
+from kvengine.cache_names import split
 from kvengine.eval.setting import canonical_setting
 
 CACHES: dict[str, tuple[str, ...]] = {
@@ -48,19 +51,29 @@ TASKS: dict[str, tuple[str, ...]] = {
 }
 
 
-def task_specs(text: str) -> str:
-    """A list of tasks with the names of sets replaced by what they hold."""
-    return ",".join(",".join(TASKS.get(part.strip(), (part,))) for part in text.split(","))
+def task_specs(text: str, limit: int | None = None) -> str:
+    """A list of tasks with the names of sets replaced by what they hold.
+
+    limit: replaces the limits that sets have; None: those stay.
+    """
+    parts = []
+    for part in text.split(","):
+        specs = ",".join(TASKS.get(part.strip(), (part,)))
+        if limit is not None and part.strip() in TASKS:
+            specs = re.sub(r"\blimit=\d+", f"limit={limit}", specs)
+        parts.append(specs)
+    return ",".join(parts)
 
 
 def cache_specs(text: str) -> list[str]:
     """The caches of a list like `f16,int4:group=32,tail=64,default`; each once.
 
-    As specs have commas too, each is as much of the list as makes one.
+    As specs have commas too, each is as much of the list as makes one; a comma in parentheses ends
+    none.
 
     Raises ConfigError: a part that makes none.
     """
-    parts = text.split(",")
+    parts = split(text, ",")
     found: dict[str, str] = {}  # canonical: as it was given, which is shorter
     last = ""
     while parts:
@@ -71,7 +84,8 @@ def cache_specs(text: str) -> list[str]:
             for spec in specs:
                 found.setdefault(canonical_setting(spec), spec.strip())
         except ConfigError:
-            if ":" in last and "=" in specs[0]:  # it may be a parameter of the one before
+            # It may be a parameter of the one before.
+            if ":" in last and re.match(r"\s*\w+\s*=", specs[0]):
                 canonical_setting(f"{last},{specs[0]}")
             raise
         last = "" if named else specs[0]

@@ -43,6 +43,7 @@ from typing import Any, ClassVar
 
 from kvengine import _core
 from kvengine._core import ConfigError
+from kvengine.cache_names import translate
 from kvengine.eval.data import hash_files
 
 if typing.TYPE_CHECKING:
@@ -152,10 +153,10 @@ class Result:
         `CacheStats.as_dict()` of the largest cache that was filled (`bytes`, `bits_per_value`,
         `path`, ...), None if none was; and `mean_bits`, the bits per value of the largest cache of
         each unit, averaged over their tokens: caches that leave short prompts as they are take more
-        bits than their largest tells.
+        bits than their largest tells; and `all_f16_bytes`, the sum of their `f16_bytes`.
     task: `Task.spec`; name, parameters, version, data_hash, seed: of the task.
-    conditions: what else decides the result: hashes of files that the cache's spec names, and for
-        tasks that depend on it the machine and its threads.
+    conditions: what else decides the result: hashes of files that the spec of the cache names, or
+        one among the parameters, and for tasks that depend on it the machine and its threads.
     primary, higher_is_better: which of `metrics` stands for the task, and its sense.
     metrics: named numbers. items: the records. seconds: time that the units took.
     error: None, or the sentence that says why there is no result; metrics are empty then.
@@ -242,7 +243,12 @@ def outline(task: Task, runner: Runner) -> Result:
 def _conditions(task: Task, runner: Runner) -> dict[str, Any]:
     """See Result.conditions. A file that cannot be read is left to whoever opens the cache."""
     found: dict[str, Any] = {}
-    for path in re.findall(r"\b(?:basis|gates)=([^,+]+)", runner.cache):
+    specs = [runner.cache]
+    for value in task.parameters.values():
+        if isinstance(value, str):
+            with contextlib.suppress(ConfigError):
+                specs.append(translate(value))
+    for path in re.findall(r"\b(?:basis|gates)=([^,+]*[^,+\s])", ",".join(specs)):
         with contextlib.suppress(OSError):
             found[path] = hashlib.sha256(Path(path).read_bytes()).hexdigest()
     if task.depends_on_machine:
@@ -316,12 +322,13 @@ def conclude(task: Task, blank: Result, units: Sequence[Unit]) -> Result:
 
 
 def _largest(stats: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The statistics of the largest cache, with the mean bits of all, by their tokens."""
+    """The statistics of the largest cache, with the mean bits and the f16 bytes of all."""
     tokens = sum(each["tokens_seen"] for each in stats)
     if not tokens:
         return None
     mean = sum(each["bits_per_value"] * each["tokens_seen"] for each in stats) / tokens
-    return max(stats, key=lambda each: each["tokens_seen"]) | {"mean_bits": mean}
+    whole = {"mean_bits": mean, "all_f16_bytes": sum(each["f16_bytes"] for each in stats)}
+    return max(stats, key=lambda each: each["tokens_seen"]) | whole
 
 
 def chunks(rows: Sequence[Any], size: int) -> list[list[Any]]:

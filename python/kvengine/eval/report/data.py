@@ -121,23 +121,36 @@ def points(group: Group, metric: str | None = None) -> list[Point]:
 
 
 def whole_bytes(results: Sequence[Result], result: Result) -> float | None:
-    """What an f16 cache of the task's prompts would take, whole ones where they were shortened: that
-    is told by a result among `results`, of the same task and model, whose cache is not compressed.
+    """What an f16 cache of the task's longest prompt would take, a whole one where it was shortened:
+    that is told by a result among `results`, of the same task and model, whose cache is not
+    compressed.
     """
-    stats = result.cache_stats
-    if family(result.cache).startswith("shortened"):
-        whole = baseline(results)
-        stats = whole.cache_stats if whole else None
+    stats = _whole(results, result)
     return None if stats is None else float(stats["f16_bytes"])
 
 
+def _whole(results: Sequence[Result], result: Result) -> dict[str, Any] | None:
+    """Statistics of a cache of whole prompts, see :func:`whole_bytes`."""
+    if not family(result.cache).startswith("shortened"):
+        return result.cache_stats
+    whole = baseline(results)
+    return whole.cache_stats if whole else None
+
+
 def bits_per_value(results: Sequence[Result], result: Result) -> float | None:
-    """Mean bits that a cache took for each value of whole prompts; see :func:`whole_bytes`."""
-    stats, whole = result.cache_stats, whole_bytes(results, result)
+    """Mean bits that a cache took for each value of whole prompts; see :func:`whole_bytes`.
+
+    Whole are prompts as the cache that is not compressed read them: a task that cuts out the middle
+    of what is longer than its context (longbench) has cut them.
+    """
+    stats, whole = result.cache_stats, _whole(results, result)
     if not stats or not whole:
         return None
     mean = float(stats.get("mean_bits", stats["bits_per_value"]))
-    return mean * stats["f16_bytes"] / whole
+    # Older results tell the bytes of the largest cache alone.
+    summed = all("all_f16_bytes" in each for each in (stats, whole))
+    size = "all_f16_bytes" if summed else "f16_bytes"
+    return mean * stats[size] / whole[size] if whole[size] else None
 
 
 def pareto(sizes: Sequence[float], qualities: Sequence[float]) -> list[bool]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from kvengine._core import ConfigError
 from kvengine.eval.answering import answer, mean, mean_logprob, read
 from kvengine.eval.data import read_rows
 from kvengine.eval.runner import Runner
@@ -21,7 +22,8 @@ _BATCH = 4  # problems that share the demonstrations, and are answered together
 @register
 @dataclass(frozen=True)
 class Gsm8k(Task):
-    """shots: demonstrations, the last problems of the file, which are not asked. limit: most problems.
+    """shots: demonstrations, the last problems of the file, which are not asked, and are what prompt
+    compression shortens. limit: most problems.
 
     accuracy: the share of answers whose number is right: that behind ####, or the last one.
     logprob: mean log-probability of the tokens of the reference's steps and answer.
@@ -42,6 +44,10 @@ class Gsm8k(Task):
         self.check("new_tokens", self.new_tokens >= 1, "at least 1")
 
     def units(self, runner: Runner) -> Sequence[list[dict[str, Any]]]:
+        if runner.method and not self.shots:
+            raise ConfigError(
+                f"gsm8k: shots: expected demonstrations for {runner.method} to shorten, found 0"
+            )
         rows = read_rows(_PROBLEMS)
         asked = rows[: len(rows) - self.shots][: self.limit]
         return [asked[i : i + _BATCH] for i in range(0, len(asked), _BATCH)]

@@ -28,8 +28,8 @@ class LongBench(Task):
     """folder: of the dataset's files (:mod:`kvengine.eval.longbench`). tasks: of them; all there are
     unless named. context: most tokens of a prompt, whose middle is cut out beyond; 0: what the model
     was trained for; nothing is cut where a setting shortens prompts (then the sample's context is,
-    and nothing else). chat: use the chat template where the benchmark does. limit: most samples of
-    each task.
+    and nothing else; bits per value are beside the prompt that f16 read, which was cut). chat: use the
+    chat template where the benchmark does. limit: most samples of each task.
 
     score: the mean over tasks, 0 to 100.
     """
