@@ -74,7 +74,7 @@ def _stage(text: str) -> str:
     given = call[2] if call[2] is not None else call[3] or ""
     found = _Parameters(name, _arguments(name, given))
     stage = _KNOWN[name](found)
-    found.check_all_taken()
+    found.check()
     return stage
 
 
@@ -113,9 +113,12 @@ class _Parameters:
     def __init__(self, name: str, given: Arguments) -> None:
         self._name = name
         self._left = given
+        self._known: list[str] = []  # what was asked for
+        self._missing = ""  # why there is no stage, unless a misspelt parameter tells more
 
     def take(self, name: str, usual: str | None = None, first: bool = False) -> str | None:
         """A parameter, which may be told without its name if it is the first one."""
+        self._known.append(name)
         if first and "" in self._left:
             return self._left.pop("")
         return self._left.pop(name, usual)
@@ -152,9 +155,8 @@ class _Parameters:
         """A share in 0 to below 1, which has to be told."""
         text = self.take(name, first=True)
         if text is None:
-            raise ConfigError(
-                f"cache: {self._name}: expected {name}=, the share that is dropped, found none"
-            )
+            self._missing = f"expected {name}=, the share that is dropped, found none"
+            return Decimal(0)
         try:
             value = Decimal(text)
         except InvalidOperation:
@@ -187,12 +189,16 @@ class _Parameters:
         left, self._left = self._left, {}
         return _stage(f"{name}({','.join(f'{key}={value}' for key, value in left.items())})")
 
-    def check_all_taken(self) -> None:
+    def check(self) -> None:
+        """Raises ConfigError: a parameter was not taken, or one is missing."""
         for name, value in self._left.items():
             what = f"{name}={value}" if name else value
+            known = f"; known: {', '.join(self._known)}" if self._known else ""
             raise ConfigError(
-                f"cache: {self._name}: there is no counterpart of the parameter {what[:60]}"
+                f"cache: {self._name}: there is no counterpart of the parameter {what[:60]}{known}"
             )
+        if self._missing:
+            raise ConfigError(f"cache: {self._name}: {self._missing}")
 
 
 def _scored(name: str) -> Callable[[_Parameters], str]:

@@ -80,6 +80,9 @@ def test_our_own_specs_stay(spec: str) -> None:
     ("name", "sentence"),
     {
         "SnapKVPress": "SnapKVPress: expected compression_ratio=, the share that is dropped",
+        "SnapKVPress:windw=3": "parameter windw=3; known: compression_ratio, window_size",
+        "SnapKVPress(window_size=3)": "SnapKVPress: expected compression_ratio=, the share",
+        "AdaKVPress(SnapKVPress(windw=3))": "SnapKVPress: .* parameter windw=3",
         "SnapKVPress(compression_ratio=1)": "expected 0 to below 1, found 1",
         "SnapKVPress(compression_ratio=nan)": "expected 0 to below 1, found nan",
         "SnapKVPress(compression_ratio=0.5": "as many '\\(' as '\\)'",
@@ -126,6 +129,9 @@ def test_names_go_wherever_specs_do(tiny: kv.Model) -> None:
     for before in ("f16", "int4:group=32"):
         with pytest.raises(kv.ConfigError, match="no counterpart of the parameter windw=3"):
             cache_specs(f"{before},{wrong},kivi2")
+        for listed in ("SnapKVPress:windw=3", "SnapKVPress:compression_ratio=0.5,windw=3"):
+            with pytest.raises(kv.ConfigError, match="no counterpart of the parameter windw=3"):
+                cache_specs(f"{before},{listed},kivi2")
 
 
 PRESSES: dict[str, dict[str, Any]] = {

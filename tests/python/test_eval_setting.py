@@ -106,6 +106,25 @@ def test_only_the_context_is_shortened(tiny: kv.Model, corpus: Path) -> None:
     assert runner.prompt(before, " ", after) == whole.prompt(before, " ", after)
 
 
+def test_control_tokens_in_a_context_are_text(tiny: kv.Model) -> None:
+    """As they are where nothing is shortened."""
+    eos = tiny.tokenizer.piece(tiny.tokenizer.eos).decode()
+    context = f"Anna reads the book.{eos} The lamp waits, and the boat goes on. " * 4
+    text = f"Remember. {context}\nWho reads?"
+    plain = Runner(tiny).prompt("Remember. ", context, "\nWho reads?")
+    assert tiny.tokenizer.eos not in plain
+    whole = Runner(tiny, "selfinfo:keep=1").prompt("Remember. ", context, "\nWho reads?")
+    assert whole == plain
+    short = Runner(tiny, HALF).prompt("Remember. ", context, "\nWho reads?")
+    assert tiny.tokenizer.eos not in short
+    # A prompt that is generated from is read as Session.generate reads it.
+    session = tiny.session()
+    list(session.generate(text, max_tokens=1))
+    read = kv.compress_prompt(tiny, text, "selfinfo:keep=1").tokens
+    assert tiny.tokenizer.eos in read
+    assert session.tokens[: len(read)] == read
+
+
 def test_contexts_of_messages(tiny_chat: kv.Model) -> None:
     context = "Anna reads the book in the boat, and the lamp waits. " * 5
     messages = [

@@ -79,6 +79,30 @@ def test_a_parameter_may_be_a_spec_with_parameters() -> None:
         parse("counting:mode=plain,unit=word")
 
 
+def test_what_a_task_and_a_spec_could_mean_is_refused() -> None:
+    """Of `kld`, whose reference is a cache; `seed` is known to both, `prefill` by its value."""
+    random = "random:keep=0.5,seed=3"
+    for text in (f"kld:reference={random}", f"kld:reference={random},context=512"):
+        with pytest.raises(
+            kv.ConfigError, match=r"kld: seed: .* write reference=\(random"
+        ) as raised:
+            parse(text)
+        assert "\n" not in str(raised.value)
+    task = parse(f"kld:reference=({random}),context=512,seed=7")
+    assert (task.reference, task.context, task.seed) == (random, 512, 7)
+    assert parse(task.spec, seed=7) == task
+    assert parse_list(f"kld:reference=({random}),kld:seed=3") == [
+        parse("kld", reference=random),
+        parse("kld", seed=3),
+    ]
+    task = parse("kld:seed=3,reference=random:keep=0.5")
+    assert (task.reference, task.seed) == ("random:keep=0.5", 3)
+    task = parse("kld:reference=int4:group=64,prefill=exact")
+    assert (task.reference, task.prefill) == ("int4:group=64,prefill=exact", 0)
+    task = parse("kld:reference=int4:group=64,prefill=100")
+    assert (task.reference, task.prefill) == ("int4:group=64", 100)
+
+
 @pytest.mark.parametrize(
     "text", ["counting", "counting:lengths=4,9,loud=yes", "counting:scale=0.25,words=b,limit=2"]
 )

@@ -114,7 +114,8 @@ class Runner:
     def prompt(self, before: str, context: str, after: str = "", chat: bool = False) -> list[int]:
         """Tokens of a prompt, whose context is shortened first if the setting has it so.
 
-        With `chat` it is the user's message, where the model has a template.
+        With `chat` it is the user's message, where the model has a template; else control tokens
+        that the text spells are text, as :meth:`encode` has it.
         """
         text = before + context + after
         chat = chat and bool(self.model.chat_template)
@@ -122,7 +123,9 @@ class Runner:
         if self.method is None or not context.strip():
             return self.model.encode_chat(messages) if chat else self.encode(text)
         prompt: Prompt = messages if chat else text
-        return compress_prompt(self.model, prompt, self.method, context=context).tokens
+        return compress_prompt(
+            self.model, prompt, self.method, context=context, parse_special=False
+        ).tokens
 
     def encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of a context and of what follows it, as lm-eval 0.4 splits them.

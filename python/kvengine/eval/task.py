@@ -20,7 +20,8 @@ none depends on another. A record is a dict that JSON can spell. :func:`run_task
 
 Parameters are whole numbers, numbers, words, yes/no, or tuples of whole numbers or words. A word may
 be a spec with parameters of its own (`kld:reference=int4:group=64,tail=32,context=512`): what the task
-has no parameter for is the spec's. Every task has `limit` (most items; None: all) and `seed`.
+has no parameter for is the spec's, and what both could mean is refused unless the spec stands in
+parentheses (`kld:reference=(random:keep=0.5,seed=3),context=512`). Every task has `limit` (most items; None: all) and `seed`.
 """
 
 from __future__ import annotations
@@ -33,10 +34,9 @@ import json
 import platform
 import re
 import time
-import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -45,6 +45,7 @@ from kvengine import _core
 from kvengine._core import ConfigError
 from kvengine.cache_names import translate
 from kvengine.eval.data import hash_files
+from kvengine.eval.parameters import read_values, spelled
 
 if typing.TYPE_CHECKING:
     from kvengine.eval.runner import Runner
@@ -86,7 +87,7 @@ class Task(ABC):
     def check(self, parameter: str, holds: bool, expected: str) -> None:
         """Raises ConfigError unless `holds`."""
         if not holds:
-            found = _spelled(getattr(self, parameter))
+            found = spelled(getattr(self, parameter))
             raise ConfigError(f"{self.name}: {parameter}: expected {expected}, found {found}")
 
     @abstractmethod
@@ -127,7 +128,7 @@ class Task(ABC):
         Parsing it by :func:`parse` gives the same task (the seed is told apart).
         """
         changed = [
-            f"{field.name}={_spelled(getattr(self, field.name))}"
+            f"{field.name}={spelled(getattr(self, field.name))}"
             for field in dataclasses.fields(self)
             if field.name != "seed" and getattr(self, field.name) != field.default
         ]
@@ -370,7 +371,7 @@ def parse(text: str, **overrides: Any) -> Task:
         raise ConfigError(f"task: expected one of {', '.join(known)}, found '{name[:40]}'")
     task = known[name]
     values = {key: value for key, value in overrides.items() if value is not None}
-    values.update(_values(name, rest, typing.get_type_hints(task), dataclasses.fields(task)))
+    values.update(read_values(name, rest, typing.get_type_hints(task), dataclasses.fields(task)))
     return task(**values)
 
 
@@ -389,80 +390,3 @@ def parse_list(text: str, **overrides: Any) -> list[Task]:
         else:
             specs.append(part)
     return [parse(spec, **overrides) for spec in specs]
-
-
-def _values(
-    task: str, text: str, hints: Mapping[str, Any], fields: Iterable[dataclasses.Field[Any]]
-) -> dict[str, Any]:
-    known = [field.name for field in fields]
-    found: dict[str, list[str]] = {}
-    last = None
-    for part in text.split(",") if text.strip() else []:
-        name, equals, value = part.partition("=")
-        if last and _goes_on(found[last][-1], name.strip() if equals else None, known):
-            found[last][-1] += f",{part.rstrip()}"
-        elif equals:
-            last = name.strip()
-            if last not in known:
-                raise ConfigError(
-                    f"{task}: expected a parameter among {', '.join(known)}, found '{last[:40]}'"
-                )
-            if last in found:
-                raise ConfigError(f"{task}: {last}: expected it once, found it twice")
-            found[last] = [value.strip()]
-        elif last is None:
-            raise ConfigError(f"{task}: expected parameter=value, found '{part[:40]}'")
-        else:
-            found[last].append(part.strip())
-    return {name: _value(f"{task}: {name}", parts, hints[name]) for name, parts in found.items()}
-
-
-def _goes_on(value: str, name: str | None, known: Sequence[str]) -> bool:
-    """Whether what follows a comma belongs to a value that is a spec: `selfinfo:keep=0.5,unit=word`.
-
-    It does where a parenthesis is open, and where it is a parameter that the task has not.
-    """
-    if value.count("(") > value.count(")"):
-        return True
-    return ":" in value and name is not None and name not in known
-
-
-def _value(where: str, parts: list[str], kind: Any) -> Any:
-    """Parts of a list as the kind of value that a field is annotated with."""
-    options = typing.get_args(kind) if typing.get_origin(kind) in _UNIONS else (kind,)
-    for option in options:
-        if typing.get_origin(option) is tuple:
-            element = typing.get_args(option)[0]
-            return tuple(_scalar(where, part, element) for part in parts)
-    if len(parts) > 1:
-        raise ConfigError(f"{where}: expected one value, found {','.join(parts)[:40]}")
-    if parts[0] == "none" and type(None) in options:
-        return None
-    return _scalar(where, parts[0], next(each for each in options if each is not type(None)))
-
-
-_UNIONS = (typing.Union, types.UnionType)
-_EXPECTED = {int: "a whole number", float: "a number", str: "a word", bool: "yes or no"}
-
-
-def _scalar(where: str, text: str, kind: type) -> Any:
-    try:
-        if kind is bool:
-            return {"yes": True, "no": False}[text]
-        if kind is int and abs(value := int(text)) < 2**31:
-            return value
-        if kind is float and abs(number := float(text)) < 1e9:
-            return number
-        if kind is str and text:
-            return text
-    except (ValueError, KeyError):
-        pass
-    raise ConfigError(f"{where}: expected {_EXPECTED[kind]}, found '{text[:40]}'") from None
-
-
-def _spelled(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(_spelled, value))
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "none" if value is None else str(value)

@@ -45,6 +45,7 @@ def compress_prompt(
     question: str | None = None,
     progress: Progress | None = None,
     context: str | None = None,
+    parse_special: bool = True,
 ) -> CompressedPrompt:
     """Shorten a prompt; the result's ``tokens`` are for an empty session.
 
@@ -57,6 +58,8 @@ def compress_prompt(
         progress: called with the tokens done and to do.
         context: instead of a question, the only part of the prompt (of messages: of the last) that
             is shortened, at its first occurrence.
+        parse_special: whether control tokens that a text spells are read as such, as
+            :meth:`Session.generate` does; messages are read as :meth:`Model.encode_chat` does.
 
     Raises:
         ConfigError: a bad spec, an empty prompt, a question or context that the prompt does not hold.
@@ -65,8 +68,8 @@ def compress_prompt(
     """
     chosen = parse_method(method) if isinstance(method, str) else method
     if isinstance(chosen, Llmlingua2):
-        return chosen.compress(model, prompt, question, context)
-    layout = layout_of(model, prompt, question, context)
+        return chosen.compress(model, prompt, question, context, parse_special)
+    layout = layout_of(model, prompt, question, context, parse_special)
     kept, information = chosen.select(model, layout, progress)
     tokens = [layout.tokens[i] for i in np.flatnonzero(kept)]
     return CompressedPrompt(

@@ -86,15 +86,21 @@ def is_conversation(prompt: Prompt) -> bool:
 
 
 def layout_of(
-    model: Model, prompt: Prompt, question: str | None, context: str | None = None
+    model: Model,
+    prompt: Prompt,
+    question: str | None,
+    context: str | None = None,
+    parse_special: bool = True,
 ) -> Layout:
-    """Raises ConfigError for an empty prompt or one without the question or the context."""
+    """See :func:`kvengine.prompt.compress_prompt`.
+
+    Raises ConfigError for an empty prompt or one without the question or the context."""
     tokenizer = model.tokenizer
     if isinstance(prompt, bytes):
         prompt = decoded(prompt)
     if isinstance(prompt, str):
         spans = free_spans(prompt, question, context)
-        tokens = tokenizer.encode(prompt, parse_special=True)
+        tokens = tokenizer.encode(prompt, parse_special=parse_special)
         return _layout(tokenizer, tokens, prompt, spans)
     if is_conversation(prompt):
         messages: Sequence[Message] = prompt  # type: ignore[assignment]

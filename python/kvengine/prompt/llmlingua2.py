@@ -44,16 +44,21 @@ class Llmlingua2:
         return spelled("llmlingua2", self)
 
     def compress(
-        self, model: Model, prompt: Prompt, question: str | None, context: str | None = None
+        self,
+        model: Model,
+        prompt: Prompt,
+        question: str | None,
+        context: str | None = None,
+        parse_special: bool = True,
     ) -> CompressedPrompt:
         """See :func:`kvengine.prompt.compress_prompt`. Text only: the encoder has its own tokens."""
         encoder = _encoder(self.model)
         if isinstance(prompt, bytes):
             prompt = decoded(prompt)
         if isinstance(prompt, str):
-            before = model.tokenizer.encode(prompt, parse_special=True)
+            before = model.tokenizer.encode(prompt, parse_special=parse_special)
             short = self._shorten(encoder, prompt, free_spans(prompt, question, context))
-            after = model.tokenizer.encode(short, parse_special=True)
+            after = model.tokenizer.encode(short, parse_special=parse_special)
         elif is_conversation(prompt):
             before = model.encode_chat(prompt)  # type: ignore[arg-type]
             after = model.encode_chat(self._messages(encoder, prompt, question, context))
