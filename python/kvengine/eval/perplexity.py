@@ -25,7 +25,7 @@ from kvengine._core import CacheStats, ConfigError, Error
 from kvengine.eval.references import References
 from kvengine.model import Model, Session
 
-_ROWS = 16  # rows of logits handled at once in float64
+_BLOCK = 1 << 17  # logits handled at once in float64: they stay in the second cache
 
 
 @dataclass(frozen=True)
@@ -203,13 +203,14 @@ def score_rows(
 
     Shapes: logits and reference [n, vocab_size], targets [n].
     """
+    step = max(_BLOCK // logits.shape[-1], 1)
     parts = [
         _score_block(
-            logits[first : first + _ROWS],
-            targets[first : first + _ROWS],
-            None if reference is None else reference[first : first + _ROWS],
+            logits[first : first + step],
+            targets[first : first + step],
+            None if reference is None else reference[first : first + step],
         )
-        for first in range(0, len(targets), _ROWS)
+        for first in range(0, len(targets), step)
     ]
     return join(parts)
 
@@ -220,22 +221,36 @@ def _score_block(
     reference: NDArray[np.float32] | None,
 ) -> Scores:
     rows = np.arange(len(targets))
-    log_p = log_softmax(logits)
-    nll = -log_p[rows, targets]
+    p, _, log_sum_p = _shifted(logits)
+    nll = log_sum_p - p[rows, targets]
     if np.isnan(nll).any():
         raise Error("logits: expected numbers, found NaN")
     if reference is None:
         return Scores(nll)
-    log_r = log_softmax(reference)
-    r = np.exp(log_r)
-    # 0 * log 0 is 0: such a token costs nothing, whatever the other distribution says.
-    difference = np.subtract(log_r, log_p, out=np.zeros_like(r), where=r > 0)
+    r, exp_r, log_sum_r = _shifted(reference)
+    nll_reference = log_sum_r - r[rows, targets]
+    # The mean of log r - log p over r, whose sums leave the mean. 0 * log 0 is 0: such a token costs
+    # nothing, whatever the other distribution says.
+    difference = np.subtract(r, p, out=np.zeros_like(r), where=exp_r > 0)
+    difference *= exp_r
     compared = Comparison(
-        nll=-log_r[rows, targets],
-        kld=(r * difference).sum(axis=-1),
+        nll=nll_reference,
+        kld=difference.sum(axis=-1) / np.exp(log_sum_r) + log_sum_p - log_sum_r,
         same_top=logits.argmax(axis=-1) == reference.argmax(axis=-1),
     )
     return Scores(nll, compared)
+
+
+def _shifted(
+    logits: NDArray[np.float32],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Logits [n, vocab_size] less the largest of their row, their exponentials, the log of the sums
+    [n] of these.
+    """
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=-1, keepdims=True)
+    exp = np.exp(wide)
+    return wide, exp, np.log(exp.sum(axis=-1))
 
 
 def join(parts: Sequence[Scores]) -> Scores:
@@ -270,9 +285,15 @@ def score_window(
 
     Args:
         on_feed: told how many tokens were read.
-        references: where the logits of the reference are looked for, and kept.
+        references: where the logits of the reference are looked for, and kept; and the scores of
+            windows that were read before, with a reference or without.
     """
     n_ctx, first = options.n_ctx, first_scored(options)
+    alone = dataclasses.replace(options, reference=None, chunks=None)
+    if references and not options.reference:
+        known = references.find_scored((model.fingerprint, alone), window)
+        if known:
+            return Scores(known[0]), known[1]
     tested = model.session(n_ctx, options.cache, options.exact)
     reference = _Reference(model, window, options, references) if options.reference else None
     targets = np.asarray(window[1:], dtype=np.int64)
@@ -287,7 +308,10 @@ def score_window(
         on_feed(end)
     if reference:
         reference.keep()
-    return join(parts), tested.cache.stats()
+    scores, stats = join(parts), tested.cache.stats()
+    if references:
+        references.keep_scored((model.fingerprint, alone), window, scores.nll, stats)
+    return scores, stats
 
 
 class _Reference:

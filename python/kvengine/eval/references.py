@@ -2,7 +2,8 @@
 
 Measuring the divergence of a cache reads every text twice: through the cache, and through the
 reference. Caches that are measured one after the other by the same task read it through the same
-reference, so that its logits are kept, in memory and up to a bound.
+reference, so that its logits are kept, in memory and up to a bound. Kept is also what the cache under
+test made of each text, so that its perplexity is known once its divergence is.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from kvengine._core import CacheStats
 
 Rows = NDArray[np.float32]
 
@@ -30,6 +33,19 @@ class References:
         self._left = self._most = most_bytes
         self._setting: Any = None
         self._rows: dict[bytes, Rows] = {}
+        self._scored: dict[Any, tuple[NDArray[np.float64], CacheStats]] = {}
+
+    def find_scored(
+        self, setting: Any, window: Sequence[int]
+    ) -> tuple[NDArray[np.float64], CacheStats] | None:
+        """What :meth:`keep_scored` was given of a setting and a window."""
+        return self._scored.get((setting, _name(window)))
+
+    def keep_scored(
+        self, setting: Any, window: Sequence[int], nll: NDArray[np.float64], stats: CacheStats
+    ) -> None:
+        """Keep the negative log-likelihoods that a cache gave a window, and its statistics."""
+        self._scored[setting, _name(window)] = nll, stats
 
     def find(self, setting: Any, window: Sequence[int]) -> Rows | None:
         """The rows of a window, which are not to be changed; None where none are kept."""

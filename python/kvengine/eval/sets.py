@@ -42,8 +42,8 @@ TASKS: dict[str, tuple[str, ...]] = {
     # Half of each window is read as a prompt, for caches that drop tokens when one has been read,
     # and for those that code nothing of fewer than 1,024 tokens (decoquant4).
     "default": (
-        "perplexity:limit=4,context=2048,prefill=1024",
         "kld:limit=4,context=2048,prefill=1024",
+        "perplexity:limit=4,context=2048,prefill=1024",  # of the windows just read
         "needle:new_tokens=48",
         "lambada:limit=300",
         "mmlu:limit=200",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from kvengine.eval.report.names import slug
-from kvengine.eval.report.text import Section, Table, overview
+from kvengine.eval.report.text import SIZES, Section, Table, overview
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto;
-  max-width: 70rem; padding: 0 1rem; }
+  max-width: 78rem; padding: 0 1rem; }
 h1, h2, h3 { line-height: 1.2; margin: 2rem 0 0.6rem; }
 h2 { border-bottom: 1px solid #ccc; padding-bottom: 0.3rem; }
 h3 { overflow-wrap: anywhere; }
@@ -19,7 +19,7 @@ h3 { overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; }
 th { vertical-align: bottom; border-bottom: 2px solid #888; }
-th:first-child, td:first-child { text-align: left; min-width: 9rem; max-width: 18rem;
+th:first-child, td:first-child { text-align: left; min-width: 13rem; max-width: 20rem;
   overflow-wrap: anywhere; }
 tr.front td { background: #e8f1f8; font-weight: 600; }
 figure { margin: 1.2rem 0; }
@@ -37,7 +37,8 @@ def html(
     body = [
         "<h1>What compressed caches cost in quality</h1>",
         f"<p>kvengine {escape(engine)}. Shaded rows are on the Pareto front: no other cache of the "
-        "table is both smaller and better. ↑: higher is better, ↓: lower is better.</p>",
+        "table is both smaller and better. ↑: higher is better, ↓: lower is better. "
+        f"{escape(SIZES)}</p>",
         _contents(models),
     ]
     for model, sections in models:

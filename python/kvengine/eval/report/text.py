@@ -9,6 +9,11 @@ from dataclasses import dataclass, field
 from kvengine.eval.report.data import Group, bits_per_value, points, whole_bytes
 from kvengine.eval.task import Result
 
+SIZES = (
+    "MiB and × f16 are of the longest prompt; mean bits are per value, averaged over all prompts: most "
+    "caches leave the newest or the first tokens as they are, so that short prompts take more."
+)
+
 
 @dataclass(frozen=True)
 class Table:
@@ -74,7 +79,7 @@ def overview(groups: Sequence[Group]) -> Table:
     caches = list(dict.fromkeys(result.cache for group in groups for result in group.results))
     names = {cache: name for group in groups for cache, name in group.names.items()}
     sizes = [_bits(groups, cache) for cache in caches]
-    header = ["cache", "bits per value"]
+    header = ["cache", "mean bits"]
     header += [f"{group.title} ({_sense(group.results[0])})" for group in groups]
     rows = []
     for cache, bits in zip(caches, sizes, strict=True):
@@ -114,7 +119,7 @@ def _main_table(group: Group) -> Table:
     metrics = [name for name in _metric_names(group) if "@" not in name]
     front = {point.cache for point in points(group) if point.best}
     baseline = group.baseline
-    header = ["cache", "cache, MiB", "bits per value", "× f16"]
+    header = ["cache", "cache, MiB", "mean bits", "× f16"]
     header += [f"{name} {_arrow(group)}" if _is_primary(group, name) else name for name in metrics]
     if baseline:
         header.append(f"{group.good[0].primary} − {group.names[baseline.cache]}")
@@ -177,7 +182,7 @@ def _difference(result: Result, baseline: Result) -> str:
 def markdown(models: Sequence[tuple[str, list[Section]]], engine: str) -> str:
     """report.md: tables, and links to the pictures beside it."""
     lines = ["# What compressed caches cost in quality", "", f"kvengine {engine}."]
-    lines.append("Bold: no other cache of the table is both smaller and better.")
+    lines.append(f"Bold: no other cache of the table is both smaller and better. {SIZES}")
     for model, sections in models:
         lines += ["", f"## {model}", "", _table(overview([each.group for each in sections]))]
         for each in sections:
