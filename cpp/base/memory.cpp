@@ -67,15 +67,20 @@ std::byte* MemoryCounter::exchange_block(std::byte* memory, size_t bytes, size_t
   return block;
 }
 
-LargeBlock::LargeBlock(std::shared_ptr<MemoryCounter> counter, size_t bytes)
-    : counter_(std::move(counter)), data_(counter_->allocate(bytes)), size_(bytes) {
+// Asks for large pages wherever a block holds whole ones. Advice only: failing changes nothing but
+// speed.
+static void advise_large_pages([[maybe_unused]] std::byte* data, [[maybe_unused]] size_t bytes) {
 #if defined(MADV_HUGEPAGE)
-  // Whole large pages inside the block. Advice only: failing changes nothing but speed.
   constexpr uintptr_t kLargePage = 2 << 20;
-  const uintptr_t start = (reinterpret_cast<uintptr_t>(data_) + kLargePage - 1) & ~(kLargePage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data_) + bytes) & ~(kLargePage - 1);
+  const uintptr_t start = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) & ~(kLargePage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kLargePage - 1);
   if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
 #endif
+}
+
+LargeBlock::LargeBlock(std::shared_ptr<MemoryCounter> counter, size_t bytes)
+    : counter_(std::move(counter)), data_(counter_->allocate(bytes)), size_(bytes) {
+  advise_large_pages(data_, bytes);
 }
 
 LargeBlock::LargeBlock(LargeBlock&& other) noexcept
@@ -104,6 +109,9 @@ std::byte* Scratch::bytes(size_t n) {
         ::operator new[](grown, std::align_val_t{kCacheLine}, std::nothrow)));
     if (!memory_) throw CapacityError(message("out of memory: asked for ", grown, " bytes"));
     capacity_ = grown;
+    // Rows of activations are as wide as pages: writing a few columns of all of them, as a matrix
+    // product does, would need a page table entry each.
+    advise_large_pages(memory_.get(), grown);
   }
   return memory_.get();
 }

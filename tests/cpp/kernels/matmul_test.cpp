@@ -213,6 +213,24 @@ TEST_P(Matmul, ExtremeInputs) {
   }
 }
 
+// Integer sums become floats by way of larger numbers, which times such scales are infinite.
+TEST_P(Matmul, ScalesNearTheLargestFloat) {
+  TestWeight w = make_weight(WeightType::mxfp4, 20, 256, 71);
+  for (size_t at = 0; at < w.bytes.size(); at += 17) w.bytes[at] = std::byte{235};  // exponents
+  for (int64_t r = 0; r < 20; ++r) {
+    format(WeightType::mxfp4).decode(w.bytes.data() + r * 8 * 17, w.values.data() + r * 256, 256);
+  }
+  if (std::get<1>(GetParam())) test::repack(*backend_, &w);
+  for (const int64_t n : {1, 9, 40}) {
+    std::vector<float> x = Random(72).normals(n * 256);
+    for (float& value : x) value *= 1e-30f;
+    const auto expected = test::reference_matmul(x, n, w);
+    EXPECT_LT(test::relative_error(multiply(*backend_, x, n, w, Precision::fast), expected),
+              kFastBound)
+        << n << " tokens";
+  }
+}
+
 // Speculative decoding relies on it: a token read together with others gets the same logits.
 TEST_P(Matmul, RepackedRowsDoNotDependOnTheirBatch) {
   if (!std::get<1>(GetParam())) GTEST_SKIP() << "promised for repacked weights only";

@@ -16,10 +16,11 @@ constexpr int kUnpackGroups = kUnpackCols / 32;
 namespace {
 
 struct Slice {
-  int8_t* codes;  // [cols / 4][kSliceRows][4], as `dot_bytes` writes them
-  float* scales;  // [groups][kSliceRows], a group being 16 or 32 values
-  float* minima;  // the same
-  int8_t* rows;   // [kSliceRows][kUnpackCols]: row by row, before transposing
+  int8_t* codes;   // [cols / 4][kSliceRows][4], as `dot_bytes` writes them
+  float* scales;   // [groups][kSliceRows], a group being 16 or 32 values
+  float* minima;   // the same
+  float* offsets;  // the same, for sums that begin with kFloatStart (matmat.cpp)
+  int8_t* rows;    // [kSliceRows][kUnpackCols]: row by row, before transposing
   size_t size;
 
   Slice(std::byte* data, int64_t cols) {
@@ -27,6 +28,7 @@ struct Slice {
     codes = carver.take<int8_t>(round_up(cols, 64) * kSliceRows);
     scales = carver.take<float>(cols / 16 * kSliceRows);
     minima = carver.take<float>(cols / 16 * kSliceRows);
+    offsets = carver.take<float>(cols / 16 * kSliceRows);
     rows = carver.take<int8_t>(kSliceRows * kUnpackCols);
     size = carver.size();
   }
