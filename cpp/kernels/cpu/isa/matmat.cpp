@@ -19,6 +19,7 @@ constexpr bool kFloatDots = true;
 #else
 constexpr bool kFloatDots = false;
 #endif
+constexpr int64_t kPackGroups = 8;  // quantized at a time
 constexpr int32_t kFloatStartBits = 0x4b400000;
 constexpr float kFloatStart = 12582912.0f;
 
@@ -56,20 +57,34 @@ struct Pack {
 size_t pack_bytes(int64_t cols) { return Pack(nullptr, cols).size; }
 
 // Group g of input p.
-static inline void pack_group(const Pack& out, int p, int64_t g, const int8_t* codes, float scale,
-                              int32_t start) {
+static inline void place_group(const Pack& out, int p, int64_t g, const int8_t* codes,
+                               float scale) {
   int32_t* words = out.codes + 8 * g * kMatTokens + p;
   KVE_UNROLL(8)
   for (int64_t i = 0; i < 8; ++i) memcpy(words + i * kMatTokens, codes + 4 * i, 4);
-  int32_t total[2];
-  code_sums(codes, total);
   out.scales[g * kMatTokens + p] = scale;
-  for (int64_t half = 0; half < 2; ++half) {
-    out.start16[(2 * g + half) * kMatTokens + p] = start - kDotBias * total[half];
-    out.sums16[(2 * g + half) * kMatTokens + p] = scale * static_cast<float>(total[half]);
+}
+
+// What follows from group g of inputs p ... p + n - 1, which are lanes: vectors of words reach past
+// them, within the pack.
+static inline void sum_group(const Pack& out, int p, int64_t n, int64_t g, int32_t begin) {
+  const int32_t* words = out.codes + 8 * g * kMatTokens + p;
+  I32 total[2] = {set_i32(0), set_i32(0)};
+  KVE_UNROLL(8)
+  for (int i = 0; i < 8; ++i) {
+    total[i / 4] = dot4_small(total[i / 4], set_bytes(1), load_i32(words + i * kMatTokens));
   }
-  out.start32[g * kMatTokens + p] = start - kDotBias * (total[0] + total[1]);
-  out.sums32[g * kMatTokens + p] = scale * static_cast<float>(total[0] + total[1]);
+  const F32 scale = load_n(out.scales + g * kMatTokens + p, n);
+  const auto put = [&](I32 sums, int32_t* start, float* scaled_sums, int64_t place) {
+    static_assert(kDotBias == 0 || kDotBias == 128);
+    const I32 bias = kDotBias == 0 ? set_i32(0) : shift_left(sums, 7);
+    const int64_t at = place * kMatTokens + p;
+    store_n(reinterpret_cast<float*>(start + at), as_f32(set_i32(begin) - bias), n);
+    store_n(scaled_sums + at, scale * to_f32(sums), n);
+  };
+  put(total[0], out.start16, out.sums16, 2 * g);
+  put(total[1], out.start16, out.sums16, 2 * g + 1);
+  put(total[0] + total[1], out.start32, out.sums32, g);
 }
 
 // The sums of planes p and p + 1.
@@ -80,31 +95,39 @@ static inline void join_sums(const Pack& out, int p, int64_t g) {
   join(out.sums16 + (2 * g + 1) * kMatTokens);
 }
 
+// Codes and scales of groups [first, first + n).
+static inline void quantize_groups(const Pack& out, const float* x, int64_t stride,
+                                   int64_t n_tokens, int planes, int64_t first, int64_t n) {
+  int8_t codes[2][32 * kPackGroups];
+  float scales[kPackGroups];
+  for (int t = 0; t < kMatTokens / planes; ++t) {
+    if (t < n_tokens) {
+      quantize_values(x + t * stride + 32 * first, 32 * n, codes[0],
+                      planes == 2 ? codes[1] : nullptr, scales);
+    } else {
+      memset(codes, 0, sizeof(codes));
+      memset(scales, 0, sizeof(scales));
+    }
+    for (int64_t g = 0; g < n; ++g) {
+      place_group(out, t * planes, first + g, codes[0] + 32 * g, scales[g]);
+      if (planes == 1) continue;
+      place_group(out, t * planes + 1, first + g, codes[1] + 32 * g, scales[g] / kPlaneRatio);
+    }
+  }
+}
+
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
           std::byte* dst) {
-  constexpr int64_t kGroups = 8;  // quantized at a time
   const Pack out(dst, cols);
   const int32_t start = kFloatDots && planes == 1 ? kFloatStartBits : 0;
-  int8_t codes[2][32 * kGroups];
-  float scales[kGroups];
-  for (int64_t first = 0; first < cols / 32; first += kGroups) {
-    const int64_t n = least(cols / 32 - first, kGroups);
-    for (int t = 0; t < kMatTokens / planes; ++t) {
-      if (t < n_tokens) {
-        quantize_values(x + t * stride + 32 * first, 32 * n, codes[0],
-                        planes == 2 ? codes[1] : nullptr, scales);
-      } else {
-        memset(codes, 0, sizeof(codes));
-        memset(scales, 0, sizeof(scales));
+  for (int64_t first = 0; first < cols / 32; first += kPackGroups) {
+    const int64_t n = least(cols / 32 - first, kPackGroups);
+    quantize_groups(out, x, stride, n_tokens, planes, first, n);
+    for (int64_t g = first; g < first + n; ++g) {
+      for (int p = 0; p < kMatTokens; p += kLanes) {
+        sum_group(out, p, least(kMatTokens - p, kLanes), g, start);
       }
-      for (int64_t g = 0; g < n; ++g) {
-        pack_group(out, t * planes, first + g, codes[0] + 32 * g, scales[g], start);
-        if (planes == 2) {
-          pack_group(out, t * planes + 1, first + g, codes[1] + 32 * g, scales[g] / kPlaneRatio,
-                     start);
-          join_sums(out, t * planes, first + g);
-        }
-      }
+      for (int p = 0; p < (planes == 2 ? kMatTokens : 0); p += 2) join_sums(out, p, g);
     }
   }
 }
