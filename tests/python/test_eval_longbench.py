@@ -294,7 +294,7 @@ def test_bad_folders(dataset: Path, tmp_path: Path, runner: Runner) -> None:
         with pytest.raises(kv.ConfigError, match=message):
             run_task(parse(spec), runner)
 
-    refused("longbench:folder=nowhere", "expected folder= to name one, found none")
+    refused("longbench:folder=nowhere", "the dataset.s files .*, found no folder nowhere")
     refused(f"longbench:folder={tmp_path / 'data'}", "expected dataset2prompt.json")
     refused(f"longbench:folder={dataset},tasks=qasper", "expected a prompt for qasper")
     refused(f"longbench:folder={dataset},tasks=other", "expected tasks among")

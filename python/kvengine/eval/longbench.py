@@ -107,7 +107,10 @@ class Folder:
         """Raises ConfigError where it is no folder, or has no prompts."""
         self.path = Path(name).expanduser()
         if not self.path.is_dir():
-            raise ConfigError(f"longbench: expected folder= to name one, found none at {name}")
+            raise ConfigError(
+                f"longbench: expected folder= to name that of the dataset's files ({PROMPTS} and "
+                f"NAME.jsonl), found no folder {name}"
+            )
         self.prompts = self._table(PROMPTS)
         if not self.prompts:
             raise ConfigError(f"{self.path}: expected {PROMPTS} of the dataset, found none")
