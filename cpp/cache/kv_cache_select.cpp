@@ -34,6 +34,10 @@ struct LiveHead {
 void read_live(const SideCache& side, int head, RowPositions positions,
                std::span<const int32_t> rows, std::vector<float>* out) {
   const auto dim = static_cast<size_t>(side.setup().head_dim);
+  if (static_cast<int>(rows.size()) == side.rows()) {  // all of them
+    out->resize(rows.size() * dim);
+    return side.decode(head, positions, {out->data(), side.rows(), static_cast<int64_t>(dim)});
+  }
   std::vector<float> all(static_cast<size_t>(side.rows()) * dim);
   side.decode(head, positions, {all.data(), side.rows(), static_cast<int64_t>(dim)});
   out->resize(rows.size() * dim);
@@ -140,7 +144,7 @@ int KvCache::State::tokens_until_selection() const {
 void KvCache::State::count_votes(Backend& backend, int n) {
   for (LayerCache& layer : layers) {
     if (!layer.voters) continue;
-    layer.voters->prepare_commit(backend.pool(), n, n_tokens - shift);
+    layer.voters->prepare_commit(backend, n, n_tokens - shift);
     const int few = layer.voters->pending(n);
     if (!layer.weighs() || few == 0) continue;
     std::vector<float*> pending;
@@ -417,7 +421,7 @@ void KvCache::observe_attention(Backend& backend, int layer, const AttendParams&
     const MassTask mass{task.q, task.heads, task.first_pos, task.log_sums, pending};
     backend.attention_mass(params, MassOf::sum, {&mass, 1});
   }
-  cache.voters->observe(backend.pool(), params, task.q, task.first_pos);
+  cache.voters->observe(backend, params, task.q, task.first_pos);
 }
 
 }  // namespace kve

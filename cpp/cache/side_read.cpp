@@ -4,6 +4,7 @@
 
 #include "base/half.h"
 #include "cache/anchor.h"
+#include "cache/half_rows.h"
 #include "cache/side_cache.h"
 
 namespace kve {
@@ -52,7 +53,7 @@ void SideCache::decode(int head, RowPositions positions, Mat out) const {
   const auto read_floats = [&](const uint16_t* rows, int n) {
     for (int r = 0; r < n; ++r, ++row) {
       const uint16_t* from = rows + static_cast<size_t>(r) * static_cast<size_t>(side.row_stride);
-      for (int c = 0; c < side.width; ++c) out.row(row)[c] = half_to_float(from[c]);
+      halves_to_floats(from, out.row(row), side.width);
     }
   };
   read_floats(side.sinks, side.sink_rows);

@@ -11,40 +11,26 @@
 namespace kve {
 namespace {
 
-// Turns rows of one position after the other back to position 0. Angles are computed for the first
-// of them in double precision and then go on by one position: 16 rows stay exact to 1e-14.
-class TurnBack {
- public:
-  explicit TurnBack(const Rotation& rotation) : rotation_(rotation) {
-    for (const double step : rotation.frequencies) steps_.push_back(std::polar(1.0, step));
-  }
+constexpr int64_t kAngleRows = 16;  // whose angles go on from the first of them
 
-  // row [n_heads, dim] at `position`, where the earlier call had the position before it or `first`.
-  void turn(int64_t position, bool first, int dim, std::span<float> row) {
-    const size_t n_pairs = steps_.size();
-    angles_.resize(n_pairs);
+// Cosines and minus the sines of n positions from `first` on: what turns rows there back to 0.
+// Angles are computed for every 16th position in double precision and then go on by one position,
+// which is exact to 1e-14.
+void angles_back(const Rotation& rotation, int64_t first, int64_t n, ThreadPool& pool, Mat cosines,
+                 Mat sines) {
+  const auto n_pairs = rotation.frequencies.size();
+  pool.parallel((n + kAngleRows - 1) / kAngleRows, [&](int64_t chunk) {
+    const int64_t begin = chunk * kAngleRows;
     for (size_t p = 0; p < n_pairs; ++p) {
-      angles_[p] = first ? std::polar(1.0, static_cast<double>(position) * rotation_.frequencies[p])
-                         : angles_[p] * steps_[p];
-    }
-    for (size_t at = 0; at < row.size(); at += static_cast<size_t>(dim)) {
-      for (size_t p = 0; p < n_pairs; ++p) {
-        float& a = row[at + (rotation_.interleaved ? 2 * p : p)];
-        float& b = row[at + (rotation_.interleaved ? 2 * p + 1 : p + n_pairs)];
-        const auto cosine = static_cast<float>(angles_[p].real());
-        const auto sine = static_cast<float>(angles_[p].imag());
-        const float turned = cosine * a + sine * b;
-        b = cosine * b - sine * a;
-        a = turned;
+      const std::complex<double> step = std::polar(1.0, rotation.frequencies[p]);
+      auto angle = std::polar(1.0, static_cast<double>(first + begin) * rotation.frequencies[p]);
+      for (int64_t r = begin; r < std::min(n, begin + kAngleRows); ++r, angle *= step) {
+        cosines.row(r)[p] = static_cast<float>(angle.real());
+        sines.row(r)[p] = static_cast<float>(-angle.imag());
       }
     }
-  }
-
- private:
-  const Rotation& rotation_;
-  std::vector<std::complex<double>> steps_;
-  std::vector<std::complex<double>> angles_;
-};
+  });
+}
 
 }  // namespace
 
@@ -65,7 +51,7 @@ float* Voters::log_sums(int64_t n, int n_heads) {
   return fresh_.data();
 }
 
-void Voters::observe(ThreadPool& pool, const AttendParams& params, ConstMat q, int first_pos) {
+void Voters::observe(Backend& backend, const AttendParams& params, ConstMat q, int first_pos) {
   const bool other =
       (width_ != 0 && (width_ != q.cols || n_heads_ != params.n_heads)) ||
       (moments_ && (moments_->n_heads() != params.n_heads || moments_->dim() != params.key_dim));
@@ -93,36 +79,37 @@ void Voters::observe(ThreadPool& pool, const AttendParams& params, ConstMat q, i
     }
   }
   if (!few_pending_) {
-    add_moments(pool, q, first_pos);
+    add_moments(backend, q, first_pos);
     CountedVector<float>(fresh_.get_allocator()).swap(fresh_);
   }
 }
 
 // Queries as they were before their rotary embedding.
-void Voters::add_moments(ThreadPool& pool, ConstMat q, int first_pos) {
+void Voters::add_moments(Backend& backend, ConstMat q, int first_pos) {
   const int64_t skipped = std::max(0, skipped_tokens_ - first_pos);
   if (!moments_ || skipped >= q.rows) return;
   q = q.block(skipped, q.rows - skipped);
-  if (rotation_ == nullptr) return moments_->add(pool, q);
-  const int dim = moments_->dim();
-  std::vector<float> turned(static_cast<size_t>(q.rows * q.cols));
-  constexpr int64_t kRows = 16;
-  pool.parallel((q.rows + kRows - 1) / kRows, [&](int64_t chunk) {
-    TurnBack back(*rotation_);
-    for (int64_t r = chunk * kRows; r < std::min(q.rows, (chunk + 1) * kRows); ++r) {
-      const std::span<float> row(turned.data() + r * q.cols, static_cast<size_t>(q.cols));
-      std::copy_n(q.row(r), q.cols, row.begin());
-      back.turn(first_pos + skipped + r, r == chunk * kRows, dim, row);
-    }
-  });
-  moments_->add(pool, {turned.data(), q.rows, q.cols});
+  if (rotation_ == nullptr) return moments_->add(backend.pool(), q);
+  const auto n_pairs = static_cast<int64_t>(rotation_->frequencies.size());
+  std::vector<float> angles(static_cast<size_t>(2 * q.rows * n_pairs));
+  const Mat cosines(angles.data(), q.rows, n_pairs);
+  const Mat sines(cosines.row(q.rows), q.rows, n_pairs);
+  angles_back(*rotation_, first_pos + skipped, q.rows, backend.pool(), cosines, sines);
+  std::vector<float> turned;
+  turned.reserve(static_cast<size_t>(q.rows * q.cols));
+  for (int64_t r = 0; r < q.rows; ++r) turned.insert(turned.end(), q.row(r), q.row(r) + q.cols);
+  const Mat rows(turned.data(), q.rows, q.cols);
+  backend.rope(rows, moments_->dim(),
+               rotation_->interleaved ? RopeLayout::interleaved : RopeLayout::half_split, cosines,
+               sines);
+  moments_->add(backend.pool(), rows);
 }
 
-void Voters::prepare_commit(ThreadPool& pool, int n, int first_pos) {
+void Voters::prepare_commit(Backend& backend, int n, int first_pos) {
   if (!few_pending_) return;
   // One by one, so that sums have the same bits however many are committed at once.
   const int there = pending(n);
-  for (int i = 0; i < there; ++i) add_moments(pool, queries(committed_ + i, 1), first_pos + i);
+  for (int i = 0; i < there; ++i) add_moments(backend, queries(committed_ + i, 1), first_pos + i);
 }
 
 void Voters::finish_commit(int n) noexcept {

@@ -31,10 +31,10 @@ class Voters {
   float* log_sums(int64_t n, int n_heads);
   // The queries of that pass, of tokens from first_pos on. Throws CapacityError, and FormatError
   // where restored queries are of another model.
-  void observe(ThreadPool& pool, const AttendParams& params, ConstMat q, int first_pos);
+  void observe(Backend& backend, const AttendParams& params, ConstMat q, int first_pos);
   // The first n appended tokens, from first_pos on, are about to be committed. Throws
   // CapacityError.
-  void prepare_commit(ThreadPool& pool, int n, int first_pos);
+  void prepare_commit(Backend& backend, int n, int first_pos);
   void finish_commit(int n) noexcept;
   void rollback() noexcept;
   // The newest n committed tokens are gone.
@@ -67,7 +67,7 @@ class Voters {
 
  private:
   int rows() const { return width_ == 0 ? 0 : static_cast<int>(queries_.size()) / width_; }
-  void add_moments(ThreadPool& pool, ConstMat q, int first_pos);
+  void add_moments(Backend& backend, ConstMat q, int first_pos);
   void drop(int first, int n) noexcept;
 
   int most_;

@@ -1,11 +1,13 @@
 #include "engine/session.h"
 
 #include <algorithm>
+#include <string>
 #include <utility>
 
 #include "base/error.h"
 #include "base/printable.h"
 #include "cache/calibrated_bases.h"
+#include "cache/select/selector_stage.h"
 #include "engine/prompt_repeat.h"
 #include "engine/session_file.h"
 #include "kernels/few_rows.h"
@@ -20,6 +22,10 @@ SessionOptions checked(const Model& model, SessionOptions options) {
   if (options.n_ctx < 1 || options.n_ctx > kMaxContext) {
     throw ConfigError(
         message("n_ctx: expected 1 to ", kMaxContext, " tokens, found ", options.n_ctx));
+  }
+  if (const std::string error = selector_room_error(options.cache.selector, options.n_ctx);
+      !error.empty()) {
+    throw ConfigError("cache: " + error);
   }
   if (!options.cache.bases.empty()) {
     const CalibratedBases bases = CalibratedBases::open(options.cache.bases);

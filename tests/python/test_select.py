@@ -50,6 +50,21 @@ def test_a_context_is_read_before_its_question(model: kv.Model) -> None:
     assert after[-3:].tolist() == [160, 161, 162]
 
 
+@pytest.mark.parametrize(
+    ("cache", "sentence"),
+    [
+        ("h2o:keep=513", "keep: expected at most the 512 tokens of the session"),
+        ("snapkv:window=512", "window: expected fewer than the 512 tokens of the session"),
+        ("knorm:keep=0", "keep: expected a share of the tokens above 0 and at most 1"),
+        ("knorm:keep=1.5", "keep: expected a share of the tokens above 0 and at most 1"),
+        ("h2o:keep=30,sinks=20,recent=20", "keep: expected at least the 20 sinks and 20 recent"),
+    ],
+)
+def test_budgets_that_cannot_be_are_refused(model: kv.Model, cache: str, sentence: str) -> None:
+    with pytest.raises(kv.ConfigError, match=sentence):
+        model.session(n_ctx=512, cache=cache)
+
+
 def test_prefixes_are_reused_only_where_nothing_is_gone(model: kv.Model) -> None:
     session = model.session(n_ctx=512, cache="streaming:keep=40")
     session.forward(PROMPT)

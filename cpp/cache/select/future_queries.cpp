@@ -25,51 +25,79 @@ void QueryMoments::add(ThreadPool& pool, ConstMat q) {
   count_ += q.rows;
 }
 
-// Some queries at a time, and some columns of their products, so that these stay in registers; a
-// few products are added up in float32 first.
+namespace {
+
+constexpr size_t kRows = 64;  // whose products are added up in float32 first
+constexpr size_t kColumns = 8;
+constexpr size_t kTogether = 4;
+
+// Columns of rows: their sums and those of their products, which stay in registers.
+struct MomentBlock {
+  const float* values;  // [n][padded]
+  size_t n;
+  size_t padded;  // columns, a multiple of kColumns that is filled with zeros
+  size_t dim;
+
+  void add_sums(double* sums) const {
+    for (size_t j = 0; j < dim; j += kColumns) {
+      Floats8 sum;
+      for (size_t r = 0; r < n; ++r) {
+        Floats8 row;
+        row.load(values + r * padded + j);
+        sum.add(1, row);
+      }
+      float added[kColumns];
+      sum.store(added);
+      for (size_t c = 0; c < std::min(kColumns, dim - j); ++c) sums[j + c] += double{added[c]};
+    }
+  }
+
+  // Of the columns [i, i + kTogether) with [j, j + kColumns).
+  void add_products(size_t i, size_t j, double* products) const {
+    Floats8 first_sum;
+    Floats8 second_sum;
+    Floats8 third_sum;
+    Floats8 fourth_sum;
+    for (size_t r = 0; r < n; ++r) {
+      const float* left = values + r * padded + i;
+      Floats8 right;
+      right.load(values + r * padded + j);
+      first_sum.add(left[0], right);
+      second_sum.add(left[1], right);
+      third_sum.add(left[2], right);
+      fourth_sum.add(left[3], right);
+    }
+    float added[kTogether][kColumns];
+    first_sum.store(added[0]);
+    second_sum.store(added[1]);
+    third_sum.store(added[2]);
+    fourth_sum.store(added[3]);
+    for (size_t t = 0; t < std::min(kTogether, dim - i); ++t) {
+      double* to = products + (i + t) * dim + j;
+      for (size_t c = 0; c < std::min(kColumns, dim - j); ++c) to[c] += double{added[t][c]};
+    }
+  }
+};
+
+}  // namespace
+
 void QueryMoments::add_head(int head, ConstMat q) {
-  constexpr size_t kRows = 16;
-  constexpr size_t kColumns = 8;
-  constexpr size_t kTogether = 4;
   const auto dim = static_cast<size_t>(dim_);
   const size_t padded = (dim + kColumns - 1) / kColumns * kColumns;
   double* sums = sums_.data() + per_head() * static_cast<size_t>(head);
-  double* products = sums + dim;
-  std::vector<float> block(kRows * padded);
+  std::vector<float> values(std::min(kRows, static_cast<size_t>(q.rows)) * padded);
   for (int64_t first = 0; first < q.rows; first += kRows) {
-    for (size_t r = 0; r < kRows; ++r) {
-      const int64_t row = first + static_cast<int64_t>(r);
-      for (size_t i = 0; i < dim; ++i) {
-        block[r * padded + i] = row < q.rows ? q.row(row)[int64_t{head} * dim_ + i] : 0.0f;
-        sums[i] += double{block[r * padded + i]};
-      }
+    const auto n = std::min(kRows, static_cast<size_t>(q.rows - first));
+    for (size_t r = 0; r < n; ++r) {
+      std::copy_n(q.row(first + static_cast<int64_t>(r)) + int64_t{head} * dim_, dim,
+                  values.begin() + static_cast<std::ptrdiff_t>(r * padded));
     }
+    const MomentBlock block{values.data(), n, padded, dim};
+    block.add_sums(sums);
     // kColumns is a multiple of kTogether: rows of one step begin in the same columns.
     for (size_t i = 0; i < dim; i += kTogether) {
       for (size_t j = i / kColumns * kColumns; j < dim; j += kColumns) {
-        Floats8 first_sum{};
-        Floats8 second_sum{};
-        Floats8 third_sum{};
-        Floats8 fourth_sum{};
-        for (size_t r = 0; r < kRows; ++r) {
-          const float* left = &block[r * padded + i];
-          Floats8 right;
-          load(&block[r * padded + j], &right);
-          first_sum += left[0] * right;
-          second_sum += left[1] * right;
-          third_sum += left[2] * right;
-          fourth_sum += left[3] * right;
-        }
-        float added[kTogether][kColumns];
-        store(first_sum, added[0]);
-        store(second_sum, added[1]);
-        store(third_sum, added[2]);
-        store(fourth_sum, added[3]);
-        const size_t n = std::min(kColumns, dim - j);
-        for (size_t t = 0; t < std::min(kTogether, dim - i); ++t) {
-          double* to = products + (i + t) * dim + j;
-          for (size_t c = 0; c < n; ++c) to[c] += double{added[t][c]};
-        }
+        block.add_products(i, j, sums + dim);
       }
     }
   }
@@ -109,11 +137,13 @@ void turn_to_future(std::span<const double> frequencies, bool interleaved, int64
   std::vector<double> cosines(n_pairs);
   std::vector<double> sines(n_pairs);
   for (size_t p = 0; p < n_pairs; ++p) {
-    for (int i = 0; i < n; ++i) {
-      const double angle = static_cast<double>(from + i) * frequencies[p];
-      cosines[p] += std::cos(angle) / n;
-      sines[p] += std::sin(angle) / n;
-    }
+    // Of angles with equal steps: the middle one, times sin(n step / 2) / (n sin(step / 2)).
+    const double half_step = frequencies[p] / 2;
+    const double middle = (2.0 * static_cast<double>(from) + n - 1) * half_step;
+    const double whole = n * std::sin(half_step);
+    const double factor = whole != 0 ? std::sin(n * half_step) / whole : 1;
+    cosines[p] = factor * std::cos(middle);
+    sines[p] = factor * std::sin(middle);
   }
   const auto turn = [&](double* values, size_t stride) {
     for (size_t p = 0; p < n_pairs; ++p) {

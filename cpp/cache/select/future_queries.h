@@ -13,7 +13,7 @@
 
 namespace kve {
 
-// Of each query head: sums of queries and of their products, of 16 rows of a pass in float32, of
+// Of each query head: sums of queries and of their products, of 64 rows of a pass in float32, of
 // those in float64: how a prompt is cut into passes changes them by about 1e-7.
 class QueryMoments {
  public:

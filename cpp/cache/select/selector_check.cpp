@@ -105,4 +105,25 @@ std::string selector_error(const SelectorSpec& spec) {
   return spec.kind == Kind::infllm ? blocks_error(spec) : "";
 }
 
+std::string selector_room_error(const SelectorSpec& spec, int n_ctx) {
+  const SelectorSpec usual = usual_of(spec);
+  const bool keeps = spec.kind != Kind::quest && spec.kind != Kind::infllm;
+  if (keeps && spec.tokens != usual.tokens && spec.tokens > n_ctx) {
+    return message(spec.kind == Kind::h2o_realdrop ? "heavy and recent" : "keep",
+                   ": expected at most the ", n_ctx, " tokens of the session (n_ctx), found ",
+                   spec.tokens);
+  }
+  if (is_pooled(spec.kind) && spec.window != usual.window && spec.window >= n_ctx) {
+    return message("window: expected fewer than the ", n_ctx,
+                   " tokens of the session (n_ctx), found ", spec.window);
+  }
+  const int always = std::max(spec.sinks, 0) + std::max(spec.recent, 0);
+  const bool given = spec.sinks != usual.sinks || spec.recent != usual.recent;
+  if (keeps && given && always > n_ctx) {
+    return message("sinks and recent: expected at most the ", n_ctx,
+                   " tokens of the session (n_ctx), found ", always);
+  }
+  return "";
+}
+
 }  // namespace kve

@@ -36,6 +36,8 @@ SelectorSpec parse_selector(const SelectorEntry& entry, std::span<const Selector
 // What is out of its range or does not go together, as a part of a sentence; empty for all that
 // parse_selector() returns.
 std::string selector_error(const SelectorSpec& spec);
+// The same of what was asked for and exceeds a session of n_ctx tokens; defaults may.
+std::string selector_room_error(const SelectorSpec& spec, int n_ctx);
 // "snapkv:keep=0.25": the share or number, and what is not as by default.
 std::string selector_text(const SelectorSpec& spec);
 // "keep=0.25, window=64, ...": every parameter with its default.

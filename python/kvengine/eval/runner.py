@@ -154,7 +154,8 @@ class Runner:
         raise ConfigError("vocabulary: expected a token for BOS or EOS, found none")
 
     def session(self, n_ctx: int) -> Session:
-        """An empty session of the cache for up to n_ctx tokens."""
+        """An empty session of the cache for n_ctx tokens or more."""
+        n_ctx = max(n_ctx, self.model.n_ctx)  # budgets may exceed short prompts
         return self.model.session(n_ctx=n_ctx, cache=self._session_cache, exact=self.exact)
 
     def prefill(self, tokens: Sequence[int], room: int) -> Session:

@@ -141,5 +141,25 @@ TEST(SelectSpec, ImpossibleSpecsAreToldApart) {
   EXPECT_NE(selector_error(spec), "");
 }
 
+TEST(SelectSpec, BudgetsBeyondTheSessionAreRefused) {
+  const auto error = [](const char* text, int n_ctx) {
+    return selector_room_error(CacheSpec::parse(text).selector, n_ctx);
+  };
+  EXPECT_EQ(error("h2o:keep=512", 512), "");
+  EXPECT_EQ(error("h2o:keep=513", 512),
+            "keep: expected at most the 512 tokens of the session (n_ctx), found 513");
+  EXPECT_EQ(error("h2o_realdrop:heavy=300,recent=300", 512),
+            "heavy and recent: expected at most the 512 tokens of the session (n_ctx), found 600");
+  EXPECT_EQ(error("snapkv:window=127", 128), "");
+  EXPECT_EQ(error("snapkv:window=128", 128),
+            "window: expected fewer than the 128 tokens of the session (n_ctx), found 128");
+  EXPECT_EQ(error("knorm:sinks=100,recent=100", 128),
+            "sinks and recent: expected at most the 128 tokens of the session (n_ctx), found 200");
+  // Defaults fit short sessions: these just drop nothing.
+  for (const char* text : {"snapkv", "h2o_realdrop", "infllm", "quest", "tova", "full"}) {
+    EXPECT_EQ(error(text, 32), "") << text;
+  }
+}
+
 }  // namespace
 }  // namespace kve
