@@ -39,9 +39,9 @@ void turn_back(const SideSetup& setup, RowPositions positions, int row, Mat page
 }
 
 Klt fit_klt(const SideCache& side, int head, RowPositions positions, const QuerySquares& queries,
-            int n_new) {
+            int n_sealed, int n_new) {
   const SideSetup& setup = side.setup();
-  const int n = side.fit_rows();
+  const int n = side.fit_rows(0, n_sealed);
   const TailRows tail(side, 0, n);
   KeyStatistics statistics(setup.head_dim);
   for (int row = 0; row < n; row += kPageTokens) {
@@ -111,13 +111,14 @@ std::vector<BasisData> klt_bases(std::span<const SideSetup* const> setups,
 
 namespace {
 
-std::vector<BasisData> fit_klt(const SidesToFit& fitted, const QuerySquares& queries, int n_new) {
+std::vector<BasisData> fit_klt(const SidesToFit& fitted, int n, const QuerySquares& queries,
+                               int n_new) {
   std::vector<const SideSetup*> setups;
   std::vector<Klt> heads;
   for (size_t head = 0; head < fitted.sides.size(); ++head) {
     setups.push_back(&fitted.sides[head].setup());
     heads.push_back(fit_klt(fitted.sides[head], fitted.first_head + static_cast<int>(head),
-                            fitted.positions[head], queries, n_new));
+                            fitted.positions[head], queries, n, n_new));
   }
   return klt_bases(setups, heads);
 }
@@ -180,13 +181,12 @@ std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySqu
   using Kind = ProjectorSpec::Kind;
   const std::span<const SideCache> sides = fitted.sides;
   const ProjectorSpec& projector = sides[0].setup().spec.projector;
-  if (projector.kind == Kind::klt) return fit_klt(fitted, queries, n_new);
+  if (projector.kind == Kind::klt) return fit_klt(fitted, n, queries, n_new);
   if (projector.kind == Kind::think) return fit_think(fitted, queries, n_new);
   std::vector<BasisData> out;
   for (const SideCache& side : sides) {
-    const int rows = side.fit_rows();
     for (int k = 0; k < side.bases_to_fit(n); ++k) {
-      const TailRows tail(side, k * rows, rows);
+      const TailRows tail(side, k * projector.segment, side.fit_rows(k, n));
       if (projector.residual == Residual::fitted) leave_error(side.setup(), tail.rows);
       out.push_back(projector.kind == Kind::mpo ? mpo_basis(tail.rows, chain_of(projector))
                                                 : low_rank_basis(tail.rows, projector.rank));

@@ -182,6 +182,7 @@ KvCache::State::State(const State& other)
       jobs(CountedAllocator<SealJob>(counter)),
       scorer(other.scorer),
       selector(other.selector),
+      in_prompt(other.in_prompt),
       prompt_tokens(other.prompt_tokens),
       selected_at(other.selected_at),
       dropped_at(other.dropped_at),
@@ -317,7 +318,9 @@ void KvCache::State::plan_seals(int appended) {
 void KvCache::State::plan_seals(LayerRows* rows, const LayerCache* layer, int appended) {
   for (const bool values : {false, true}) {
     const Sides& sides = rows->sides(values);
-    const auto to_seal = [&](const SideCache& side) { return side.rows_to_seal(appended); };
+    const auto to_seal = [&](const SideCache& side) {
+      return side.rows_to_seal(appended, closes_prompt);
+    };
     const int n = to_seal(sides[0]);
     const int bases = sides[0].bases_to_fit(n);
     if (std::ranges::all_of(sides, [&](const SideCache& side) {
@@ -405,6 +408,8 @@ void KvCache::prepare_commit(Backend& backend, int n, bool prompt_goes_on) {
   s.seals.clear();
   s.jobs.clear();
   s.live_before_commit = s.counter->live();
+  s.prompt_follows = prompt_goes_on;
+  s.closes_prompt = !prompt_goes_on && (s.in_prompt || n >= kPageTokens);
   try {
     s.count_votes(backend, n);
     const auto unselect = [&] { s.forget_choice(); };
@@ -432,6 +437,7 @@ void KvCache::finish_commit(int n) noexcept {
   State& s = *state_;
   s.finish_selection(n);
   s.n_tokens += n;
+  s.in_prompt = s.prompt_follows;
   for (size_t i = 0; i < s.layers.size(); ++i) {
     LayerCache& layer = s.layers[i];
     layer.appended -= n;

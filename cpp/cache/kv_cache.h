@@ -91,7 +91,9 @@ class KvCache {
   // seals what exceeds the tail; the others stay appended (none may where layers have blocks).
   // Layers with a window then drop pages that lie two windows back. Throws as append does; the
   // cache is then as before the pass. With prompt_goes_on, further tokens of the same prompt
-  // follow: a cache with exact prefill waits.
+  // follow: a cache with exact prefill waits. At the end of a prompt its last segment (mpo,
+  // lowrank) is closed, however short, but for less than a page. What comes in one pass without
+  // more to follow is a prompt if it is a page at least.
   void commit(Backend& backend, int n, bool prompt_goes_on = false);
   // The same in two steps, so that several caches are committed all or none: what can fail, then
   // what cannot. rollback() undoes the first.

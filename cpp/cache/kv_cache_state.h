@@ -239,6 +239,9 @@ struct KvCache::State {
   std::vector<Selected> selected;  // of the commit at hand
   bool selecting = false;          // the commit at hand
   bool ends_prompt = false;
+  bool in_prompt = false;                 // more of what was committed last is to follow
+  bool prompt_follows = false;            // of the commit at hand
+  bool closes_prompt = false;             // the commit at hand; passes of few tokens are no prompt
   int prompt_tokens = 0;                  // of the first prompt, once it was selected from
   int selected_at = 0;                    // tokens seen at the latest selection
   int dropped_at = 0;                     // and at the latest that dropped some

@@ -95,7 +95,8 @@ constexpr std::array kProjectors = {
         {.kind = ProjectorSpec::Kind::mpo, .block = 16, .segment = 1024},
         "block=16 (2..256; or up to 3 sizes of tensors, 4x4), bonds (before each of these, 12x3; "
         "all "
-        "of them), segment=1024 (64..65536, a multiple of 64)",
+        "of them), segment=1024 (64..65536, a multiple of 64; shorter at the end of a prompt with "
+        "prefill=exact)",
         "matrix product operator of two tensors (DecoQuant) or more; the small ones are a basis of "
         "blocks of channels, fitted to a segment of tokens, all heads together",
         "2405.12591"},

@@ -229,8 +229,11 @@ int SideCache::most_tail_rows() const {
   return spec.tail + spec.unit() - 1;
 }
 
-int SideCache::rows_to_seal(int appended) const {
+int SideCache::rows_to_seal(int appended, bool ends_prompt) const {
   const int rows = tail_rows() - appended;
+  if (ends_prompt && setup_.exact_prefill && setup_.spec.projector.segment > 0) {
+    return std::max(0, rows - setup_.spec.tail) / kPageTokens * kPageTokens;
+  }
   const int least = least_to_seal();
   if (rows < least) return 0;
   const SideSpec& spec = setup_.spec;
@@ -247,16 +250,17 @@ int SideCache::rows_until_seal(int appended) const {
   return std::max(1, to_sinks + least_to_seal() - (tail_rows() - appended));
 }
 
-int SideCache::fit_rows() const {
-  const ProjectorSpec& projector = setup_.spec.projector;
-  return projector.segment > 0 ? projector.segment : fit_;
+int SideCache::fit_rows(int k, int n) const {
+  const int segment = setup_.spec.projector.segment;
+  return segment > 0 ? std::min(segment, n - k * segment) : fit_;
 }
 
 int SideCache::bases_to_fit(int n) const {
   const ProjectorSpec& projector = setup_.spec.projector;
   if (n == 0 || projector.is_fixed()) return 0;
   if (projector.kind == ProjectorSpec::Kind::think) return bases_.empty() ? 1 : 0;
-  return projector.segment > 0 ? n / projector.segment : waits_for_fit() ? 1 : 0;
+  const int segment = projector.segment;
+  return segment > 0 ? (n + segment - 1) / segment : waits_for_fit() ? 1 : 0;
 }
 
 void SideCache::read_tail(int first, int n, Mat out) const {
@@ -286,8 +290,9 @@ void SideCache::begin_seal(int n, std::span<const BasisData> fitted, RowPosition
   for (int done = 0; done < n; done += step) {
     const int new_before = static_cast<int>(fitted.size()) - done / step;
     const int basis = segment > 0 ? n_bases - new_before : std::max(0, n_bases - 1);
-    grow(step, basis * n_tiers());
-    sealing_ += step;
+    const int rows = std::min(step, n - done);
+    grow(rows, basis * n_tiers());
+    sealing_ += rows;
   }
   add_page_jobs(first_row, n, positions, {.f16 = tail_.data(), .stride = setup_.width()}, jobs);
 }

@@ -77,14 +77,14 @@ class SideCache {
   void append(ConstMat rows, RowPositions positions, SealJobs* jobs);
 
   // How many of the oldest rows of the tail are to become pages; the newest `appended` rows do not
-  // count.
-  int rows_to_seal(int appended) const;
+  // count. At the end of a prompt that waited to be coded the last segment may be a shorter one.
+  int rows_to_seal(int appended, bool ends_prompt) const;
   // How many of the appended and following rows are committed when the tail is next sealed.
   int rows_until_seal(int appended) const;
-  // Bases that must be fitted before `n` rows are sealed, and the rows of the tail that each is
-  // fitted to: the k-th to rows [k * fit_rows(), (k + 1) * fit_rows()).
+  // Bases that must be fitted before `n` rows are sealed; the k-th to fit_rows(k, n) rows of the
+  // tail, from row k * segment on.
   int bases_to_fit(int n) const;
-  int fit_rows() const;
+  int fit_rows(int k, int n) const;
   // Rows [first, first + n) of the tail in f32, into out [n, width].
   void read_tail(int first, int n, Mat out) const;
 

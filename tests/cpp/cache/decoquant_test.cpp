@@ -159,6 +159,45 @@ TEST_P(DecoQuant, AttendsInItsCodes) {
   }
 }
 
+// The tokens of a prompt are decomposed when it ends (section 5.5 of the paper's code: all of them
+// at once), those that follow it once they fill a segment.
+TEST(DecoQuantPrompt, ClosesItsLastSegment) {
+  const auto backend = make_cpu_backend(2, "");
+  const std::vector<LayerShape> shapes = {{2, 32, 32, 0}};
+  KvCache cache(CacheSpec::parse("mpo:block=16,segment=128+sym8:group=row,tail=0,prefill=exact"),
+                shapes);
+  const TokenRows rows(shapes, 600, 5);
+  rows.pass(&cache, *backend, 100, true);
+  rows.pass(&cache, *backend, 100, true);
+  EXPECT_EQ(held(cache, false), (Held{0, 0, 200}));
+  rows.pass(&cache, *backend, 7);  // a segment of 128, one of 64, and less than a page
+  EXPECT_EQ(held(cache, false), (Held{0, 192, 15}));
+  EXPECT_EQ(cache.view(0)[0].k.pages[1].basis, 0);
+  EXPECT_EQ(cache.view(0)[0].k.pages[2].basis, 1);
+  std::vector<float> shown(207 * 32);
+  cache.read_keys(0, 0, Mat(shown.data(), 207, 32));
+  const ConstMat given = rows.k(0, 0, 207);
+  float largest = 0;
+  for (int r = 0; r < 207; ++r) {
+    for (int c = 0; c < 32; ++c) largest = std::max(largest, std::abs(given.row(r)[c]));
+  }
+  for (int r = 0; r < 207; ++r) {
+    for (int c = 0; c < 32; ++c) {
+      // Half a step of 1/127, stretched by what T_S does to single channels.
+      ASSERT_NEAR(shown[static_cast<size_t>(r * 32 + c)], given.row(r)[c], 0.02f * largest);
+    }
+  }
+  for (int i = 0; i < 112; ++i) rows.pass(&cache, *backend, 1);
+  EXPECT_EQ(held(cache, false), (Held{0, 192, 127}));
+  rows.pass(&cache, *backend, 8);  // drafted tokens are no prompt
+  EXPECT_EQ(held(cache, false), (Held{0, 320, 7}));
+  rows.pass(&cache, *backend, 70);  // another prompt
+  EXPECT_EQ(held(cache, false), (Held{0, 384, 13}));
+  KvCache restored(cache.spec(), shapes);
+  restored.load(cache.save());
+  EXPECT_EQ(restored.save(), cache.save());
+}
+
 INSTANTIATE_TEST_SUITE_P(Isa, DecoQuant, ::testing::ValuesIn(test::available_isas()),
                          [](const auto& isa) { return isa.param; });
 

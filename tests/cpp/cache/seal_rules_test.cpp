@@ -118,27 +118,30 @@ TEST(SealRules, ChunksGiveTheSameStateAsTokens) {
 TEST(SealRules, DecoQuantSealsSegments) {
   SealOnlyBackend backend;
   const std::vector<LayerShape> shapes = {{2, 32, 64, 0}};
-  const TokenRows tokens(shapes, 2200, 4);
+  const TokenRows tokens(shapes, 2496, 4);
   KvCache cache(CacheSpec::parse("decoquant4"), shapes);
   tokens.pass(&cache, backend, 1023, true);
   EXPECT_EQ(held(cache, false), (Held{0, 0, 1023}));
   tokens.pass(&cache, backend, 477);
-  for (const bool values : {false, true}) EXPECT_EQ(held(cache, values), (Held{0, 1024, 476}));
-  for (int n = 1501; n < 2048; ++n) tokens.pass(&cache, backend, 1);
-  for (const bool values : {false, true}) EXPECT_EQ(held(cache, values), (Held{0, 1024, 1023}));
+  // The prompt's last segment is closed, but for less than a page.
+  for (const bool values : {false, true}) EXPECT_EQ(held(cache, values), (Held{0, 1472, 28}));
+  for (int n = 1501; n < 2496; ++n) tokens.pass(&cache, backend, 1);
+  for (const bool values : {false, true}) EXPECT_EQ(held(cache, values), (Held{0, 1472, 1023}));
   EXPECT_EQ(cache.tokens_until_seal(), 1);
   tokens.pass(&cache, backend, 1);
-  for (const bool values : {false, true}) EXPECT_EQ(held(cache, values), (Held{0, 2048, 0}));
+  for (const bool values : {false, true}) EXPECT_EQ(held(cache, values), (Held{0, 2496, 0}));
   // Both heads read the same pages, each segment in a basis of its own.
   const std::span<const HeadView> heads = cache.view(0);
   EXPECT_EQ(heads[0].k.pages.data(), heads[1].k.pages.data());
   EXPECT_EQ(heads[1].k.first_channel, 32);
   EXPECT_EQ(heads[0].v.pages[15].basis, 0);
   EXPECT_EQ(heads[0].v.pages[16].basis, 1);
+  EXPECT_EQ(heads[0].v.pages[22].basis, 1);
+  EXPECT_EQ(heads[0].v.pages[23].basis, 2);
   EXPECT_EQ(heads[0].v.bases[1].block, 16);
   // 4 bits with one scale for a row of 64 uniform values.
   const std::vector<float> found = read_rows(cache, 0, 1, true);
-  const std::vector<float> fed = exact_rows(tokens.v(0, 0, 2048), 1, 64);
+  const std::vector<float> fed = exact_rows(tokens.v(0, 0, 2496), 1, 64);
   double error = 0;
   double size = 0;
   for (size_t i = 0; i < fed.size(); ++i) {
