@@ -118,9 +118,9 @@ AttendMethod CpuBackend::method(const AttendParams& params, const AttendTask& ta
   const auto has_f32 = [](const HeadView& head) {
     return head.k.format.id == CodecId::f32 || head.v.format.id == CodecId::f32;
   };
-  const bool round = params.precision == Precision::fast && kernels_.bf16_tiles &&
+  const bool round = params.precision == Precision::fast && kernels_.rounded_tiles &&
                      std::ranges::none_of(task.heads, has_f32);
-  return round ? AttendMethod::bf16_tiles : AttendMethod::tiles;
+  return round ? AttendMethod::rounded_tiles : AttendMethod::tiles;
 }
 
 int64_t CpuBackend::add_strip_sides(const SideView& side) {

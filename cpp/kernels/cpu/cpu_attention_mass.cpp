@@ -18,7 +18,7 @@ void CpuBackend::weigh_rows(const AttendParams& params, MassOf what, const MassT
   const int32_t groups = std::min(group, kMaxAttendVectors);
   const int32_t step = kMaxAttendVectors / groups;
   const AttendTask queries = {task.q, task.heads, task.first_pos, Mat(), nullptr};
-  const bool round = params.precision == Precision::fast && kernels_.bf16_tiles;
+  const bool round = params.precision == Precision::fast && kernels_.rounded_tiles;
   for (int32_t g = 0; g < group; g += groups) {
     for (int32_t first = 0; first < task.q.rows; first += step) {
       const QueryBlock block = {
@@ -29,7 +29,7 @@ void CpuBackend::weigh_rows(const AttendParams& params, MassOf what, const MassT
           .n_group = std::min(group - g, groups),
       };
       AttendChunk chunk = chunk_of(params, queries, block, job.sides);
-      chunk.method = round ? AttendMethod::bf16_tiles : AttendMethod::tiles;
+      chunk.method = round ? AttendMethod::rounded_tiles : AttendMethod::tiles;
       chunk.first_row = job.first_row;
       chunk.end_row = std::min(job.end_row, chunk.query_pos + block.n_queries - chunk.first_pos);
       chunk.scratch = scratch;

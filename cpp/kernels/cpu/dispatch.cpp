@@ -42,6 +42,7 @@ namespace {
 struct Choice {
   const Kernels* kernels;
   bool available;
+  bool preferred = available;  // to those before
 };
 
 // Best last.
@@ -54,7 +55,8 @@ const Choice kChoices[] = {
     {&avx512::kKernels, cpu_features().avx512},
 #endif
 #ifdef KVE_HAVE_AVX512_BF16
-    {&avx512_bf16::kKernels, cpu_features().avx512_bf16},
+    {&avx512_bf16::kKernels, cpu_features().avx512_bf16,
+     cpu_features().avx512_bf16 && !cpu_features().slow_bf16},
 #endif
 #ifdef KVE_HAVE_NEON
     {&neon::kKernels, cpu_features().neon},
@@ -79,7 +81,8 @@ std::string available_names() {
 const Kernels& find_kernels(std::string_view isa) {
   const Kernels* found = nullptr;
   for (const Choice& choice : kChoices) {
-    if (choice.available && (isa.empty() || isa == choice.kernels->name)) found = choice.kernels;
+    const bool fits = isa.empty() ? choice.preferred : isa == choice.kernels->name;
+    if (choice.available && fits) found = choice.kernels;
   }
   if (found == nullptr) {
     throw ConfigError(

@@ -82,10 +82,10 @@ struct SideArgs {
 
 // How a chunk of queries meets the rows of the cache.
 enum class AttendMethod : uint8_t {
-  rows,        // few queries: row by row as they lie in memory, which is read once
-  strips,      // the same for coded pages, whose codes are multiplied as they lie in memory
-  tiles,       // many queries: tiles of rows are decoded to f32 for matrix products
-  bf16_tiles,  // the same, but queries, rows and weights are rounded to bf16
+  rows,           // few queries: row by row as they lie in memory, which is read once
+  strips,         // the same for coded pages, whose codes are multiplied as they lie in memory
+  tiles,          // many queries: tiles of rows are decoded to f32 for matrix products
+  rounded_tiles,  // the same, but queries, rows and weights are rounded: to bf16, or to int16
 };
 
 // Queries of one attend task that share a kv head: n_tokens x n_group vectors, against the cache
@@ -208,7 +208,7 @@ struct Kernels {
   size_t (*exact_scratch)(int64_t cols);
   void (*exact)(const MatmulChunk& chunk, const float* x, int64_t x_stride);
 
-  bool bf16_tiles;  // whether AttendMethod::bf16_tiles is there
+  bool rounded_tiles;  // whether AttendMethod::rounded_tiles is there
   size_t (*attend_scratch)(int key_dim, int value_dim);
   int (*attend_value_stride)(int value_dim);  // of partial results
   void (*attend)(const AttendChunk& chunk);

@@ -26,8 +26,10 @@ size_t attend_scratch(int key_dim, int value_dim) {
   const size_t rows = attend_rows_scratch(key_dim, value_dim);
   const size_t tiles = attend_tiles_scratch(key_dim, value_dim);
   const size_t strips = attend_strips_scratch(key_dim, value_dim);
-  const size_t most = rows > tiles ? rows : tiles;
-  return carver.size() + (most > strips ? most : strips);
+  const size_t words = attend_words_scratch(key_dim, value_dim);
+  size_t most = rows > tiles ? rows : tiles;
+  most = most > strips ? most : strips;
+  return carver.size() + (most > words ? most : words);
 }
 
 int attend_value_stride(int value_dim) { return static_cast<int>(round_up(value_dim, kLanes)); }
@@ -107,6 +109,10 @@ void attend(const AttendChunk& chunk) {
     attend_strips(chunk, state, first, end, chunk.scratch + carver.size());
   } else if (chunk.method == AttendMethod::rows) {
     attend_rows(chunk, state, first, end, chunk.scratch + carver.size());
+#if defined(KVE_WORD_TILES)
+  } else if (chunk.method == AttendMethod::rounded_tiles) {
+    attend_words(chunk, state, first, end, chunk.scratch + carver.size());
+#endif
   } else {
     attend_tiles(chunk, state, first, end, chunk.scratch + carver.size());
   }

@@ -206,5 +206,13 @@ void attend_strips(const AttendChunk& chunk, AttendState state, int32_t first, i
 size_t attend_tiles_scratch(int key_dim, int value_dim);
 void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                   std::byte* scratch);
+#if defined(KVE_WORD_TILES)
+// attend_words.cpp: the same in int16.
+size_t attend_words_scratch(int key_dim, int value_dim);
+void attend_words(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+                  std::byte* scratch);
+#else
+constexpr size_t attend_words_scratch(int /*key_dim*/, int /*value_dim*/) { return 0; }
+#endif
 
 }  // namespace kve::KVE_ISA

@@ -103,7 +103,7 @@ void attention_mass(const MassChunk& job) {
   state.queries = work.queries;
   scale_queries(chunk, state);
 #if defined(KVE_BF16_DOT)
-  if (chunk.method == AttendMethod::bf16_tiles) {
+  if (chunk.method == AttendMethod::rounded_tiles) {
     round_queries(state, work.query_stride / 2, work.rounded);
     return weigh_tiles<Bf16Tile>(job, state, work);
   }

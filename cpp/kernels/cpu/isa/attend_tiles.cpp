@@ -3,6 +3,7 @@
 // scores, weights and sums of a tile follow each other while the scores are in the nearest cache.
 #include <string.h>
 
+#include "kernels/cpu/isa/next_tile.h"
 #include "kernels/cpu/isa/tile_rows.h"
 
 namespace kve::KVE_ISA {
@@ -42,43 +43,6 @@ struct TileWork {
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
     size = carver.size();
   }
-};
-
-// The memory of the next tile's rows, prefetched in equal shares while this one is computed.
-class NextTile {
- public:
-  // `keys` and `values` are null where there is nothing to prefetch.
-  NextTile(const std::byte* keys, const std::byte* values, int64_t key_bytes, int64_t value_bytes,
-           int64_t shares)
-      : keys_(keys),
-        values_(values),
-        key_share_(keys == nullptr ? 0 : share_of(key_bytes, shares)),
-        value_share_(values == nullptr ? 0 : share_of(value_bytes, shares)),
-        key_bytes_(key_bytes),
-        value_bytes_(value_bytes) {}
-
-  void prefetch() {
-    prefetch_share(keys_, key_share_, key_bytes_);
-    prefetch_share(values_, value_share_, value_bytes_);
-    ++share_;
-  }
-
- private:
-  static int64_t share_of(int64_t bytes, int64_t shares) {
-    return round_up((bytes + shares - 1) / shares, 64);
-  }
-  void prefetch_share(const std::byte* data, int64_t size, int64_t bytes) const {
-    const int64_t end = least((share_ + 1) * size, bytes);
-    for (int64_t b = share_ * size; b < end; b += 64) prefetch_shared(data + b);
-  }
-
-  const std::byte* keys_;
-  const std::byte* values_;
-  int64_t key_share_;
-  int64_t value_share_;
-  int64_t key_bytes_;
-  int64_t value_bytes_;
-  int64_t share_ = 0;
 };
 
 }  // namespace
@@ -237,7 +201,7 @@ class TileLoop {
       if (all_dead(chunk_, base, task.n)) continue;
       read_key_tile<Tile>(chunk_, &tiles_, work_.rows, work_.keys, keys_, base, task.n);
       read_values(&task);
-      NextTile ahead = next_tile(base + task.n, end, shares);
+      NextTile ahead(chunk_, keys_, values_, base + task.n, end, shares);
       for (int64_t v = 0; v < state_.n_vectors; v += kGemmTokens) {
         ahead.prefetch();
         attend_vectors<Tile>(task, v);
@@ -278,15 +242,6 @@ class TileLoop {
     basis_ = -1;
   }
 
-  NextTile next_tile(int32_t next, int32_t end, int64_t shares) const {
-    if (next >= end) return {nullptr, nullptr, 0, 0, shares};
-    const PageView* k = keys_.coded_page(next, 1);
-    const PageView* v = values_.coded_page(next, 1);
-    return {k != nullptr ? k->data : keys_.peek(next), v != nullptr ? v->data : values_.peek(next),
-            k != nullptr ? k->bytes : 2 * kTile * int64_t{chunk_.k.width},
-            v != nullptr ? v->bytes : 2 * kTile * int64_t{chunk_.v.width}, shares};
-  }
-
   const AttendChunk& chunk_;
   AttendState state_;
   const TileWork& work_;
@@ -306,7 +261,7 @@ void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t fi
                   std::byte* scratch) {
   const TileWork work(scratch, chunk.k.width, chunk.v.width, row_numbers(chunk));
 #if defined(KVE_BF16_DOT)
-  if (chunk.method == AttendMethod::bf16_tiles) {
+  if (chunk.method == AttendMethod::rounded_tiles) {
     return TileLoop<Bf16Tile>(chunk, state, work).attend(first, end);
   }
 #endif

@@ -56,11 +56,18 @@ void gemm(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const fl
           float* c, int64_t ldc, bool accumulate);
 #if defined(KVE_BF16_DOT)
 // The same where each 32-bit element of A and B holds two bf16 numbers that are neighbours in k.
-constexpr bool kBf16Tiles = true;
 void gemm_bf16(int64_t m, int64_t n, int64_t k, const float* a, int64_t lda, const float* b,
                int64_t ldb, float* c, int64_t ldc, bool accumulate);
+#endif
+// AttendMethod::rounded_tiles rounds to bf16 (attend_tiles.cpp), or, where KVE_WORD_TILES is
+// defined, to int16 (attend_words.cpp).
+#if defined(KVE_BF16_DOT)
+constexpr bool kRoundedTiles = true;
+#elif defined(KVE_ISA_AVX512)
+#define KVE_WORD_TILES 1
+constexpr bool kRoundedTiles = true;
 #else
-constexpr bool kBf16Tiles = false;
+constexpr bool kRoundedTiles = false;
 #endif
 
 // exact.cpp

@@ -1,0 +1,387 @@
+// Attention of many queries in int16 (word_tiles.h). A tile of kTile rows meets a group of queries
+// at a time: scores, weights and sums of values are vectors whose lanes are queries, so that the
+// softmax has no sums across lanes and no tile is transposed.
+//
+// Weights are those of the codes of the values: 2^(score + log2 of the scale of the row's values),
+// relative to the largest of the tile, in whole numbers. What the query sees decides about them and
+// nothing else does.
+#include "kernels/cpu/isa/attend.h"
+
+#if defined(KVE_WORD_TILES)
+
+#include <math.h>
+#include <string.h>
+
+#include "kernels/cpu/isa/next_tile.h"
+#include "kernels/cpu/isa/tile_rows.h"
+#include "kernels/cpu/isa/word_tiles.h"
+
+namespace kve::KVE_ISA {
+
+// The unit of a query that has seen nothing.
+constexpr float kNoUnit = -1e30f;
+
+namespace {
+
+// Numbers of a query, one to a lane, [n_vectors rounded up to groups].
+struct Lanes {
+  float* scale;   // of the codes of the query
+  float* unit;    // as in AttendState
+  float* weight;  // the sum of the weights
+  // Where scores are limited: the rows it sees, its position, and its slope.
+  float* first;
+  float* last;
+  float* position;
+  float* slope;
+};
+
+struct WordWork {
+  TileRows rows;
+  float* columns;  // [key width][kTile]: coded keys
+  WordTile tile;
+  Lanes lanes;
+  int32_t* query_rows;  // [kLanes][key_words]
+  int32_t* queries;     // [group][key_words][kWordLanes]
+  float* scores;        // [kTile][kWordLanes]
+  int32_t* weights;     // [kTile / 2][kWordLanes]: pairs of rows
+  int64_t channels;     // of sums
+  float* sums;          // [group][channels][kWordLanes]
+  float* coded;         // the same of values in their basis
+  float* coded_rows;    // [n_vectors][channels]
+  std::byte* coded_tiles;
+  std::byte* lifting;
+  size_t size;
+
+  // lifted: numbers of the rows that are rebuilt.
+  WordWork(std::byte* data, int key_dim, int value_dim, int lifted) {
+    constexpr int64_t kMost = (kMaxAttendVectors + kWordLanes - 1) / kWordLanes * kWordLanes;
+    Carver carver(data);
+    const int64_t key_stride = round_up(key_dim, 2 * kLanes);
+    channels = round_up(value_dim, 2 * kLanes);
+    rows = carve_rows(carver, key_stride > channels ? key_stride : channels);
+    columns = carver.take<float>(key_stride * kTile);
+    tile = carve_word_tile(carver, key_dim, value_dim);
+    float** const numbers[] = {&lanes.scale, &lanes.unit,     &lanes.weight, &lanes.first,
+                               &lanes.last,  &lanes.position, &lanes.slope};
+    for (float** number : numbers) *number = carver.take<float>(kMost);
+    query_rows = carver.take<int32_t>(kLanes * tile.key_words);
+    queries = carver.take<int32_t>(kMost * tile.key_words);
+    scores = carver.take<float>(kTile * kWordLanes);
+    weights = carver.take<int32_t>(kTile / 2 * kWordLanes);
+    sums = carver.take<float>(kMost * channels);
+    coded = carver.take<float>(kMost * channels);
+    coded_rows = carver.take<float>(kMost * channels);
+    coded_tiles =
+        carver.take<std::byte>(static_cast<int64_t>(coded_tiles_bytes(key_dim, value_dim)));
+    lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
+    size = carver.size();
+  }
+};
+
+}  // namespace
+
+// ---- a group ----
+
+namespace {
+
+// The tile in `work`: rows [base, base + n) of the cache.
+struct WordTask {
+  const AttendChunk& chunk;
+  const WordWork& work;
+  int64_t n_vectors;
+  int32_t base;
+  int32_t n;
+  int64_t value_width;
+  float* sums;  // of work, which the tile's values are added to
+};
+
+// The rows of a tile that are computed, of which those from `end` on are not seen.
+struct Span {
+  int32_t first;
+  int32_t end;
+};
+
+}  // namespace
+
+static inline bool is_dead(const AttendChunk& chunk, int32_t row) {
+  return chunk.dead != nullptr && (chunk.dead[row / 64] >> (row % 64) & 1) != 0;
+}
+
+// Lanes that do not see the row of the tile.
+static inline F32 hide(const Lanes& lanes, int64_t lane, float row, F32 hidden, F32 shown) {
+  F32 out = select(less(load(lanes.last + lane), set(row)), hidden, shown);
+  return select(less(set(row), load(lanes.first + lane)), hidden, out);
+}
+
+// Softcap, slopes, and minus infinity for rows that are not seen, then what values count; broken
+// rows make the sums of those who see them no numbers.
+static void limit_group(const WordTask& task, int64_t lane, Span span, float* top) {
+  const AttendChunk& chunk = task.chunk;
+  const WordTile& tile = task.work.tile;
+  const Lanes& lanes = task.work.lanes;
+  float* scores = task.work.scores;
+  if (chunk.softcap > 0) {
+    softcap(chunk.softcap * kLog2E, scores + span.first * kWordLanes,
+            int64_t{span.end - span.first} * kWordLanes);
+  }
+  const uint64_t broken = tile.broken_keys | tile.broken_values;
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    F32 most = set(-INFINITY);
+    for (int32_t r = span.first; r < round_up(span.end, kWordRows); ++r) {
+      float* at = scores + r * kWordLanes + v;
+      const int32_t row = task.base + r;
+      const auto number = static_cast<float>(row);
+      F32 score = load(at);
+      if (chunk.alibi != nullptr) {
+        const int32_t* positions = chunk.k.positions;
+        const float position =
+            positions != nullptr && r < task.n
+                ? static_cast<float>(positions[row] - chunk.dropped - chunk.first_pos)
+                : number;
+        score = fma(load(lanes.slope + lane + v), set(position) - load(lanes.position + lane + v),
+                    score);
+      }
+      score = hide(lanes, lane + v, number, set(-INFINITY), score + set(tile.value_log[r]));
+      if (r >= span.end || is_dead(chunk, row)) {
+        score = set(-INFINITY);
+      } else if ((broken >> r & 1) != 0) {
+        float* weight = lanes.weight + lane + v;
+        store(weight, load(weight) + hide(lanes, lane + v, number, zero(), set(NAN)));
+      }
+      store(at, score);
+      most = max(most, score);
+    }
+    store(top + v, most);
+  }
+}
+
+// Factors of the tile's sums, after units that were exceeded by more than the slack were raised.
+static void update_units(const WordTask& task, int64_t lane, const float* top, const float* totals,
+                         float* factors) {
+  const Lanes& lanes = task.work.lanes;
+  const int64_t channels = task.work.channels;
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    const F32 peak = load(top + v);
+    F32 unit = load(lanes.unit + lane + v);
+    F32 weight = load(lanes.weight + lane + v);
+    const Mask raised = less(unit + set(kUnitSlack), peak);
+    if (any(raised)) {
+      const F32 now = select(raised, peak, unit);
+      const F32 factor = exp2(unit - now);
+      weight = weight * factor;
+      float* const both[] = {task.work.sums, task.work.coded};
+      for (float* sums : both) {
+        float* sum = sums + lane * channels + v;
+        for (int64_t c = 0; c < channels; ++c) {
+          store(sum + c * kWordLanes, load(sum + c * kWordLanes) * factor);
+        }
+      }
+      store(lanes.unit + lane + v, now);
+      unit = now;
+    }
+    const F32 factor = exp2(peak - unit) * set(1.0f / (1 << kWordWeightBits));
+    store(lanes.weight + lane + v, fma(load(totals + v), factor, weight));
+    store(factors + v, factor);
+  }
+}
+
+// The group of queries from `lane` on against the tile.
+static void attend_group(const WordTask& task, int64_t lane) {
+  const AttendChunk& chunk = task.chunk;
+  const WordWork& work = task.work;
+  const WordTile& tile = work.tile;
+  const int64_t last = least(lane + kWordLanes, task.n_vectors) - 1;
+  const int32_t pos = chunk.query_pos + static_cast<int32_t>(lane / chunk.n_group);
+  const int32_t last_pos = chunk.query_pos + static_cast<int32_t>(last / chunk.n_group);
+  if (none_visible(chunk, pos, last_pos, task.base, task.n)) return;
+  const bool limited = chunk.softcap > 0 || chunk.alibi != nullptr ||
+                       (tile.broken_keys | tile.broken_values) != 0 ||
+                       !all_visible(chunk, pos, last_pos, task.base, task.n);
+  const Span span = {visible_rows(chunk, pos, task.base, task.n).first / kWordRows * kWordRows,
+                     visible_rows(chunk, last_pos, task.base, task.n).end};
+  const auto end = static_cast<int32_t>(round_up(span.end, kWordRows));
+  static constexpr float kNothing[kTile] = {};
+  alignas(64) float top[kWordLanes];
+  alignas(64) float totals[kWordLanes];
+  alignas(64) float factors[kWordLanes];
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) store(top + v, set(-INFINITY));
+  const int64_t words = (chunk.k.width + 1) / 2;
+  for (int32_t r = span.first; r < end; r += kWordRows) {
+    score_rows(tile, r, words, work.queries + lane * tile.key_words, work.lanes.scale + lane,
+               limited ? kNothing : tile.value_log, work.scores, top);
+  }
+  if (limited) limit_group(task, lane, span, top);
+  weigh_rows(work.scores, top, tile.value_inverse, span.first, end, work.weights, totals);
+  update_units(task, lane, top, totals, factors);
+  for (int64_t c = 0; c < task.value_width; c += kWordRows) {
+    add_channels(tile.values + span.first / 2 * tile.value_words + c, tile.value_words,
+                 work.weights + span.first / 2 * kWordLanes, (end - span.first) / 2, factors,
+                 task.sums + lane * work.channels + c * kWordLanes);
+  }
+}
+
+// ---- a chunk ----
+
+// Sums whose lanes are queries to rows.
+static void turn_sums(const float* sums, int64_t channels, int64_t n_vectors, float* rows,
+                      int64_t stride, int64_t width, bool add) {
+  for (int64_t first = 0; first < n_vectors; first += kLanes) {
+    const float* from = sums + first / kWordLanes * channels * kWordLanes + first % kWordLanes;
+    for (int64_t c = 0; c < width; c += kLanes) {
+      F32 square[kLanes];
+      for (int i = 0; i < kLanes; ++i) square[i] = load(from + (c + i) * kWordLanes);
+      transpose(square);
+      for (int64_t i = 0; i < least(n_vectors - first, kLanes); ++i) {
+        float* to = rows + (first + i) * stride + c;
+        store(to, add ? load(to) + square[i] : square[i]);
+      }
+    }
+  }
+}
+
+namespace {
+
+// The tiles of a chunk, one after the other.
+class WordLoop {
+ public:
+  WordLoop(const AttendChunk& chunk, const AttendState& state, WordWork& work)
+      : chunk_(chunk),
+        state_(state),
+        work_(work),
+        keys_(chunk.k, chunk.first_pos, false, work.lifting),
+        values_(chunk.v, chunk.first_pos, false, work.lifting),
+        tiles_(carve_coded_tiles(chunk.k.width, chunk.v.width, work.coded_tiles)),
+        padded_(round_up(state.n_vectors, kWordLanes)) {
+    quantize_queries(state.queries, state.key_stride, state.n_vectors, work.tile.key_words,
+                     work.query_rows, work.queries, work.lanes.scale);
+    clear(work.sums);
+    clear(work.coded);
+    for (int64_t v = 0; v < padded_; ++v) prepare_lane(v);
+  }
+
+  void attend(int32_t first, int32_t end) {
+    WordTask task = {chunk_, work_, state_.n_vectors, 0, 0, 0, nullptr};
+    const int64_t shares = padded_ / kWordLanes;
+    for (int32_t base = first; base < end; base += task.n) {
+      task.base = base;
+      task.n = tile_rows(chunk_, base, end);
+      if (all_dead(chunk_, base, task.n)) continue;
+      read_keys(task);
+      read_values(&task);
+      NextTile ahead(chunk_, keys_, values_, base + task.n, end, shares);
+      for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
+        ahead.prefetch();
+        attend_group(task, lane);
+      }
+    }
+    finish();
+  }
+
+ private:
+  void clear(float* sums) const {
+    memset(sums, 0, sizeof(float) * static_cast<size_t>(padded_ * work_.channels));
+  }
+
+  // Positions and rows count from row 0. Queries past the last see nothing.
+  void prepare_lane(int64_t v) const {
+    const Lanes& lanes = work_.lanes;
+    const bool is_query = v < state_.n_vectors;
+    const auto token = static_cast<int32_t>(v / chunk_.n_group);
+    const int32_t own = is_query ? chunk_.query_pos + token - chunk_.first_pos : -1;
+    lanes.unit[v] = kNoUnit;
+    lanes.weight[v] = lanes.scale[v] - lanes.scale[v];  // not a number if the scale is none
+    lanes.first[v] = chunk_.window > 0 ? static_cast<float>(own - chunk_.window + 1) : 0.0f;
+    lanes.last[v] = lanes.position[v] = static_cast<float>(own);
+    lanes.slope[v] = chunk_.alibi == nullptr ? 0.0f : chunk_.alibi[v % chunk_.n_group] * kLog2E;
+  }
+
+  void read_keys(const WordTask& task) {
+    const PageView* page = keys_.coded_page(task.base, task.n);
+    if (page != nullptr && read_coded_keys(&tiles_, chunk_.k, *page, {task.base, chunk_.first_pos},
+                                           false, work_.columns)) {
+      return quantize_key_columns(work_.columns, chunk_.k.width, task.n, &work_.tile);
+    }
+    read_rows<F32Tile>(work_.rows, keys_, chunk_.k.width, task.base, task.n);
+    quantize_key_rows(work_.rows.rows, work_.rows.stride, chunk_.k.width, task.n, &work_.tile);
+  }
+
+  void read_values(WordTask* task) {
+    const PageView* page = values_.coded_page(task->base, task->n);
+    const bool in_basis = page != nullptr && chunk_.v.bases != nullptr;
+    const int width = in_basis ? chunk_.v.n_channels : chunk_.v.width;
+    task->value_width = width;
+    task->sums = in_basis ? work_.coded : work_.sums;
+    if (in_basis && page->basis != basis_) {
+      if (basis_ >= 0) {
+        lift();
+        fold();
+      }
+      basis_ = page->basis;
+    }
+    if (page == nullptr) {
+      read_rows<F32Tile>(work_.rows, values_, width, task->base, task->n);
+    } else {
+      value_elements(chunk_.v.strips[page->basis], *page, false, work_.rows.rows, work_.rows.stride,
+                     tiles_.params);
+    }
+    quantize_value_rows(work_.rows.rows, work_.rows.stride, width, task->n, &work_.tile);
+  }
+
+  // Sums in a basis are added to state.sums.
+  void lift() {
+    if (basis_ < 0) return;
+    turn_sums(work_.coded, work_.channels, state_.n_vectors, work_.coded_rows, work_.channels,
+              work_.channels, false);
+    lift_values({chunk_.v.bases + basis_, work_.coded_rows, work_.channels,
+                 static_cast<int32_t>(state_.n_vectors), state_.sums, state_.value_stride});
+    clear(work_.coded);
+    basis_ = -1;
+  }
+
+  // state.sums, which is not rescaled when units are raised, to the sums that are.
+  void fold() {
+    const int64_t stride = state_.value_stride;
+    for (int64_t v = 0; v < state_.n_vectors; ++v) {
+      float* to = work_.sums + v / kWordLanes * work_.channels * kWordLanes + v % kWordLanes;
+      float* from = state_.sums + v * stride;
+      for (int64_t c = 0; c < stride; ++c) to[c * kWordLanes] += from[c];
+      memset(from, 0, sizeof(float) * static_cast<size_t>(stride));
+    }
+  }
+
+  void finish() {
+    lift();
+    turn_sums(work_.sums, work_.channels, state_.n_vectors, state_.sums, state_.value_stride,
+              state_.value_stride, true);
+    for (int64_t v = 0; v < state_.n_vectors; ++v) {
+      const float weight = work_.lanes.weight[v];
+      state_.unit[v] = weight == 0 ? -INFINITY : work_.lanes.unit[v];
+      state_.weight[v * kLanes] = weight;
+    }
+  }
+
+  const AttendChunk& chunk_;
+  const AttendState& state_;
+  WordWork& work_;
+  SideReader keys_;
+  SideReader values_;
+  CodedTiles tiles_;
+  int64_t padded_;      // queries
+  int32_t basis_ = -1;  // of the coded sums; -1: there are none
+};
+
+}  // namespace
+
+size_t attend_words_scratch(int key_dim, int value_dim) {
+  return WordWork(nullptr, key_dim, value_dim, key_dim > value_dim ? key_dim : value_dim).size;
+}
+
+void attend_words(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+                  std::byte* scratch) {
+  WordWork work(scratch, chunk.k.width, chunk.v.width, row_numbers(chunk));
+  WordLoop(chunk, state, work).attend(first, end);
+}
+
+}  // namespace kve::KVE_ISA
+
+#endif

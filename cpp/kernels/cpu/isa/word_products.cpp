@@ -1,0 +1,125 @@
+// The inner loops of attention in int16. Each is a function of its own: GCC 12 spills the sums of a
+// product that shares a function with other vector code.
+#include "kernels/cpu/isa/word_tiles.h"
+
+#if defined(KVE_WORD_TILES)
+
+namespace kve::KVE_ISA {
+
+// ---- products ----
+
+// kWordRows rows of `a` (words apart) times the group's vectors at `b`.
+struct WordSums {
+  I32 at[kWordRows][kWordVectors];
+};
+__attribute__((always_inline)) static inline void multiply_words(const int32_t* a, int64_t a_row,
+                                                                 int64_t a_step, const int32_t* b,
+                                                                 int64_t n, WordSums* sums) {
+  KVE_UNROLL(8)
+  for (int r = 0; r < kWordRows; ++r) {
+    KVE_UNROLL(3)
+    for (int v = 0; v < kWordVectors; ++v) sums->at[r][v] = set_i32(0);
+  }
+  for (int64_t i = 0; i < n; ++i, a += a_step, b += kWordLanes) {
+    I32 x[kWordVectors];
+    KVE_UNROLL(3)
+    for (int v = 0; v < kWordVectors; ++v) x[v] = load_i32(b + v * kLanes);
+    KVE_UNROLL(8)
+    for (int r = 0; r < kWordRows; ++r) {
+      const I32 y = broadcast_i32(a + r * a_row);
+      KVE_UNROLL(3)
+      for (int v = 0; v < kWordVectors; ++v) {
+        sums->at[r][v] = dot2_words(sums->at[r][v], y, x[v]);
+      }
+    }
+  }
+}
+
+void score_rows(const WordTile& tile, int64_t row, int64_t words, const int32_t* queries,
+                const float* scale, const float* raise, float* scores, float* top) {
+  WordSums sums;
+  multiply_words(tile.keys + row * tile.key_words, tile.key_words, 1, queries, words, &sums);
+  F32 most[kWordVectors];
+  F32 factor[kWordVectors];
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) {
+    most[v] = load(top + v * kLanes);
+    factor[v] = load(scale + v * kLanes);
+  }
+  KVE_UNROLL(8)
+  for (int r = 0; r < kWordRows; ++r) {
+    const F32 step = set(tile.key_scale[row + r]);
+    const F32 more = set(raise[row + r]);
+    KVE_UNROLL(3)
+    for (int v = 0; v < kWordVectors; ++v) {
+      const F32 score = fma(to_f32(sums.at[r][v]) * step, factor[v], more);
+      store(scores + (row + r) * kWordLanes + v * kLanes, score);
+      most[v] = max(most[v], score);
+    }
+  }
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) store(top + v * kLanes, most[v]);
+}
+
+void add_channels(const int32_t* values, int64_t value_words, const int32_t* weights, int64_t pairs,
+                  const float* factor, float* sums) {
+  WordSums dots;
+  multiply_words(values, 1, value_words, weights, pairs, &dots);
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) {
+    const F32 f = load(factor + v * kLanes);
+    KVE_UNROLL(8)
+    for (int c = 0; c < kWordRows; ++c) {
+      float* sum = sums + c * kWordLanes + v * kLanes;
+      store(sum, fma(to_f32(dots.at[c][v]), f, load(sum)));
+    }
+  }
+}
+
+// ---- weights ----
+
+// 2^(x / 2^23 - 127) to 1.1e-4, at least 2^-126, which is what no number gives; x < 2^31. The
+// mantissa of the result is a polynomial of x's, which stays within [1, 2).
+static inline F32 exp2_bits(F32 x) {
+  const I32 mantissa = set_i32(0x7fffff);
+  const I32 bits = to_i32(max(x, set(0x1p23f)));
+  const F32 g = as_f32(blend_bits(mantissa, bits, set_i32(0x3f800000)));
+  F32 p = set(7.823818177e-2f);
+  p = fma(p, g, set(-8.362265304e-3f));
+  p = fma(p, g, set(4.774165452e-1f));
+  p = fma(p, g, set(4.527090490e-1f));
+  return as_f32(blend_bits(mantissa, as_i32(p), bits));
+}
+
+void weigh_rows(const float* scores, const float* top, const float* inverse, int64_t first,
+                int64_t end, int32_t* weights, float* totals) {
+  constexpr float kOne = 0x1p23f;
+  F32 bias[kWordVectors];
+  F32 total[kWordVectors];
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) {
+    bias[v] = fma(load(top + v * kLanes), set(-kOne), set((127 + kWordWeightBits) * kOne));
+    // Rounded towards less, so that no weight exceeds the largest.
+    bias[v] = bias[v] - abs(bias[v]) * set(0x1p-22f);
+    total[v] = zero();
+  }
+  for (int64_t r = first; r < end; r += 2) {
+    const F32 low_inverse = set(inverse[r]);
+    const F32 high_inverse = set(inverse[r + 1]);
+    KVE_UNROLL(3)
+    for (int v = 0; v < kWordVectors; ++v) {
+      const float* from = scores + r * kWordLanes + v * kLanes;
+      const F32 low = exp2_bits(fma(load(from), set(kOne), bias[v]));
+      const F32 high = exp2_bits(fma(load(from + kWordLanes), set(kOne), bias[v]));
+      total[v] = fma(low, low_inverse, total[v]);
+      total[v] = fma(high, high_inverse, total[v]);
+      store_i32(weights + r / 2 * kWordLanes + v * kLanes, pair_words(to_i32(low), to_i32(high)));
+    }
+  }
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) store(totals + v * kLanes, total[v]);
+}
+
+}  // namespace kve::KVE_ISA
+
+#endif

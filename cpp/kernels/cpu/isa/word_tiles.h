@@ -1,0 +1,81 @@
+// Queries and tiles of rows in int16, for attention of many queries (attend_words.cpp). Lanes are
+// queries, so that nothing is ever added up across lanes.
+//
+// A row has a scale of its own, and its codes depend on nothing else: what a query gets does not
+// depend on later rows. Scales keep all sums within 31 bits: the norms of the codes of a key and of
+// a query multiply to less than 2^31 (Cauchy and Schwarz), and kTile products of weights up to
+// kWordWeight with values up to kWordValue add up to less.
+#pragma once
+
+#include "kernels/cpu/isa/attend.h"
+
+#if defined(KVE_WORD_TILES)
+
+#include "simd/words.h"
+
+namespace kve::KVE_ISA {
+
+constexpr int kWordVectors = 3;                    // registers of queries in a group
+constexpr int kWordLanes = kWordVectors * kLanes;  // queries of a group
+constexpr int kWordRows = 8;                       // rows, or channels, of one product
+constexpr float kWordKeyNorm = 32767;
+constexpr float kWordQueryNorm = 65000;
+constexpr int64_t kWordValue = 4095;
+constexpr int kWordWeightBits = 13;
+static_assert((kTile * kWordValue) << kWordWeightBits < int64_t{1} << 31);
+
+struct WordTile {
+  int64_t key_words;     // between rows of keys
+  int64_t value_words;   // between pairs of rows of values
+  int32_t* keys;         // [kTile][key_words]: pairs of channels
+  float* key_scale;      // [kTile]
+  int32_t* values;       // [kTile / 2][value_words]: pairs of rows
+  float* value_log;      // [kTile]: the base 2 logarithm of the scale of the row
+  float* value_inverse;  // [kTile]: one over the scale
+  // Rows with infinities or numbers that are none in a key or a value; their codes mean nothing.
+  uint64_t broken_keys;
+  uint64_t broken_values;
+};
+static inline WordTile carve_word_tile(Carver& carver, int key_dim, int value_dim) {
+  WordTile tile = {};
+  tile.key_words = round_up(key_dim, 2 * kLanes) / 2;
+  tile.value_words = round_up(value_dim, 2 * kLanes);
+  tile.keys = carver.take<int32_t>(kTile * tile.key_words);
+  tile.key_scale = carver.take<float>(kTile);
+  tile.values = carver.take<int32_t>(kTile / 2 * tile.value_words);
+  tile.value_log = carver.take<float>(kTile);
+  tile.value_inverse = carver.take<float>(kTile);
+  return tile;
+}
+
+// The keys of the tile, from rows [n][stride] or columns [width][kTile]; rows past the n-th mean
+// nothing.
+void quantize_key_rows(const float* rows, int64_t stride, int width, int32_t n, WordTile* tile);
+void quantize_key_columns(const float* columns, int width, int32_t n, WordTile* tile);
+// The values, from rows [n][stride].
+void quantize_value_rows(const float* rows, int64_t stride, int width, int32_t n, WordTile* tile);
+
+// Queries [n][stride] to words [group][key_words][kWordLanes] and a scale each, which is not a
+// number where the query has infinities or such; the rest of the last group becomes zero. The
+// memory at `codes` holds kLanes * key_words words.
+void quantize_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
+                      int32_t* codes, int32_t* words, float* scales);
+
+// word_products.cpp. Scores [row][kWordLanes] of kWordRows rows of the tile, from `row` on, with a
+// group of queries of `words` words and their scales; `raise` [row] is added. `top` becomes the
+// largest of each query.
+void score_rows(const WordTile& tile, int64_t row, int64_t words, const int32_t* queries,
+                const float* scale, const float* raise, float* scores, float* top);
+// Scores of the rows [first, end), both even, to weights of pairs of rows, [row / 2][kWordLanes],
+// of which the largest of a query is 2^kWordWeightBits; `totals` are the sums of weights times
+// `inverse`, of their row.
+void weigh_rows(const float* scores, const float* top, const float* inverse, int64_t first,
+                int64_t end, int32_t* weights, float* totals);
+// Adds kWordRows channels of values, times the weights of `pairs` pairs of rows, times `factor`, to
+// sums [channel][kWordLanes].
+void add_channels(const int32_t* values, int64_t value_words, const int32_t* weights, int64_t pairs,
+                  const float* factor, float* sums);
+
+}  // namespace kve::KVE_ISA
+
+#endif

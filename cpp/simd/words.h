@@ -1,0 +1,34 @@
+// Dot products of pairs of int16 numbers, for the instruction sets that have them (KVE_WORD_TILES):
+//
+//   dot2_words(acc, a, b)   acc + the dot product of the two int16 numbers of each lane
+//   pair_words(low, high)   lanes of the low 16 bits of two vectors, the first in the low half
+//   store_words(p, a)       the low 16 bits of the lanes
+//   as_i32(a)               the bits of floats as lanes
+//   blend_bits(mask, a, b)  bits of a where the mask has ones, else of b
+#pragma once
+
+#include "simd/simd.h"
+
+namespace kve::KVE_ISA {
+
+#if defined(KVE_ISA_AVX512)
+
+static inline I32 dot2_words(I32 acc, I32 a, I32 b) {
+  // The intrinsic makes GCC 12 copy the accumulator in and out.
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
+  return acc;
+}
+static inline I32 pair_words(I32 low, I32 high) {
+  return {_mm512_mask_blend_epi16(0xaaaaaaaau, low.v, _mm512_slli_epi32(high.v, 16))};
+}
+static inline void store_words(int16_t* p, I32 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
+}
+static inline I32 as_i32(F32 a) { return {_mm512_castps_si512(a.v)}; }
+static inline I32 blend_bits(I32 mask, I32 a, I32 b) {
+  return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xca)};
+}
+
+#endif
+
+}  // namespace kve::KVE_ISA

@@ -1,0 +1,115 @@
+// Fast attention of many queries in int16 (kernels/cpu/isa/attend_words.cpp), on the instruction
+// sets that have it; bf16 or f32 tiles of the others meet the same demands, but for their
+// precision.
+#include "kernels/attend_testing.h"
+
+namespace kve {
+namespace {
+
+using test::Case;
+using test::Problem;
+
+class AttendWords : public test::Attend {
+ protected:
+  static Case fast_case(int rows, int queries) {
+    Case c;
+    c.n_rows = rows;
+    c.n_queries = queries;
+    c.k_tail = c.v_tail = rows;  // all of it
+    c.precision = Precision::fast;
+    return c;
+  }
+  bool has_words() const { return GetParam() == "avx512"; }
+  // Outputs are averages. Codes of values are off by 2^-13 of the largest of a row at most, weights
+  // by 2^-14 of the largest of a tile and by 1.1e-4, scores by 2^-15 of the product of two norms
+  // over their square root of dimensions; where averages are of many rows, the largest output is a
+  // few times smaller than a value.
+  double bound() const { return has_words() ? 1e-3 : test::kRoundedBound; }
+};
+
+void set_row(test::TestSide* side, int row, int width, float factor) {
+  for (int d = 0; d < width; ++d) {
+    const auto at = static_cast<size_t>(row * width + d);
+    side->tail[at] = float_to_half(side->values[at] * factor);
+    side->values[at] = half_to_float(side->tail[at]);
+  }
+}
+
+TEST_P(AttendWords, KeepsTwelveBits) {
+  for (const int dim : {1, 16, 40, 64, 80, 128, 256, 576}) {
+    for (const int rows : {9, 64, 200, 700}) {
+      Case c = fast_case(rows, std::min(rows, 70));
+      c.n_heads = 6;
+      c.key_dim = c.value_dim = dim;
+      const Problem problem(c);
+      EXPECT_LT(test::relative_error(problem.run(*backend_), problem.reference()), bound())
+          << rows << " rows of " << dim;
+    }
+  }
+}
+
+// A first key that nearly all queries look at, whose values are small: what attention sinks are.
+TEST_P(AttendWords, SmallValuesOfLargeWeights) {
+  Case c = fast_case(300, 60);
+  Problem problem(c);
+  for (size_t h = 0; h < problem.k.size(); ++h) {
+    set_row(&problem.k[h], 0, c.key_dim, 3);
+    set_row(&problem.v[h], 0, c.value_dim, 1e-3f);
+    set_row(&problem.v[h], 5, c.value_dim, 0);
+    set_row(&problem.v[h], 70, c.value_dim, 50);
+    set_row(&problem.k[h], 71, c.key_dim, 0);
+  }
+  EXPECT_LT(test::relative_error(problem.run(*backend_), problem.reference()), bound());
+}
+
+// No code of a row depends on another: a query gives the same bits whatever follows it.
+TEST_P(AttendWords, LaterRowsChangeNoBit) {
+  for (const int window : {0, 100}) {
+    Case c = fast_case(230, 60);
+    c.window = window;
+    const Problem before(c);
+    Problem after(c);
+    for (size_t h = 0; h < after.k.size(); ++h) {
+      for (int row = 200; row < 230; ++row) {
+        set_row(&after.k[h], row, c.key_dim, 20);
+        set_row(&after.v[h], row, c.value_dim, -300);
+      }
+    }
+    const auto seen = [&](std::vector<float> out) {
+      out.resize(static_cast<size_t>(30 * c.n_heads * c.value_dim));  // of rows 170 to 199
+      return out;
+    };
+    EXPECT_TRUE(test::same_bits(seen(before.run(*backend_)), seen(after.run(*backend_))));
+  }
+}
+
+TEST_P(AttendWords, BrokenRowsReachThoseWhoSeeThem) {
+  for (const bool values : {false, true}) {
+    for (const float broken : {NAN, INFINITY}) {
+      Case c = fast_case(200, 80);
+      Problem problem(c);
+      const int row = 150;  // seen by queries from number 30 on
+      auto& side = values ? problem.v[0] : problem.k[0];
+      side.tail[static_cast<size_t>(row * c.key_dim + 7)] = float_to_half(broken);
+      const std::vector<float> out = problem.run(*backend_);
+      const int width = c.n_heads * c.value_dim;
+      for (int i = 0; i < c.n_queries; ++i) {
+        const float first = out[static_cast<size_t>(i * width + 7)];
+        const float other =
+            out[static_cast<size_t>(i * width + width - 1)];  // of the other kv head
+        if (i < 30) {
+          EXPECT_TRUE(std::isfinite(first)) << i;
+        } else if (std::isnan(broken)) {
+          EXPECT_TRUE(std::isnan(first)) << i;
+        }
+        EXPECT_TRUE(std::isfinite(other)) << i;
+      }
+    }
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Isa, AttendWords, ::testing::ValuesIn(test::available_isas()),
+                         [](const auto& isa) { return isa.param; });
+
+}  // namespace
+}  // namespace kve
