@@ -46,6 +46,7 @@ class ModelCosts:
     def __init__(self, model: Model, exact: bool) -> None:
         self._layers = [(layer, layer["window"]) for layer in model.layers]
         self._exact = exact
+        self._backend = model.backend
         tensors = {each.name: each for each in model.file.tensors if len(each.shape) == 2}
         head = "output.weight" if "output.weight" in tensors else "token_embd.weight"
         self._head = self._body = _Matrices()
@@ -82,7 +83,7 @@ class ModelCosts:
         compute = self._seconds(self._body, tokens, machine)
         compute += self._seconds(self._head, logits, machine)
         attention = test.sequences * self.attention_operations(test.depth, test.n_tokens)
-        compute += attention / self._float_rate(machine)
+        compute += attention / self._attention_rate(machine)
         kind: Literal["memory", "compute"] = "memory" if memory > compute else "compute"
         return Limit(kind, tokens / max(memory, compute))
 
@@ -101,6 +102,11 @@ class ModelCosts:
 
     def _float_rate(self, machine: Machine) -> float:
         return machine.f32_ops if self._exact else max(machine.f32_ops, machine.bf16_ops)
+
+    def _attention_rate(self, machine: Machine) -> float:
+        # Its products there are of int16, half as many to an instruction as of int8.
+        words = self._backend == "cpu-avx512" and not self._exact
+        return max(self._float_rate(machine), machine.int8_ops / 2 if words else 0)
 
 
 def _seen(position: int, window: int) -> int:
