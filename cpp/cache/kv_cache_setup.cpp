@@ -87,7 +87,7 @@ BlockSetup KvCache::State::block_setup(size_t layer) {
   if (shape.rotation == nullptr) {
     throw ConfigError(message("cache infllm does not fit ", where,
                               ": expected keys that can be turned back to position 0, found those "
-                              "of several heads merged after their rotary embedding"));
+                              "without a rotary embedding, or of heads merged after it"));
   }
   if (shape.latents != nullptr) {
     throw ConfigError(message("cache infllm does not fit ", where,

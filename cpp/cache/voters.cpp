@@ -62,6 +62,7 @@ void Voters::observe(Backend& backend, const AttendParams& params, ConstMat q, i
   }
   params_ = params;
   params_.alibi = nullptr;
+  if (params.alibi != nullptr) slopes_.assign(params.alibi, params.alibi + params.n_heads);
   n_heads_ = params.n_heads;
   width_ = static_cast<int>(q.cols);
   few_pending_ = q.rows <= kFewRows;

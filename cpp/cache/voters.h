@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <vector>
 
 #include "base/memory.h"
 #include "base/span.h"
@@ -43,8 +44,12 @@ class Voters {
   void clear() noexcept;
   size_t bytes() const;
 
-  // Of the newest attention of this layer; without slopes of its own.
-  const AttendParams& params() const { return params_; }
+  // Of the newest attention of this layer; the slopes of linear biases live as long as this does.
+  AttendParams params() const {
+    AttendParams out = params_;
+    out.alibi = slopes_.empty() ? nullptr : slopes_.data();
+    return out;
+  }
   int most() const { return most_; }
   bool wants_moments() const { return wants_moments_; }
   int committed() const { return committed_; }
@@ -72,6 +77,7 @@ class Voters {
 
   int most_;
   AttendParams params_;
+  std::vector<float> slopes_;
   int width_ = 0;  // of a query of all heads, once one was seen
   int n_heads_ = 0;
   int committed_ = 0;

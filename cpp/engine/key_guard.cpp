@@ -68,7 +68,7 @@ std::vector<KeyBias> key_biases(const ModelSpec& spec, const ModelWeights& weigh
     const AttentionSpec& attention = spec.layers[i].attention;
     const Vector& bias = weights.layers[i].attention.k_bias;
     if (bias.empty() || attention.qk_norm) continue;
-    const Vector& norm = weights.layers[i].attention_norm;
+    const NormWeights& norm = weights.layers[i].attention_norm;
     const Weight& keys = weights.layers[i].attention.k;
     std::vector<float> row(static_cast<size_t>(keys.cols));
     for (int head = 0; head < attention.n_key_heads; ++head) {
@@ -77,15 +77,17 @@ std::vector<KeyBias> key_biases(const ModelSpec& spec, const ModelWeights& weigh
       double spread = 0;
       for (int c = 0; c < attention.head_dim; ++c) {
         const int64_t at = int64_t{head} * attention.head_dim + c;
-        const float value = bias[static_cast<size_t>(at)];
-        found.largest = std::max(found.largest, std::abs(value));
-        squares += static_cast<double>(value) * value;
         format(keys.type).decode(keys.data + static_cast<size_t>(at) * keys.row_bytes, row.data(),
                                  keys.cols);
+        double value = bias[static_cast<size_t>(at)];
         for (size_t j = 0; j < row.size(); ++j) {
-          const double weight = static_cast<double>(row[j]) * norm[j];
+          const double weight = static_cast<double>(row[j]) * norm.weight[j];
           spread += weight * weight;
+          // What a norm adds moves all keys as well.
+          if (!norm.bias.empty()) value += static_cast<double>(row[j]) * norm.bias[j];
         }
+        found.largest = std::max(found.largest, static_cast<float>(std::abs(value)));
+        squares += value * value;
       }
       found.norm = static_cast<float>(std::sqrt(squares));
       found.spread = static_cast<float>(std::sqrt(spread / attention.head_dim));

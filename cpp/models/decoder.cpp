@@ -2,7 +2,9 @@
 
 #include <algorithm>
 
+#include "base/error.h"
 #include "kernels/few_rows.h"
+#include "kernels/layer_norm.h"
 
 namespace kve {
 
@@ -27,11 +29,27 @@ void Decoder::forward(const Batch& batch) {
   }
 }
 
-void Decoder::run(const Batch& batch) {
-  const PrecisionPlan precision = batch.exact ? PrecisionPlan::exact() : PrecisionPlan::fast();
-  act_ = plan_memory(batch.n_tokens());
+void Decoder::check_positions(const Batch& batch) const {
+  if (!spec_.learned_positions) return;
+  for (const Batch::Slice& slice : batch.slices) {
+    const int64_t end = slice.first_position() + std::ssize(slice.tokens);
+    if (end <= spec_.n_ctx) continue;
+    throw CapacityError(message("this model learned positions 0 to ", spec_.n_ctx - 1,
+                                ": expected no later ones, found ", end - 1));
+  }
+}
 
-  // Rows of all slices lie one after the other; matrix products see them as one.
+void Decoder::norm(ConstMat x, const NormWeights& weights, Mat out) {
+  if (spec_.norm_kind == NormKind::layer) {
+    const float* bias = weights.bias.empty() ? nullptr : weights.bias.data();
+    layer_norm(backend_, x, weights.weight.data(), bias, spec_.norm_eps, out);
+  } else {
+    backend_.rms_norm(x, weights.weight.data(), spec_.norm_eps, out);
+  }
+}
+
+// Rows of all slices lie one after the other; matrix products see them as one.
+void Decoder::embed(const Batch& batch) {
   positions_.clear();
   int64_t row = 0;
   for (const Batch::Slice& slice : batch.slices) {
@@ -42,29 +60,37 @@ void Decoder::run(const Batch& batch) {
     }
     row += n;
   }
+  if (spec_.learned_positions) {
+    backend_.embed(weights_.positions, positions_, 1, act_.block);
+    backend_.add(act_.x, act_.block);
+  }
+  if (spec_.embed_norm) norm(act_.x, weights_.embedding_norm, act_.x);
   for (RopeTable& rope : ropes_) rope.set_positions(positions_);
+}
+
+void Decoder::run(const Batch& batch) {
+  check_positions(batch);
+  const PrecisionPlan precision = batch.exact ? PrecisionPlan::exact() : PrecisionPlan::fast();
+  act_ = plan_memory(batch.n_tokens());
+  embed(batch);
 
   for (size_t i = 0; i < spec_.layers.size(); ++i) {
     const LayerSpec& layer = spec_.layers[i];
     const LayerWeights& w = weights_.layers[i];
     const bool sandwich = layer.norm == NormPlacement::sandwich;
-    const LayerContext context{spec_,     static_cast<int>(i),
-                               layer,     w,
-                               backend_,  ropes_[static_cast<size_t>(layer.attention.rope)],
-                               precision, batch};
+    const int rope = layer.attention.rope;
+    const RopeTable* table = rope == kNoRope ? nullptr : &ropes_[static_cast<size_t>(rope)];
+    const LayerContext context{spec_, static_cast<int>(i), layer, w, backend_,
+                               table, precision,           batch};
 
-    backend_.rms_norm(act_.x, w.attention_norm.data(), spec_.norm_eps, act_.normed);
+    norm(act_.x, w.attention_norm, act_.normed);
     attention(context, act_, attend_tasks_);
-    if (sandwich) {
-      backend_.rms_norm(act_.block, w.attention_post_norm.data(), spec_.norm_eps, act_.block);
-    }
+    if (sandwich) norm(act_.block, w.attention_post_norm, act_.block);
     backend_.add(act_.x, act_.block);
 
-    backend_.rms_norm(act_.x, w.ffn_norm.data(), spec_.norm_eps, act_.normed);
+    norm(act_.x, w.ffn_norm, act_.normed);
     ffn(context, act_);
-    if (sandwich) {
-      backend_.rms_norm(act_.block, w.ffn_post_norm.data(), spec_.norm_eps, act_.block);
-    }
+    if (sandwich) norm(act_.block, w.ffn_post_norm, act_.block);
     backend_.add(act_.x, act_.block);
   }
 
@@ -92,8 +118,7 @@ void Decoder::write_logits(const Batch& batch, const PrecisionPlan& precision) {
       const int64_t n = slice.logits.rows;
       end += static_cast<int64_t>(slice.tokens.size());
       if (n == 0) continue;
-      backend_.rms_norm(act_.x.block(end - n, n), weights_.output_norm.data(), spec_.norm_eps,
-                        act_.normed.block(rows, n));
+      norm(act_.x.block(end - n, n), weights_.output_norm, act_.normed.block(rows, n));
       rows += n;
     } while (last < slices.size() && rows <= kSharedRows - kFewRows &&
              std::max(slices[first].logits.rows, slices[last].logits.rows) <= kFewRows);

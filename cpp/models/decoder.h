@@ -52,7 +52,7 @@ struct LayerContext {
   const LayerSpec& layer_spec;
   const LayerWeights& weights;
   Backend& backend;
-  const RopeTable& rope;
+  const RopeTable* rope;  // null: none
   const PrecisionPlan& precision;
   const Batch& batch;
 };
@@ -68,11 +68,15 @@ class Decoder {
   Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend);
 
   // Computes all slices and commits their tokens to the caches. If it throws, every cache is as it
-  // was. Tokens are valid ids; slices are not empty, and no two of them share a cache.
+  // was; CapacityError where positions are learned and end before the batch does. Tokens are valid
+  // ids; slices are not empty, and no two of them share a cache.
   void forward(const Batch& batch);
 
  private:
+  void check_positions(const Batch& batch) const;
   void run(const Batch& batch);
+  void embed(const Batch& batch);
+  void norm(ConstMat x, const NormWeights& weights, Mat out);
   void write_logits(const Batch& batch, const PrecisionPlan& precision);
   void multiply_logits(ConstMat normed, Mat logits, const PrecisionPlan& precision);
   Activations plan_memory(int64_t n);

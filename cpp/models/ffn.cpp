@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "models/decoder.h"
 
 namespace kve {
@@ -9,8 +11,15 @@ void ffn(const LayerContext& context, const Activations& a) {
   const Mat up(a.up.data, a.up.rows, spec.d_ff);
   const auto bias = [](const Vector& vector) { return vector.empty() ? nullptr : vector.data(); };
 
-  const Product in[] = {{&w.gate, gate, bias(w.gate_bias)}, {&w.up, up, bias(w.up_bias)}};
-  context.backend.matmul(a.normed, in, context.precision.ffn_in);
+  if (spec.gated) {
+    const Product in[] = {{&w.gate, gate, bias(w.gate_bias)}, {&w.up, up, bias(w.up_bias)}};
+    context.backend.matmul(a.normed, in, context.precision.ffn_in);
+  } else {
+    // A gate of what would be `up`, and ones to multiply it with.
+    const Product in{&w.up, gate, bias(w.up_bias)};
+    context.backend.matmul(a.normed, {&in, 1}, context.precision.ffn_in);
+    std::fill_n(up.data, up.rows * up.cols, 1.0f);
+  }
   context.backend.gated(spec.activation, gate, up);
   const Product out{&w.down, a.block, bias(w.down_bias)};
   context.backend.matmul(gate, {&out, 1}, context.precision.ffn_out);

@@ -16,8 +16,9 @@ struct Architecture {
 };
 
 constexpr std::array kArchitectures = {
-    Architecture{"gemma3", describe_gemma3},
-    Architecture{"llama", describe_llama},
+    Architecture{"bloom", describe_bloom}, Architecture{"gemma3", describe_gemma3},
+    Architecture{"gpt2", describe_gpt2},   Architecture{"llama", describe_llama},
+    Architecture{"mpt", describe_mpt},
 };
 
 }  // namespace
@@ -42,7 +43,8 @@ std::vector<LayerShape> ModelSpec::cache_shape() const {
     shape.push_back(
         {attention.n_kv_heads, attention.head_dim, attention.value_dim, attention.window, nullptr});
     shape.back().latents = attention.latents;
-    if (attention.merges_keys) continue;  // what was rotated is mixed: it cannot be turned back
+    // Nothing was rotated, or it is mixed with other heads and cannot be turned back.
+    if (attention.rope == kNoRope || attention.merges_keys) continue;
     const RopeTable rope(ropes[static_cast<size_t>(attention.rope)]);
     Rotation rotation{{rope.frequencies().begin(), rope.frequencies().end()},
                       rope.layout() == RopeLayout::interleaved};

@@ -33,6 +33,9 @@ struct RopeSpec {
   bool operator==(const RopeSpec&) const = default;
 };
 
+// Positions enter in another way: as biases of scores, or with the embedding.
+inline constexpr int kNoRope = -1;
+
 struct AttentionSpec {
   int n_heads = 0;
   int n_kv_heads = 0;   // in the cache
@@ -42,8 +45,11 @@ struct AttentionSpec {
   float scale = 1;      // on scores
   float softcap = 0;    // 0: none
   int window = 0;       // 0: none; else a query at p sees positions > p - window
-  int rope = 0;         // index into ModelSpec::ropes
+  int rope = 0;         // index into ModelSpec::ropes, or kNoRope
   bool qk_norm = false;
+  bool fused_qkv = false;    // one tensor holds the rows of queries, keys and values
+  float clamp = 0;           // 0: none; else queries, keys and values are cut to [-clamp, clamp]
+  std::vector<float> alibi;  // slopes of linear biases (arXiv:2108.12409), [n_heads]; empty: none
 
   // KV-head compression (arXiv 2406.07056): a head of the cache holds what key_group() rotated
   // heads of keys have in common, AttentionWeights::psi times their values.
@@ -57,6 +63,12 @@ struct AttentionSpec {
 struct FfnSpec {
   int d_ff = 0;
   Activation activation = Activation::silu;  // of the gate
+  bool gated = true;                         // false: down(activation(up)), without a gate
+};
+
+enum class NormKind {
+  rms,    // x / rms(x) * weight
+  layer,  // (x - mean) / deviation * weight + bias
 };
 
 enum class NormPlacement {
@@ -75,8 +87,11 @@ struct ModelSpec {
   std::string name;  // general.name, may be empty
   int d_model = 0;
   int vocab_size = 0;
-  int n_ctx = 0;  // trained for
+  int n_ctx = 0;                       // trained for
+  NormKind norm_kind = NormKind::rms;  // of all norms
   float norm_eps = 1e-5f;
+  bool embed_norm = false;         // embeddings are normed
+  bool learned_positions = false;  // a row for each of n_ctx positions is added to the embedding
   float embed_scale = 1;
   float logit_softcap = 0;  // 0: none
   std::vector<RopeSpec> ropes;

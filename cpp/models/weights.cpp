@@ -66,19 +66,53 @@ class Binder {
   const GgufFile& file_;
 };
 
+NormWeights bind_norm(const Binder& bind, const std::string& name, const ModelSpec& spec) {
+  NormWeights w;
+  w.weight = bind.vector(name + ".weight", spec.d_model);
+  if (spec.norm_kind == NormKind::layer)
+    w.bias = bind.vector_or_empty(name + ".bias", spec.d_model);
+  return w;
+}
+
+// Rows [first, first + rows) of a matrix.
+Weight rows_of(const Weight& whole, int64_t first, int64_t rows) {
+  Weight part = whole;
+  part.rows = rows;
+  part.data += static_cast<size_t>(first) * whole.row_bytes;
+  return part;
+}
+
+// One tensor with the rows of all queries, then of all keys, then of all values.
+void bind_fused(const Binder& bind, const std::string& name, int64_t d_model, int64_t q, int64_t k,
+                int64_t v, AttentionWeights& w) {
+  const Weight whole = bind.matrix(name + ".weight", q + k + v, d_model);
+  w.q = rows_of(whole, 0, q);
+  w.k = rows_of(whole, q, k);
+  w.v = rows_of(whole, q + k, v);
+  const Vector bias = bind.vector_or_empty(name + ".bias", q + k + v);
+  if (bias.empty()) return;
+  w.q_bias.assign(bias.begin(), bias.begin() + q);
+  w.k_bias.assign(bias.begin() + q, bias.begin() + q + k);
+  w.v_bias.assign(bias.begin() + q + k, bias.end());
+}
+
 AttentionWeights bind_attention(const Binder& bind, const std::string& prefix, int64_t d_model,
                                 const AttentionSpec& spec) {
   const int64_t q = int64_t{spec.n_heads} * spec.head_dim;
   const int64_t k = int64_t{spec.n_key_heads} * spec.head_dim;
   const int64_t v = int64_t{spec.n_kv_heads} * spec.value_dim;
   AttentionWeights w;
-  w.q = bind.matrix(prefix + "attn_q.weight", q, d_model);
-  w.k = bind.matrix(prefix + "attn_k.weight", k, d_model);
-  w.v = bind.matrix(prefix + "attn_v.weight", v, d_model);
+  if (spec.fused_qkv) {
+    bind_fused(bind, prefix + "attn_qkv", d_model, q, k, v, w);
+  } else {
+    w.q = bind.matrix(prefix + "attn_q.weight", q, d_model);
+    w.k = bind.matrix(prefix + "attn_k.weight", k, d_model);
+    w.v = bind.matrix(prefix + "attn_v.weight", v, d_model);
+    w.q_bias = bind.vector_or_empty(prefix + "attn_q.bias", q);
+    w.k_bias = bind.vector_or_empty(prefix + "attn_k.bias", k);
+    w.v_bias = bind.vector_or_empty(prefix + "attn_v.bias", v);
+  }
   w.o = bind.matrix(prefix + "attn_output.weight", d_model, int64_t{spec.n_heads} * spec.value_dim);
-  w.q_bias = bind.vector_or_empty(prefix + "attn_q.bias", q);
-  w.k_bias = bind.vector_or_empty(prefix + "attn_k.bias", k);
-  w.v_bias = bind.vector_or_empty(prefix + "attn_v.bias", v);
   w.o_bias = bind.vector_or_empty(prefix + "attn_output.bias", d_model);
   if (spec.qk_norm) {
     w.q_norm = bind.vector(prefix + "attn_q_norm.weight", spec.head_dim);
@@ -99,10 +133,12 @@ AttentionWeights bind_attention(const Binder& bind, const std::string& prefix, i
 FfnWeights bind_ffn(const Binder& bind, const std::string& prefix, int64_t d_model,
                     const FfnSpec& spec) {
   FfnWeights w;
-  w.gate = bind.matrix(prefix + "ffn_gate.weight", spec.d_ff, d_model);
+  if (spec.gated) {
+    w.gate = bind.matrix(prefix + "ffn_gate.weight", spec.d_ff, d_model);
+    w.gate_bias = bind.vector_or_empty(prefix + "ffn_gate.bias", spec.d_ff);
+  }
   w.up = bind.matrix(prefix + "ffn_up.weight", spec.d_ff, d_model);
   w.down = bind.matrix(prefix + "ffn_down.weight", d_model, spec.d_ff);
-  w.gate_bias = bind.vector_or_empty(prefix + "ffn_gate.bias", spec.d_ff);
   w.up_bias = bind.vector_or_empty(prefix + "ffn_up.bias", spec.d_ff);
   w.down_bias = bind.vector_or_empty(prefix + "ffn_down.bias", d_model);
   return w;
@@ -114,7 +150,11 @@ ModelWeights::ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec
     : file_(std::move(file)) {
   const Binder bind(*file_);
   embedding = bind.matrix("token_embd.weight", spec.vocab_size, spec.d_model);
-  output_norm = bind.vector("output_norm.weight", spec.d_model);
+  if (spec.embed_norm) embedding_norm = bind_norm(bind, "token_embd_norm", spec);
+  if (spec.learned_positions) {
+    positions = bind.matrix("position_embd.weight", spec.n_ctx, spec.d_model);
+  }
+  output_norm = bind_norm(bind, "output_norm", spec);
   output = bind.has("output.weight") ? bind.matrix("output.weight", spec.vocab_size, spec.d_model)
                                      : embedding;
   layers.reserve(spec.layers.size());
@@ -122,11 +162,11 @@ ModelWeights::ModelWeights(std::shared_ptr<const GgufFile> file, const ModelSpec
     const LayerSpec& layer = spec.layers[i];
     const std::string prefix = message("blk.", i, ".");
     LayerWeights w;
-    w.attention_norm = bind.vector(prefix + "attn_norm.weight", spec.d_model);
-    w.ffn_norm = bind.vector(prefix + "ffn_norm.weight", spec.d_model);
+    w.attention_norm = bind_norm(bind, prefix + "attn_norm", spec);
+    w.ffn_norm = bind_norm(bind, prefix + "ffn_norm", spec);
     if (layer.norm == NormPlacement::sandwich) {
-      w.attention_post_norm = bind.vector(prefix + "post_attention_norm.weight", spec.d_model);
-      w.ffn_post_norm = bind.vector(prefix + "post_ffw_norm.weight", spec.d_model);
+      w.attention_post_norm = bind_norm(bind, prefix + "post_attention_norm", spec);
+      w.ffn_post_norm = bind_norm(bind, prefix + "post_ffw_norm", spec);
     }
     w.attention = bind_attention(bind, prefix, spec.d_model, layer.attention);
     w.ffn = bind_ffn(bind, prefix, spec.d_model, layer.ffn);
@@ -141,8 +181,9 @@ void ModelWeights::repack(Backend& backend) {
   // In the order in which a forward pass reads them.
   std::vector<Weight*> weights;
   for (LayerWeights& w : layers) {
-    weights.insert(weights.end(), {&w.attention.q, &w.attention.k, &w.attention.v, &w.attention.o,
-                                   &w.ffn.gate, &w.ffn.up, &w.ffn.down});
+    weights.insert(weights.end(), {&w.attention.q, &w.attention.k, &w.attention.v, &w.attention.o});
+    if (w.ffn.gate) weights.push_back(&w.ffn.gate);
+    weights.insert(weights.end(), {&w.ffn.up, &w.ffn.down});
   }
   weights.push_back(&output);
   size_t total = 0;

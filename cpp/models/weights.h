@@ -16,6 +16,10 @@ namespace kve {
 // Small vectors (norms, biases) are widened to f32; empty where a model has none.
 using Vector = std::vector<float>;
 
+struct NormWeights {
+  Vector weight, bias;
+};
+
 struct AttentionWeights {
   Weight q, k, v, o;
   Vector q_bias, k_bias, v_bias, o_bias;
@@ -24,13 +28,13 @@ struct AttentionWeights {
 };
 
 struct FfnWeights {
-  Weight gate, up, down;
+  Weight gate, up, down;  // no gate unless FfnSpec::gated
   Vector gate_bias, up_bias, down_bias;
 };
 
 struct LayerWeights {
-  Vector attention_norm, ffn_norm;            // before the block
-  Vector attention_post_norm, ffn_post_norm;  // after it (NormPlacement::sandwich)
+  NormWeights attention_norm, ffn_norm;            // before the block
+  NormWeights attention_post_norm, ffn_post_norm;  // after it (NormPlacement::sandwich)
   AttentionWeights attention;
   FfnWeights ffn;
 };
@@ -47,9 +51,11 @@ class ModelWeights {
   void repack(Backend& backend);
   size_t repacked_bytes() const { return repacked_.size(); }
 
-  Weight embedding;    // [vocab_size, d_model]
-  Vector output_norm;  // [d_model]
-  Weight output;       // [vocab_size, d_model]; the embedding again where they are tied
+  Weight embedding;            // [vocab_size, d_model]
+  NormWeights embedding_norm;  // ModelSpec::embed_norm
+  Weight positions;            // [n_ctx, d_model]; ModelSpec::learned_positions
+  NormWeights output_norm;
+  Weight output;  // [vocab_size, d_model]; the embedding again where they are tied
   std::vector<LayerWeights> layers;
   int64_t n_parameters = 0;  // of the whole file
 

@@ -21,6 +21,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import torch
+import without_rope
 from plain_forward import PlainModel
 from reference import REPOSITORY
 from tiny_vocab import SAMPLES, Vocabulary, byte_level_bpe, spm
@@ -80,7 +81,7 @@ class Case:
     name: str
     about: str
     config: dict[str, object] = field(default_factory=dict)
-    family: str = "llama"  # or mistral, gemma3
+    family: str = "llama"  # or mistral, gemma3, bloom, gpt2, mpt
     vocabulary: str = "bpe"  # or spm; gemma3 always has its own SPM
     weight_type: gguf.GGMLQuantizationType = F16
     loads_in_transformers: bool = True  # False: its GGUF loader ignores what the case is about
@@ -181,16 +182,38 @@ CASES = [
         loads_in_transformers=False,
         sensitive_to=("rope_scaling", "local_base"),
     ),
+    Case(
+        "bloom-base",
+        "linear biases of a number of heads that is no power of two, layer norms, fused qkv",
+        family="bloom",
+        sensitive_to=("alibi", "bias", "embed_norm"),
+    ),
+    Case(
+        "gpt2-base",
+        "learned positions, layer norms, fused qkv",
+        family="gpt2",
+        sensitive_to=("positions", "bias"),
+    ),
+    Case(
+        "mpt-clamp",
+        "linear biases, attention.clamp_kqv, no biases, exact GELU",
+        {"attn_config": {"clip_qkv": 1.0}},
+        family="mpt",
+        loads_in_transformers=False,
+        sensitive_to=("alibi", "clamp"),
+    ),
 ]
 
 
 def build_model(case: Case, vocab_size: int, generator: torch.Generator) -> PreTrainedModel:
     """A transformers model with weights that the file's type can hold exactly."""
-    base = GEMMA3 if case.family == "gemma3" else LLAMA
+    bases = {"llama": LLAMA, "mistral": LLAMA, "gemma3": GEMMA3, **without_rope.BASES}
+    base = bases[case.family]
     kinds = {
         "llama": (LlamaConfig, LlamaForCausalLM),
         "mistral": (MistralConfig, MistralForCausalLM),
         "gemma3": (Gemma3TextConfig, Gemma3ForCausalLM),
+        **without_rope.KINDS,
     }
     config_type, model_type = kinds[case.family]
     config = config_type(**{**base, "vocab_size": vocab_size, **case.config})
@@ -202,9 +225,9 @@ def build_model(case: Case, vocab_size: int, generator: torch.Generator) -> PreT
             noise = torch.randn(tensor.shape, generator=generator)
             if tensor.dim() == 1:
                 value = 0.2 * noise
-                if name.endswith("norm.weight") and case.family != "gemma3":
+                if name.endswith("weight") and case.family != "gemma3":  # of a norm
                     value = 1.0 + value  # gemma's module adds the one itself
-            elif "embed_tokens" in name or "lm_head" in name:
+            elif "embed_tokens" in name or "lm_head" in name or without_rope.is_embedding(name):
                 value = (0.5 * noise).to(kept).float()
             else:
                 # Large enough that attention is far from uniform and every feature shows.
@@ -227,12 +250,21 @@ def rope_factors(model: PreTrainedModel) -> np.ndarray:
     return (plain / model.model.rotary_emb.inv_freq.double().numpy()).astype(np.float32)
 
 
+def architecture(case: Case) -> str:
+    """general.architecture of a case's file."""
+    return "llama" if case.family == "mistral" else case.family
+
+
 def write_parameters(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel) -> None:
     """Hyper-parameters under the keys and in the forms that llama.cpp's converter uses."""
     config = model.config
     gemma = case.family == "gemma3"
     writer.add_type("model")
     writer.add_name(f"kvengine tiny {case.name}")
+    writer.add_file_type({F32: 0, F16: 1, BF16: 32}[case.weight_type])
+    if case.family in without_rope.KINDS:
+        without_rope.write_parameters(writer, case.family, config)
+        return
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_block_count(config.num_hidden_layers)
@@ -240,7 +272,6 @@ def write_parameters(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_file_type({F32: 0, F16: 1, BF16: 32}[case.weight_type])
     head_dim = case.config.get("head_dim", config.head_dim if gemma else None)
     if head_dim is not None:
         writer.add_key_length(head_dim)
@@ -271,11 +302,11 @@ def write_parameters(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel
 def write_tensors(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel) -> None:
     """Weights under llama.cpp's names: matrices in the case's type, vectors in F32."""
     gemma = case.family == "gemma3"
-    arch = gguf.MODEL_ARCH.GEMMA3 if gemma else gguf.MODEL_ARCH.LLAMA
+    rotary = case.family not in without_rope.KINDS
+    arch = gguf.MODEL_ARCH[architecture(case).upper()]
     names = gguf.get_tensor_name_map(arch, model.config.num_hidden_layers)
-    if "rope_type" in model.config.rope_parameters:
-        if model.config.rope_parameters["rope_type"] == "llama3":
-            writer.add_tensor("rope_freqs.weight", rope_factors(model))
+    if rotary and model.config.rope_parameters.get("rope_type") == "llama3":
+        writer.add_tensor("rope_freqs.weight", rope_factors(model))
     for name, tensor in model.named_parameters():
         value = tensor.detach().numpy()
         if not gemma and "q_proj" in name:
@@ -284,6 +315,9 @@ def write_tensors(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel) -
             value = interleave(value, model.config.num_key_value_heads)
         if gemma and name.endswith("norm.weight"):
             value = value + np.float32(1.0)
+        if not rotary:
+            value = without_rope.converted(case.family, name, value, model)
+            name = name.removeprefix("transformer.") if case.family == "bloom" else name
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise KeyError(f"{name}: gguf has no name for it")
@@ -294,7 +328,7 @@ def write_tensors(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel) -
 
 def write_gguf(path: Path, case: Case, model: PreTrainedModel, vocabulary: Vocabulary) -> None:
     """The whole file."""
-    writer = gguf.GGUFWriter(path, "gemma3" if case.family == "gemma3" else "llama")
+    writer = gguf.GGUFWriter(path, architecture(case))
     write_parameters(writer, case, model)
     vocabulary.write(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
@@ -311,8 +345,12 @@ def check(path: Path, case: Case, ids: np.ndarray, expected: np.ndarray) -> dict
     span = float(expected.max() - expected.min())
     found = {"plain": float(abs(PlainModel(path).logits(ids) - expected).max()) / span}
     if case.loads_in_transformers:
-        # Files do not state the attention scale; transformers assumes 256^-1/2 for every gemma3.
-        assumed = {"query_pre_attn_scalar": 16} if case.family == "gemma3" else {}
+        # Files do not state the attention scale; transformers assumes 256^-1/2 for every gemma3. It
+        # assumes 1,024 positions for every gpt2.
+        assumed = {
+            "gemma3": {"query_pre_attn_scalar": 16},
+            "gpt2": {"n_positions": without_rope.CONTEXT},
+        }.get(case.family, {})
         loaded = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,

@@ -47,11 +47,41 @@ class Rope:
         return out
 
 
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def gelu_erf(x: np.ndarray) -> np.ndarray:
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / math.sqrt(2)))
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    return x / (1 + np.exp(-x))
+
+
+ACTIVATIONS = {
+    "bloom": gelu_tanh,
+    "gemma3": gelu_tanh,
+    "gpt2": gelu_tanh,
+    "llama": silu,
+    "mpt": gelu_erf,
+}
+
+
+def alibi_slopes(n_heads: int, max_bias: float) -> np.ndarray:
+    """arXiv:2108.12409, as its authors' code extends it to any number of heads."""
+    whole = 1 << (n_heads.bit_length() - 1)
+    slopes = [2 ** (-max_bias * (i + 1) / whole) for i in range(whole)]
+    slopes += [2 ** (-max_bias * (i + 1) / (2 * whole)) for i in range(0, 2 * whole, 2)]
+    return np.array(slopes[:n_heads])
+
+
 class PlainModel:
-    """A `llama` or `gemma3` GGUF file, evaluated token by token in float64.
+    """A GGUF file of an architecture in ACTIVATIONS, evaluated token by token in float64.
 
     `ignore` names features to leave out on purpose (`rope_scaling`, `rope_freqs`, `window`, `bias`,
-    `qk_norm`, `local_base`): tiny models use it to prove that each feature moves the logits.
+    `qk_norm`, `local_base`, `alibi`, `positions`, `clamp`, `embed_norm`): tiny models use it to
+    prove that each feature moves the logits.
     """
 
     def __init__(self, path: Path, ignore: Iterable[str] = ()) -> None:
@@ -63,13 +93,17 @@ class PlainModel:
         }
         self.ignore = set(ignore)
         self.arch = str(self.meta["general.architecture"])
-        if self.arch not in ("llama", "gemma3"):
-            raise ValueError(f"{path}: architecture: expected llama or gemma3, found {self.arch}")
+        if self.arch not in ACTIVATIONS:
+            known = ", ".join(ACTIVATIONS)
+            raise ValueError(f"{path}: architecture: expected one of {known}, found {self.arch}")
+        self.rotary = self.arch in ("llama", "gemma3")  # others: layer norms, no gates
         self.gemma = self.arch == "gemma3"
         self.n_heads = int(self._get("attention.head_count"))
         self.n_kv_heads = int(self._get("attention.head_count_kv", self.n_heads))
         self.d_model = int(self._get("embedding_length"))
         self.head_dim = int(self._get("attention.key_length", self.d_model // self.n_heads))
+        if not self.rotary:
+            return
         self.rope_global = self._rope(float(self._get("rope.freq_base", 10_000.0)), scaled=True)
         local_base = float(self._get("rope.freq_base_swa", GEMMA3_LOCAL_BASE))
         self.rope_local = self._rope(local_base, scaled=False)
@@ -118,6 +152,12 @@ class PlainModel:
         return out if bias is None or "bias" in self.ignore else out + bias
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        if not self.rotary:
+            eps = float(self._get("attention.layer_norm_epsilon"))
+            centred = x - x.mean(-1, keepdims=True)
+            out = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + eps)
+            bias = 0 if "bias" in self.ignore else self.tensors.get(f"{name}.bias", 0)
+            return out * self.tensors[f"{name}.weight"] + bias
         eps = float(self._get("attention.layer_norm_rms_epsilon"))
         scale = 1.0 / np.sqrt((x * x).mean(-1, keepdims=True) + eps)
         return x * scale * self.tensors[f"{name}.weight"]
@@ -132,17 +172,40 @@ class PlainModel:
     def _is_global(self, layer: int) -> bool:
         return self.gemma and (layer + 1) % GEMMA3_PATTERN == 0
 
+    def _fused(self, name: str, x: np.ndarray) -> list[np.ndarray]:
+        """Queries, keys and values of architectures that have one tensor for all rows."""
+        rows = self._linear(f"{name}.attn_qkv", x)
+        limit = float(self._get("attention.clamp_kqv", 0.0))
+        if limit > 0 and "clamp" not in self.ignore:
+            rows = rows.clip(-limit, limit)
+        keys = self.n_kv_heads * self.head_dim
+        return np.split(rows, [self.d_model, self.d_model + keys], axis=1)
+
+    def _slopes(self) -> np.ndarray:
+        max_bias = (
+            8.0 if self.arch == "bloom" else float(self._get("attention.max_alibi_bias", 0.0))
+        )
+        if max_bias == 0 or "alibi" in self.ignore:
+            return np.zeros(self.n_heads)
+        return alibi_slopes(self.n_heads, max_bias)
+
     def _attention(self, layer: int, x: np.ndarray) -> np.ndarray:
         n, name = len(x), f"blk.{layer}"
-        q = self._linear(f"{name}.attn_q", x).reshape(n, self.n_heads, self.head_dim)
-        k = self._linear(f"{name}.attn_k", x).reshape(n, self.n_kv_heads, self.head_dim)
-        v = self._linear(f"{name}.attn_v", x).reshape(n, self.n_kv_heads, -1)
+        if self.rotary:
+            q, k, v = (self._linear(f"{name}.attn_{side}", x) for side in "qkv")
+        else:
+            q, k, v = self._fused(name, x)
+        q = q.reshape(n, self.n_heads, self.head_dim)
+        k = k.reshape(n, self.n_kv_heads, self.head_dim)
+        v = v.reshape(n, self.n_kv_heads, -1)
         if self.gemma and "qk_norm" not in self.ignore:
             q = self._norm(f"{name}.attn_q_norm", q)
             k = self._norm(f"{name}.attn_k_norm", k)
-        local = self.gemma and not self._is_global(layer) and "local_base" not in self.ignore
-        rope = self.rope_local if local else self.rope_global
-        q, k = rope.apply(q), rope.apply(k)
+        if self.rotary:
+            local = self.gemma and not self._is_global(layer) and "local_base" not in self.ignore
+            rope = self.rope_local if local else self.rope_global
+            q, k = rope.apply(q), rope.apply(k)
+        slopes = np.zeros(self.n_heads) if self.rotary else self._slopes()
         age = np.arange(n)[:, None] - np.arange(n)[None, :]
         seen = age >= 0
         if (window := self._window(layer)) is not None:
@@ -150,26 +213,29 @@ class PlainModel:
         heads = []
         for head in range(self.n_heads):
             shared = head * self.n_kv_heads // self.n_heads
-            scores = q[:, head] @ k[:, shared].T / math.sqrt(self.head_dim)
+            scores = q[:, head] @ k[:, shared].T / math.sqrt(self.head_dim) - slopes[head] * age
             scores = np.where(seen, scores, -np.inf)
             weights = np.exp(scores - scores.max(-1, keepdims=True))
             heads.append(weights / weights.sum(-1, keepdims=True) @ v[:, shared])
         return self._linear(f"{name}.attn_output", np.concatenate(heads, axis=-1))
 
     def _ffn(self, layer: int, x: np.ndarray) -> np.ndarray:
-        gate = self._linear(f"blk.{layer}.ffn_gate", x)
-        if self.gemma:  # tanh approximation of GELU
-            inner = math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3)
-            gate = 0.5 * gate * (1 + np.tanh(inner))
-        else:  # SiLU
-            gate = gate / (1 + np.exp(-gate))
-        return self._linear(f"blk.{layer}.ffn_down", gate * self._linear(f"blk.{layer}.ffn_up", x))
+        up = self._linear(f"blk.{layer}.ffn_up", x)
+        if self.rotary:
+            up = ACTIVATIONS[self.arch](self._linear(f"blk.{layer}.ffn_gate", x)) * up
+        else:
+            up = ACTIVATIONS[self.arch](up)
+        return self._linear(f"blk.{layer}.ffn_down", up)
 
     def logits(self, ids: Iterable[int]) -> np.ndarray:
         """Logits of every position, float64 [n_tokens, vocab]."""
         x = self.tensors["token_embd.weight"][np.asarray(list(ids))]
         if self.gemma:
             x = x * math.sqrt(self.d_model)
+        if "position_embd.weight" in self.tensors and "positions" not in self.ignore:
+            x = x + self.tensors["position_embd.weight"][: len(x)]
+        if self.arch == "bloom" and "embed_norm" not in self.ignore:
+            x = self._norm("token_embd_norm", x)
         for layer in range(int(self._get("block_count"))):
             name = f"blk.{layer}"
             attended = self._attention(layer, self._norm(f"{name}.attn_norm", x))

@@ -5,7 +5,7 @@
 
 namespace kve {
 
-ModelSpec read_common(const Hyperparameters& hp) {
+ModelSpec read_common(const Hyperparameters& hp, NormKind norm) {
   const GgufFile& file = hp.file();
   if (file.tensors().empty()) {
     throw UnsupportedError(message(file.path().string(),
@@ -22,7 +22,10 @@ ModelSpec read_common(const Hyperparameters& hp) {
   spec.name = file.get_or<std::string>("general.name", "");
   spec.d_model = hp.integer("embedding_length", 1, kMaxWidth);
   spec.n_ctx = hp.integer("context_length", 1, kMaxContext);
-  spec.norm_eps = hp.real("attention.layer_norm_rms_epsilon", 0, 1);
+  spec.norm_kind = norm;
+  const bool rms = norm == NormKind::rms;
+  spec.norm_eps =
+      hp.real(rms ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon", 0, 1);
   const TensorInfo& embedding = file.tensor("token_embd.weight");
   if (embedding.shape.size() != 2 || embedding.shape[1] > INT32_MAX) {
     throw FormatError(message("token_embd.weight: expected [", spec.d_model,
@@ -72,6 +75,28 @@ void read_layers(const Hyperparameters& hp, ModelSpec& spec) {
     if (latent_group > 0) {
       attention.latents = read_latents(hp.file(), static_cast<int>(i), attention, latent_group);
     }
+  }
+}
+
+void read_gpt_layers(const Hyperparameters& hp, ModelSpec& spec, Activation activation) {
+  read_layers(hp, spec);
+  for (size_t i = 0; i < spec.layers.size(); ++i) {
+    LayerSpec& layer = spec.layers[i];
+    AttentionSpec& attention = layer.attention;
+    if (attention.merges_keys || attention.latents != nullptr) {
+      throw UnsupportedError(message(hp.arch(), ": expected heads that are merged in the weights, ",
+                                     "found keys of layer ", i, " that are merged beside them"));
+    }
+    for (const char* name : {"attn_q_norm.weight", "attn_k_norm.weight", "ffn.act.scales"}) {
+      const std::string full = message("blk.", i, ".", name);
+      if (hp.file().find(full) != nullptr) {
+        throw UnsupportedError(message(full, ": expected a model of ", hp.arch(), " without it"));
+      }
+    }
+    attention.rope = kNoRope;
+    attention.fused_qkv = true;
+    layer.ffn.gated = false;
+    layer.ffn.activation = activation;
   }
 }
 

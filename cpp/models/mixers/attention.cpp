@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <span>
+
 #include "models/decoder.h"
 
 namespace kve {
@@ -7,6 +10,13 @@ namespace {
 Mat narrow(const Mat& mat, int64_t width) { return {mat.data, mat.rows, width}; }
 
 const float* data_or_null(const Vector& vector) { return vector.empty() ? nullptr : vector.data(); }
+
+// Every value to [-limit, limit].
+void clamp(float limit, const Mat& mat) {
+  for (float& value : std::span(mat.data, static_cast<size_t>(mat.rows * mat.cols))) {
+    value = std::clamp(value, -limit, limit);
+  }
+}
 
 // [n, heads * head_dim] seen as one row per head.
 Mat head_rows(const Mat& mat, int64_t head_dim) {
@@ -63,6 +73,9 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
                          {&w.k, k, data_or_null(w.k_bias)},
                          {&w.v, v, data_or_null(w.v_bias)}};
   backend.matmul(a.normed, qkv, context.precision.qkv);
+  if (spec.clamp > 0) {
+    for (const Mat& mat : {q, k, v}) clamp(spec.clamp, mat);
+  }
   if (spec.qk_norm) {
     const float eps = context.spec.norm_eps;
     backend.rms_norm(head_rows(q, spec.head_dim), w.q_norm.data(), eps,
@@ -70,9 +83,10 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
     backend.rms_norm(head_rows(k, spec.head_dim), w.k_norm.data(), eps,
                      head_rows(k, spec.head_dim));
   }
-  const RopeTable& rope = context.rope;
-  backend.rope(q, spec.head_dim, rope.layout(), rope.cos(), rope.sin());
-  backend.rope(k, spec.head_dim, rope.layout(), rope.cos(), rope.sin());
+  if (const RopeTable* rope = context.rope) {
+    backend.rope(q, spec.head_dim, rope->layout(), rope->cos(), rope->sin());
+    backend.rope(k, spec.head_dim, rope->layout(), rope->cos(), rope->sin());
+  }
 
   if (spec.merges_keys) {
     const Mat merged_q = narrow(a.merged_q, q.cols);
@@ -82,9 +96,15 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
     k = merged_k;
   }
 
-  const AttendParams params{spec.n_heads,   spec.n_kv_heads, spec.head_dim,
-                            spec.value_dim, spec.scale,      spec.softcap,
-                            spec.window,    nullptr,         context.precision.attention};
+  const AttendParams params{spec.n_heads,
+                            spec.n_kv_heads,
+                            spec.head_dim,
+                            spec.value_dim,
+                            spec.scale,
+                            spec.softcap,
+                            spec.window,
+                            spec.alibi.empty() ? nullptr : spec.alibi.data(),
+                            context.precision.attention};
   tasks.clear();
   int64_t row = 0;
   for (const Batch::Slice& slice : context.batch.slices) {

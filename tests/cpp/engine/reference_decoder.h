@@ -47,14 +47,15 @@ class ReferenceDecoder {
       const LayerSpec& layer = spec.layers[i];
       const LayerWeights& w = weights_.layers[i];
       const bool sandwich = layer.norm == NormPlacement::sandwich;
-      std::vector<Row> block = attention(normed(x, w.attention_norm), layer.attention, w.attention);
-      if (sandwich) block = normed(block, w.attention_post_norm);
+      std::vector<Row> block =
+          attention(normed(x, w.attention_norm.weight), layer.attention, w.attention);
+      if (sandwich) block = normed(block, w.attention_post_norm.weight);
       add(x, block);
-      block = ffn(normed(x, w.ffn_norm), layer.ffn, w.ffn);
-      if (sandwich) block = normed(block, w.ffn_post_norm);
+      block = ffn(normed(x, w.ffn_norm.weight), layer.ffn, w.ffn);
+      if (sandwich) block = normed(block, w.ffn_post_norm.weight);
       add(x, block);
     }
-    return product(normed(x, weights_.output_norm), weights_.output);
+    return product(normed(x, weights_.output_norm.weight), weights_.output);
   }
 
  private:

@@ -40,7 +40,7 @@ std::vector<T> read_npy(const std::filesystem::path& path) {
   return values;
 }
 
-TEST(Architectures, AreAllThere) { EXPECT_EQ(tiny_names().size(), 12u); }
+TEST(Architectures, AreAllThere) { EXPECT_EQ(tiny_names().size(), 15u); }
 
 class TinyArchitecture : public ::testing::TestWithParam<std::string> {
  protected:
