@@ -41,7 +41,7 @@ for name, damaged in gguf_corpus.corruptions(data):
 """
 
 
-@pytest.mark.parametrize("name", ["llama-untied", "gemma3-base"])
+@pytest.mark.parametrize("name", ["llama-untied", "gemma3-base", "bloom-base", "gpt2-base"])
 def test_corpus(name: str, tmp_path: Path) -> None:
     tiny = Path(__file__).parent.parent / "fixtures" / "tiny" / f"{name}.gguf"
     result = subprocess.run(

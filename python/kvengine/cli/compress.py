@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--mode",
         choices=MODES,
         default="projection",
-        help="of svd-a: merge keys after their rotary embedding, or keep what they had in common "
+        help="of svd-a: merge keys after their rotary embedding (in the weights of models that have "
+        "none), or keep what they had in common "
         "before it and lift them out of that for every token that is read (latent)",
     )
     parser.add_argument(

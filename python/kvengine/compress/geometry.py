@@ -9,12 +9,17 @@ from numpy.typing import NDArray
 
 from kvengine._core import ConfigError, GgufFile, UnsupportedError
 
+WITHOUT_ROPE = ("bloom", "gpt2", "mpt")
+"""Architectures whose keys do not turn with their position."""
+
 
 @dataclass(frozen=True)
 class Geometry:
     """What is common to all layers.
 
     prefix: of metadata keys, the name of the architecture.
+    fused: one tensor holds the rows of queries, keys and values (attn_qkv).
+    clamped: queries, keys and values are cut to a range, so that they are no product of weights.
     """
 
     prefix: str
@@ -24,6 +29,22 @@ class Geometry:
     head_dim: int
     value_dim: int
     d_model: int
+    fused: bool = False
+    clamped: bool = False
+
+    @property
+    def rotary(self) -> bool:
+        """Whether keys and queries turn with their position."""
+        return self.prefix not in WITHOUT_ROPE
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Rows of all heads of queries, keys and values."""
+        return {
+            "q": self.n_heads * self.head_dim,
+            "k": self.n_kv_heads * self.head_dim,
+            "v": self.n_kv_heads * self.value_dim,
+        }
 
     @staticmethod
     def read(file: GgufFile) -> Geometry:
@@ -53,6 +74,8 @@ class Geometry:
             head_dim=head_dim,
             value_dim=number("attention.value_length", head_dim),
             d_model=d_model,
+            fused=any(tensor.name == "blk.0.attn_qkv.weight" for tensor in file.tensors),
+            clamped=file.get(f"{prefix}.attention.clamp_kqv", 0.0) > 0,
         )
 
     def kv_bytes_per_token(self, n_kv_heads: int) -> int:
@@ -75,6 +98,8 @@ def rotary_frequencies(file: GgufFile, geometry: Geometry) -> NDArray[np.float64
     Raises UnsupportedError where they are not the same for all layers and positions.
     """
     prefix = geometry.prefix
+    if not geometry.rotary:
+        return np.zeros(0)
     scaling = file.get(f"{prefix}.rope.scaling.type", "none")
     if prefix != "llama" or scaling not in ("none", "linear"):
         raise UnsupportedError(

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from kvengine._core import ConfigError, GgufFile
 from kvengine.compress.geometry import Geometry, rotary_frequencies
+from kvengine.compress.projections import projection
 from kvengine.model import Model, Session
 
 Matrix = NDArray[np.float64]
@@ -121,8 +122,8 @@ def of_weights(file: GgufFile, geometry: Geometry, groups: int, window: int) -> 
     frequencies = rotary_frequencies(file, geometry)
     keys, values = [], []
     for layer in range(geometry.n_layers):
-        wk = file.tensor(f"blk.{layer}.attn_k.weight").decode().astype(np.float64)
-        wv = file.tensor(f"blk.{layer}.attn_v.weight").decode().astype(np.float64)
+        wk = projection(file, geometry, layer, "k")
+        wv = projection(file, geometry, layer, "v")
         keys.append(
             [
                 average_rotation(w @ w.T, frequencies, geometry.head_dim, window)
@@ -139,6 +140,8 @@ def average_rotation(gram: Matrix, frequencies: Matrix, head_dim: int, n: int) -
     Every 2 x 2 block between two pairs, of frequencies a and b, is a sum of a part that turns with
     a - b and one that turns with a + b; each is scaled by its mean.
     """
+    if len(frequencies) == 0:
+        return gram
     n_pairs = head_dim // 2
     angles = np.zeros(n_pairs)
     angles[: len(frequencies)] = frequencies

@@ -8,6 +8,8 @@ one place in the cache:
   Wv' = omega_i Wv, Wo'_h = Wo_h omega_is^T for query heads h that read head s of the group. Keys
   turn with their position (RoPE), which psi does not commute with, so it is applied after the
   rotation, to keys and queries (`blk.N.attn_k_psi.weight`; the projection mode of the method).
+  Without RoPE (bloom, gpt2, mpt) weights absorb psi as well: Wk' = psi_i Wk, Wq'_h = psi_is Wq_h,
+  and their biases likewise. The result is a model with fewer kv heads and nothing else.
 * The same with mode "latent" (svd-a only; the method's other mode): psi is found for keys before
   their rotary embedding, which have more in common, and kept beside the weights, which stay
   (`blk.N.attn_k_latent.weight`, `blk.N.attn_v_latent.weight`). The engine's cache holds psi and
@@ -15,23 +17,29 @@ one place in the cache:
 * mean-pool: the weights of a group's heads are averaged (GQA, arXiv 2305.13245). mqa: the same with
   one group.
 
-The result is a GGUF file. Those of mean-pool and mqa run in any engine. No weights are trained:
+The result is a GGUF file. Those of mean-pool, mqa and models without RoPE run in any engine. No weights are trained:
 with real compression a model loses much until it is tuned, by svd-a the least.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from kvengine._core import ConfigError, GgufFile, GgufWriter, encode_weights, weight_formats
+from kvengine._core import (
+    ConfigError,
+    GgufFile,
+    GgufWriter,
+    UnsupportedError,
+    encode_weights,
+    weight_formats,
+)
 from kvengine.compress.geometry import Geometry
 from kvengine.compress.grams import Grams, Matrix, Report, of_activations, of_weights
+from kvengine.compress.projections import Change, changed_projections, rows_after
 from kvengine.model import Model
 
 METHODS = ("svd-a", "svd-w", "mean-pool", "mqa")
@@ -48,7 +56,7 @@ class HeadOptions:
     n_ctx: tokens of a window of the calibration text; svd-w: positions that keys turn over.
     windows: most windows that are read.
     threads: of the engine that reads them; 0: all processors.
-    mode: one of MODES; latent: for svd-a.
+    mode: one of MODES; latent: for svd-a of models with RoPE.
     """
 
     method: str = "svd-a"
@@ -110,7 +118,7 @@ def compress_kv_heads(
         if options.mode == "latent":
             changes = _latents(psi, omega)
         else:
-            changes = _projected(file, geometry, psi, omega)
+            changes = _absorbed(file, geometry, psi, omega)
         key_energy = [float(np.mean([b.energy for b in layer])) for layer in keys]
         value_energy = [float(np.mean([b.energy for b in layer])) for layer in values]
     _write(file, Path(target), geometry, groups, options, changes)
@@ -144,22 +152,22 @@ def leading(gram: Matrix, rank: int) -> Basis:
     return Basis(vectors[:, ::-1][:, :rank].T.copy(), kept / total if total > 0 else 1.0)
 
 
-# A changed tensor: its values when it is written, [rows, columns] or [size].
-Change = Callable[[], NDArray[Any]]
-
-
-def _projected(
+def _absorbed(
     file: GgufFile, geometry: Geometry, psi: list[list[Matrix]], omega: list[list[Matrix]]
 ) -> dict[str, Change]:
-    changes: dict[str, Change] = {}
+    """The weights of values and of the output absorb omega; without RoPE those of queries and keys
+    absorb psi, which is kept beside them otherwise."""
+    transforms = {"v": lambda layer, rows: _apply(omega[layer], rows)}
+    if not geometry.rotary:
+        transforms["k"] = lambda layer, rows: _apply(psi[layer], rows)
+        transforms["q"] = lambda layer, rows: _absorb_queries(psi[layer], rows, geometry)
+    changes = changed_projections(file, geometry, transforms)
     for layer in range(geometry.n_layers):
         prefix = f"blk.{layer}."
-        bases = omega[layer]
-        changes[prefix + "attn_k_psi.weight"] = lambda rows=psi[layer]: np.concatenate(rows)
-        for name in (prefix + "attn_v.weight", prefix + "attn_v.bias"):
-            changes[name] = lambda name=name, bases=bases: _apply(bases, file.tensor(name).decode())
+        if geometry.rotary:
+            changes[prefix + "attn_k_psi.weight"] = lambda rows=psi[layer]: np.concatenate(rows)
         output = prefix + "attn_output.weight"
-        changes[output] = lambda name=output, bases=bases: _absorb_output(
+        changes[output] = lambda name=output, bases=omega[layer]: _absorb_output(
             file.tensor(name).decode(), bases, geometry
         )
     return changes
@@ -173,41 +181,53 @@ def _latents(psi: list[list[Matrix]], omega: list[list[Matrix]]) -> dict[str, Ch
     }
 
 
-def _apply(bases: list[Matrix], weights: NDArray[np.float32]) -> Matrix:
-    """Wv or its bias, group by group: omega_i W_i."""
-    parts = np.split(weights.astype(np.float64), len(bases))
+def _apply(bases: list[Matrix], weights: Matrix) -> Matrix:
+    """Wv (Wk) or its bias, group by group: omega_i (psi_i) W_i."""
+    parts = np.split(weights, len(bases))
     return np.concatenate([basis @ part for basis, part in zip(bases, parts, strict=True)])
+
+
+def _absorb_queries(psi: list[Matrix], weights: Matrix, geometry: Geometry) -> Matrix:
+    """Wq or its bias, query head by query head: psi_is W_h."""
+    dim = geometry.head_dim
+    heads = np.split(weights, geometry.n_heads)
+    return np.concatenate(
+        [_slice(psi, head, dim, geometry) @ part for head, part in enumerate(heads)]
+    )
+
+
+def _slice(bases: list[Matrix], head: int, dim: int, geometry: Geometry) -> Matrix:
+    """[dim, dim]: the columns of its group's basis that belong to what a query head reads."""
+    kv_head = head // (geometry.n_heads // geometry.n_kv_heads)
+    per_group = geometry.n_kv_heads // len(bases)
+    slot = kv_head % per_group * dim
+    return bases[kv_head // per_group][:, slot : slot + dim]
 
 
 def _absorb_output(wo: NDArray[np.float32], omega: list[Matrix], geometry: Geometry) -> Matrix:
     """[d_model, heads * value_dim]: the columns of every query head times omega_is^T."""
     dim = geometry.value_dim
-    per_kv_head = geometry.n_heads // geometry.n_kv_heads
-    per_group = geometry.n_kv_heads // len(omega)
     result = np.empty(wo.shape)
     for head in range(geometry.n_heads):
-        kv_head = head // per_kv_head
-        slot = kv_head % per_group * dim
         columns = slice(head * dim, (head + 1) * dim)
-        basis = omega[kv_head // per_group][:, slot : slot + dim]
+        basis = _slice(omega, head, dim, geometry)
         result[:, columns] = wo[:, columns].astype(np.float64) @ basis.T
     return result
 
 
 def _pooled(file: GgufFile, geometry: Geometry, groups: int) -> dict[str, Change]:
-    changes: dict[str, Change] = {}
-    for layer in range(geometry.n_layers):
-        for side, dim in (("k", geometry.head_dim), ("v", geometry.value_dim)):
-            for part in ("weight", "bias"):
-                name = f"blk.{layer}.attn_{side}.{part}"
-                changes[name] = lambda name=name, dim=dim: _mean_heads(
-                    file.tensor(name).decode(), groups, dim
-                )
-    return changes
+    return changed_projections(
+        file,
+        geometry,
+        {
+            "k": lambda _, rows: _mean_heads(rows, groups, geometry.head_dim),
+            "v": lambda _, rows: _mean_heads(rows, groups, geometry.value_dim),
+        },
+    )
 
 
-def _mean_heads(weights: NDArray[np.float32], groups: int, dim: int) -> Matrix:
-    heads = weights.astype(np.float64).reshape(groups, -1, dim, *weights.shape[1:])
+def _mean_heads(weights: Matrix, groups: int, dim: int) -> Matrix:
+    heads = weights.reshape(groups, -1, dim, *weights.shape[1:])
     return heads.mean(axis=1).reshape(groups * dim, *weights.shape[1:])
 
 
@@ -238,10 +258,9 @@ def _write(
             writer.add_tensor(tensor.name, tensor.type, tensor.shape, tensor.data)
             continue
         bias = tensor.name.endswith(".bias")
-        width = geometry.value_dim if ".attn_v." in tensor.name else geometry.head_dim
         shape = list(tensor.shape)
         if ".attn_output." not in tensor.name:
-            shape[-1] = groups * width
+            shape[-1] = rows_after(geometry, groups, tensor.name)
         _add(writer, tensor.name, "F32" if bias else options.type, shape, change)
     if merged:
         size = geometry.n_kv_heads // groups * geometry.head_dim
@@ -283,6 +302,7 @@ def _groups(options: HeadOptions, geometry: Geometry) -> int:
         raise ConfigError(f"mode: expected {' or '.join(MODES)}, found '{options.mode:.40}'")
     if options.mode == "latent" and options.method != "svd-a":
         raise ConfigError(f"mode: expected projection with {options.method}, found latent")
+    _check_model(options, geometry)
     if options.method == "mqa":
         if options.groups not in (None, 1):
             raise ConfigError(f"groups: expected 1 with mqa, found {options.groups}")
@@ -291,6 +311,19 @@ def _groups(options: HeadOptions, geometry: Geometry) -> int:
         raise ConfigError("groups: expected how many heads of keys and values remain, found none")
     geometry.check_groups(options.groups)
     return options.groups
+
+
+def _check_model(options: HeadOptions, geometry: Geometry) -> None:
+    if options.mode == "latent" and not geometry.rotary:
+        raise ConfigError(
+            f"mode: expected projection with {geometry.prefix}, whose keys have no rotary embedding "
+            "that latents could come before, found latent"
+        )
+    if geometry.clamped and options.method.startswith("svd"):
+        raise UnsupportedError(
+            f"{geometry.prefix}.attention.clamp_kqv: {options.method} changes weights that make "
+            "keys and values, found ones that are clamped afterwards; use mean-pool or mqa"
+        )
 
 
 def _check_type(type: str, geometry: Geometry) -> None:
