@@ -71,6 +71,12 @@ static void order_query(const Projection& plan, const float* query, float* to) {
   for (int64_t i = 2 * n; i < plan.basis.dim; ++i) to[i] = query[i];
 }
 
+#if defined(KVE_BF16_DOT)
+constexpr bool kRoundsLifts = true;
+#else
+constexpr bool kRoundsLifts = false;
+#endif
+
 Projection plan_projection(const BasisView& basis, const float* queries, int64_t query_stride,
                            int64_t n_vectors, int64_t most_pages, bool rounded, std::byte* memory) {
   Carver carver(memory);
@@ -78,7 +84,7 @@ Projection plan_projection(const BasisView& basis, const float* queries, int64_t
   plan.basis = basis;
   const bool dense = basis.block == basis.dim;
   // Pairs of bf16 would reach over the end of a block of odd size.
-  plan.rounded = rounded && kBf16Tiles && (dense || basis.block % 2 == 0);
+  plan.rounded = rounded && kRoundsLifts && (dense || basis.block % 2 == 0);
   plan.ordered = dense && basis.anchor != 0;
   for (int64_t v = 0; v < n_vectors; ++v) {
     order_query(plan, queries + v * query_stride, plan.queries + v * plan.row_stride);
