@@ -85,6 +85,34 @@ TEST_P(AttendDropped, WeightsOfRows) {
   }
 }
 
+// Many queries that see whole tiles, which are weighed in int16 where that is there, and some that
+// see parts of them.
+TEST_P(AttendDropped, WeightsOfManyQueries) {
+  const double bound = GetParam() == "avx512" ? 1e-3 : kRoundedBound;
+  for (const int dim : {16, 40, 64, 128}) {
+    for (const int rows : {200, 700}) {
+      Case c;
+      c.n_rows = c.k_tail = c.v_tail = rows;
+      c.n_queries = 70;
+      c.n_heads = 6;
+      c.key_dim = c.value_dim = dim;
+      c.precision = Precision::fast;
+      const Problem problem(c);
+      std::vector<float> log_sums;
+      problem.run(*backend_, &log_sums);
+      for (const MassOf what : {MassOf::sum, MassOf::most}) {
+        std::vector<float> mass(static_cast<size_t>(c.n_kv_heads * rows));
+        std::vector<float*> heads;
+        for (int h = 0; h < c.n_kv_heads; ++h) heads.push_back(mass.data() + h * rows);
+        const MassTask task = {problem.queries(), problem.heads, problem.first_query(),
+                               log_sums.data(), heads};
+        backend_->attention_mass(problem.params, what, {&task, 1});
+        EXPECT_LT(test::relative_error(mass, problem.mass(what, 0)), bound) << rows << " x " << dim;
+      }
+    }
+  }
+}
+
 TEST_P(AttendDropped, WeightsAreAddedToWhatIsThere) {
   const Problem problem(Case{});
   std::vector<float> log_sums;

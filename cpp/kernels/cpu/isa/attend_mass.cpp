@@ -1,8 +1,10 @@
 // The weights that rows get from queries whose sums attention has left (AttendTask::log_sums): a
 // second pass over the keys alone, tile by tile, so that no matrix of all weights is ever there.
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu/isa/tile_rows.h"
+#include "kernels/cpu/isa/word_tiles.h"
 
 namespace kve::KVE_ISA {
 
@@ -17,6 +19,15 @@ struct MassWork {
   float* scores;  // [kGemmTokens][kTile]
   std::byte* coded_tiles;
   std::byte* lifting;
+#if defined(KVE_WORD_TILES)
+  WordTile tile;
+  int32_t* query_rows;  // [kLanes][key_words]
+  int32_t* words;       // [group][key_words][kWordLanes]: the queries
+  float* scales;        // [n_vectors rounded up to groups], of the queries
+  float* units;         // the same: logarithms of their sums
+  float* word_scores;   // [kTile][kWordLanes]
+  float* sums;          // [kTile][kLanes], of the tile
+#endif
   size_t size;
 
   MassWork(std::byte* data, int key_dim, int lifted) {
@@ -29,6 +40,16 @@ struct MassWork {
     scores = carver.take<float>(kGemmTokens * kTile);
     coded_tiles = carver.take<std::byte>(static_cast<int64_t>(coded_tiles_bytes(key_dim, key_dim)));
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
+#if defined(KVE_WORD_TILES)
+    constexpr int64_t kMost = (kMaxAttendVectors + kWordLanes - 1) / kWordLanes * kWordLanes;
+    tile = carve_word_tile(carver, key_dim, 1);
+    query_rows = carver.take<int32_t>(kLanes * tile.key_words);
+    words = carver.take<int32_t>(kMost * tile.key_words);
+    scales = carver.take<float>(kMost);
+    units = carver.take<float>(kMost);
+    word_scores = carver.take<float>(kTile * kWordLanes);
+    sums = carver.take<float>(kTile * kLanes);
+#endif
     size = carver.size();
   }
 };
@@ -45,16 +66,16 @@ static void add_weights(const float* scores, float log_sum, int32_t n, bool most
   }
 }
 
-// The vectors of the chunk against the tile of n rows from `base` on.
+// The vectors [first, end) of the chunk against the tile of n rows from `base` on.
 template <class Tile>
-static void weigh_tile(const MassChunk& job, const AttendState& state, const MassWork& work,
+static void weigh_tile(const MassChunk& job, const MassWork& work, int64_t first, int64_t end,
                        int32_t base, int32_t n, float* mass) {
   const AttendChunk& chunk = job.chunk;
   const int64_t depth = (chunk.k.width + Tile::kPerElement - 1) / Tile::kPerElement;
   const int64_t stride = work.query_stride / Tile::kPerElement;
   const float* queries = Tile::kRounded ? work.rounded : work.queries;
-  for (int64_t first = 0; first < state.n_vectors; first += kGemmTokens) {
-    const int64_t count = least(state.n_vectors - first, kGemmTokens);
+  for (; first < end; first += kGemmTokens) {
+    const int64_t count = least(end - first, kGemmTokens);
     const int32_t pos = chunk.query_pos + static_cast<int32_t>(first / chunk.n_group);
     const int32_t last_pos =
         chunk.query_pos + static_cast<int32_t>((first + count - 1) / chunk.n_group);
@@ -72,6 +93,14 @@ static void weigh_tile(const MassChunk& job, const AttendState& state, const Mas
   }
 }
 
+// The sums, or the largest, of a tile join those of its rows.
+static void add_tile(const MassChunk& job, int32_t base, int32_t n, const float* mass) {
+  for (int32_t r = 0; r < n; ++r) {
+    float& sum = job.mass[base + r];
+    sum = job.most ? (mass[r] > sum ? mass[r] : sum) : sum + mass[r];
+  }
+}
+
 template <class Tile>
 static void weigh_tiles(const MassChunk& job, const AttendState& state, const MassWork& work) {
   const AttendChunk& chunk = job.chunk;
@@ -84,19 +113,113 @@ static void weigh_tiles(const MassChunk& job, const AttendState& state, const Ma
     read_key_tile<Tile>(chunk, &tiles, work.rows, work.keys, reader, base, n);
     float mass[kTile];
     for (int32_t r = 0; r < kTile; r += kLanes) store(mass + r, zero());
-    weigh_tile<Tile>(job, state, work, base, n, mass);
-    for (int32_t r = 0; r < n; ++r) {
-      float& sum = job.mass[base + r];
-      sum = job.most ? (mass[r] > sum ? mass[r] : sum) : sum + mass[r];
-    }
+    weigh_tile<Tile>(job, work, 0, state.n_vectors, base, n, mass);
+    add_tile(job, base, n, mass);
   }
 }
+
+#if defined(KVE_WORD_TILES)
+// Weights of kWordRows rows, whose scores with a group of queries are in `scores`, join `sums`.
+// Not inlined: see gemm.cpp.
+__attribute__((noinline)) static void add_word_weights(const float* scores, const float* units,
+                                                       bool most, float* sums) {
+  F32 unit[kWordVectors];
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) unit[v] = load(units + v * kLanes);
+  for (int r = 0; r < kWordRows; ++r, scores += kWordLanes, sums += kLanes) {
+    F32 p[kWordVectors];
+    KVE_UNROLL(3)
+    for (int v = 0; v < kWordVectors; ++v) p[v] = exp2_rough(load(scores + v * kLanes) - unit[v]);
+    const F32 old = load(sums);
+    store(sums, most ? max(max(old, p[0]), max(p[1], p[2])) : (old + p[0]) + (p[1] + p[2]));
+  }
+}
+
+namespace {
+
+// In int16, a group of queries at a time. Groups that do not see the whole tile are left to f32, as
+// are tiles of rows whose numbers are not finite.
+class WordMass {
+ public:
+  WordMass(const MassChunk& job, const AttendState& state, MassWork& work)
+      : job_(job), n_vectors_(state.n_vectors), work_(work) {
+    quantize_queries(state.queries, state.key_stride, n_vectors_, work.tile.key_words,
+                     work.query_rows, work.words, work.scales);
+    const int64_t padded = round_up(n_vectors_, kWordLanes);
+    for (int64_t v = 0; v < padded; ++v) {
+      const int32_t group = job.chunk.n_group;
+      const float log_sum =
+          v < n_vectors_ ? job.log_sums[v / group * job.log_sum_stride + v % group] : -INFINITY;
+      work.units[v] = log_sum == -INFINITY ? kNobody : log_sum;
+    }
+  }
+
+  // The rows [base, base + n), whose keys are in work.keys.
+  void weigh(int32_t base, int32_t n) {
+    const AttendChunk& chunk = job_.chunk;
+    quantize_key_columns(work_.keys, chunk.k.width, n, &work_.tile);
+    memset(work_.sums, 0, sizeof(float) * kTile * kLanes);
+    float mass[kTile] = {};
+    for (int64_t first = 0; first < n_vectors_; first += kWordLanes) {
+      const int64_t end = least(first + kWordLanes, n_vectors_);
+      const int32_t pos = chunk.query_pos + static_cast<int32_t>(first / chunk.n_group);
+      const int32_t last_pos = chunk.query_pos + static_cast<int32_t>((end - 1) / chunk.n_group);
+      if (none_visible(chunk, pos, last_pos, base, n)) continue;
+      if (work_.tile.broken_keys == 0 && all_visible(chunk, pos, last_pos, base, n)) {
+        weigh_group(first, n);
+      } else {
+        weigh_tile<F32Tile>(job_, work_, first, end, base, n, mass);
+      }
+    }
+    for (int32_t r = 0; r < n; ++r) {
+      const F32 own = load(work_.sums + r * kLanes);
+      mass[r] = job_.most ? (max_of(own) > mass[r] ? max_of(own) : mass[r]) : mass[r] + sum(own);
+    }
+    add_tile(job_, base, n, mass);
+  }
+
+ private:
+  static constexpr float kNobody = 1e30f;  // the unit of a query that gives nothing
+
+  void weigh_group(int64_t first, int32_t n) {
+    static constexpr float kNothing[kTile] = {};
+    alignas(64) float top[kWordLanes] = {};  // of no use here
+    const int64_t words = (job_.chunk.k.width + 1) / 2;
+    for (int32_t r = 0; r < n; r += kWordRows) {
+      score_rows(work_.tile, r, words, work_.words + first * work_.tile.key_words,
+                 work_.scales + first, kNothing, work_.word_scores, top);
+      add_word_weights(work_.word_scores + r * kWordLanes, work_.units + first, job_.most,
+                       work_.sums + r * kLanes);
+    }
+  }
+
+  const MassChunk& job_;
+  int64_t n_vectors_;
+  MassWork& work_;
+};
+
+}  // namespace
+
+static void weigh_word_tiles(const MassChunk& job, const AttendState& state, MassWork& work) {
+  const AttendChunk& chunk = job.chunk;
+  SideReader reader(chunk.k, chunk.first_pos, false, work.lifting);
+  CodedTiles tiles = carve_coded_tiles(chunk.k.width, chunk.k.width, work.coded_tiles);
+  WordMass words(job, state, work);
+  int32_t n = 0;
+  for (int32_t base = chunk.first_row; base < chunk.end_row; base += n) {
+    n = tile_rows(chunk, base, chunk.end_row);
+    if (all_dead(chunk, base, n)) continue;
+    read_key_tile<F32Tile>(chunk, &tiles, work.rows, work.keys, reader, base, n);
+    words.weigh(base, n);
+  }
+}
+#endif
 
 size_t mass_scratch(int key_dim) { return MassWork(nullptr, key_dim, key_dim).size; }
 
 void attention_mass(const MassChunk& job) {
   const AttendChunk& chunk = job.chunk;
-  const MassWork work(chunk.scratch, chunk.k.width, row_numbers(chunk.k));
+  MassWork work(chunk.scratch, chunk.k.width, row_numbers(chunk.k));
   AttendState state = {};
   state.n_vectors = int64_t{chunk.n_tokens} * chunk.n_group;
   state.key_stride = work.query_stride;
@@ -106,6 +229,11 @@ void attention_mass(const MassChunk& job) {
   if (chunk.method == AttendMethod::rounded_tiles) {
     round_queries(state, work.query_stride / 2, work.rounded);
     return weigh_tiles<Bf16Tile>(job, state, work);
+  }
+#elif defined(KVE_WORD_TILES)
+  const bool limited = chunk.softcap > 0 || chunk.alibi != nullptr;
+  if (chunk.method == AttendMethod::rounded_tiles && !limited) {
+    return weigh_word_tiles(job, state, work);
   }
 #endif
   weigh_tiles<F32Tile>(job, state, work);
