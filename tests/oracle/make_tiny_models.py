@@ -261,8 +261,9 @@ def write_parameters(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel
     gemma = case.family == "gemma3"
     writer.add_type("model")
     writer.add_name(f"kvengine tiny {case.name}")
-    writer.add_file_type({F32: 0, F16: 1, BF16: 32}[case.weight_type])
+    file_type = {F32: 0, F16: 1, BF16: 32}[case.weight_type]
     if case.family in without_rope.KINDS:
+        writer.add_file_type(file_type)
         without_rope.write_parameters(writer, case.family, config)
         return
     writer.add_context_length(config.max_position_embeddings)
@@ -272,6 +273,7 @@ def write_parameters(writer: gguf.GGUFWriter, case: Case, model: PreTrainedModel
     writer.add_head_count(config.num_attention_heads)
     writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_file_type(file_type)
     head_dim = case.config.get("head_dim", config.head_dim if gemma else None)
     if head_dim is not None:
         writer.add_key_length(head_dim)
