@@ -202,7 +202,8 @@ constexpr int64_t kLiftRows = 64;
 static void dot_lift_rows(const BasisView& basis, int64_t first, int64_t n, const float* vectors,
                           int64_t vector_stride, int64_t n_vectors, float* out, int64_t stride) {
   const int64_t width = basis.block_width;
-  if (basis.lift8 == nullptr) {
+  // Whole vectors only: what lies behind other widths is multiplied by zeros, and may be no number.
+  if (basis.lift8 == nullptr && width % kLanes == 0) {
     return dot_f16_rows({basis.lift + first * width, n, width, vectors, vector_stride, n_vectors},
                         out, stride);
   }
