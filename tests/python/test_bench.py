@@ -294,7 +294,7 @@ def test_limits_of_quantized_windowed_and_tied_models(tmp_path: Path) -> None:
         ]
     ]
     file = types.SimpleNamespace(tensors=tensors)
-    model = types.SimpleNamespace(layers=layers, file=file)
+    model = types.SimpleNamespace(layers=layers, file=file, backend="cpu-avx2")
     costs = limits.ModelCosts(model, exact=False)  # type: ignore[arg-type]
     # Positions 5 to 7 see 6, 7, 8 tokens, or three through the window.
     assert costs.attention_operations(5, 3) == 2 * 2 * 12 * (6 + 7 + 8 + 9)
