@@ -98,41 +98,39 @@ def test_a_window_that_fails_is_not_kept(tiny: kv.Model, opened: Counter[str]) -
     assert opened["f32"] == 3
 
 
-def test_a_sweep_reads_the_reference_once(
-    tiny: kv.Model,
-    opened: Counter[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where text.txt of some windows lies, and results may."""
     (tmp_path / "text.txt").write_text("One two three. " * 60)
     monkeypatch.setenv("KVENGINE_DATA", str(tmp_path))
+    return tmp_path
+
+
+def test_a_sweep_reads_the_reference_once(
+    tiny: kv.Model, opened: Counter[str], folder: Path
+) -> None:
     task = parse("kld:text=text.txt,context=32,limit=3")
-    results = sweep(jobs_of(tiny, CACHES, [task]), Store(tmp_path / "out"))
+    results = sweep(jobs_of(tiny, CACHES, [task]), Store(folder / "out"))
     assert opened["f32"] == 3
     opened.clear()
     for cache, result in zip(CACHES, results, strict=True):
-        (alone,) = sweep(jobs_of(tiny, [cache], [task]), Store(tmp_path / "alone"))
+        (alone,) = sweep(jobs_of(tiny, [cache], [task]), Store(folder / "alone"))
         assert alone.items == result.items
     assert opened["f32"] == 9
 
 
 def test_the_perplexity_is_known_once_the_divergence_is(
-    tiny: kv.Model,
-    opened: Counter[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    tiny: kv.Model, opened: Counter[str], folder: Path
 ) -> None:
-    (tmp_path / "text.txt").write_text("One two three. " * 60)
-    monkeypatch.setenv("KVENGINE_DATA", str(tmp_path))
     options = "text=text.txt,context=32,limit=3"
     tasks = [parse(f"kld:{options}"), parse(f"perplexity:{options}")]
-    results = sweep(jobs_of(tiny, CACHES, tasks), Store(tmp_path / "out"))
+    results = sweep(jobs_of(tiny, CACHES, tasks), Store(folder / "out"))
     assert [opened[kv.canonical_cache(cache)] for cache in CACHES] == [3, 3, 3]
-    alone = sweep(jobs_of(tiny, CACHES, tasks[1:]), Store(tmp_path / "alone"))
+    alone = sweep(jobs_of(tiny, CACHES, tasks[1:]), Store(folder / "alone"))
     assert [each.items for each in alone] == [each.items for each in results[3:]]
     assert [each.cache_stats for each in alone] == [each.cache_stats for each in results[3:]]
     # Another way of feeding is another reading.
     other = [*tasks[:1], parse(f"perplexity:{options},feed=8")]
     opened.clear()
-    sweep(jobs_of(tiny, CACHES[:1], other), Store(tmp_path / "other"))
+    sweep(jobs_of(tiny, CACHES[:1], other), Store(folder / "other"))
     assert opened["f16"] == 6

@@ -40,7 +40,7 @@ CACHES: dict[str, tuple[str, ...]] = {
 
 TASKS: dict[str, tuple[str, ...]] = {
     # Half of each window is read as a prompt, for caches that drop tokens when one has been read,
-    # and for those that code nothing of fewer than 1,024 tokens (decoquant4).
+    # and for those that code what a prompt had first of all (decoquant4).
     "default": (
         "kld:limit=4,context=2048,prefill=1024",
         "perplexity:limit=4,context=2048,prefill=1024",  # of the windows just read
