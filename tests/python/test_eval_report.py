@@ -254,7 +254,7 @@ def test_labels_do_not_touch(wanted: list[float]) -> None:
 class Balanced(HTMLParser):
     """Fails where tags do not close in the order in which they opened."""
 
-    VOID = ("meta", "link", "img", "br")
+    VOID = ("meta", "link", "img", "br", "wbr")
 
     def __init__(self) -> None:
         super().__init__()
@@ -292,6 +292,16 @@ def test_the_page_is_whole_and_needs_nothing_else(written: Path) -> None:
         assert len(list(written.glob(f"*.{kind}"))) == 8
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in written.glob("*.png"))
     assert list(written.glob(".*")) == []
+
+
+def test_long_names_may_be_broken_and_numbers_may_not(tmp_path: Path) -> None:
+    task = {"task": "kld:limit=4,context=2048", "primary": "kld_mean"}
+    both = [result("f16", 1.0, **task), result("snapkv:keep=0.25+best4", 12_345.0, **task)]
+    page = report.write(tmp_path, both).read_text(encoding="utf-8")
+    assert "<th>kld:<wbr>limit=4,<wbr>context=2048 (kld_mean\u00a0↓)</th>" in page
+    assert "<th>kld_<wbr>mean\u00a0↓</th>" in page
+    assert "<td>snapkv:<wbr>keep=0.25 + best4</td>" in page
+    assert "<td>12,345</td>" in page
 
 
 def test_markdown(written: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable, Sequence
 from html import escape
 
@@ -17,15 +18,15 @@ h2 { border-bottom: 1px solid #ccc; padding-bottom: 0.3rem; }
 h3 { overflow-wrap: anywhere; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.25rem 0.7rem; border-bottom: 1px solid #ddd; text-align: right; }
+th, td { padding: 0.25rem 0.5rem; border-bottom: 1px solid #ddd; text-align: right; }
 th { vertical-align: bottom; border-bottom: 2px solid #888; }
-th:first-child, td:first-child { text-align: left; min-width: 13rem; max-width: 20rem;
+th:first-child, td:first-child { text-align: left; min-width: 11rem; max-width: 20rem;
   overflow-wrap: anywhere; }
 tr.front td { background: #e8f1f8; font-weight: 600; }
 figure { margin: 1.2rem 0; }
 img { max-width: 100%; height: auto; }
 .failed { color: #8a1f00; }
-nav a { margin-right: 1rem; color: #0b5394; }
+nav a { display: inline-block; margin-right: 1rem; color: #0b5394; }
 @media print { nav { display: none; } }
 """
 
@@ -56,7 +57,7 @@ def html(
 
 def _contents(models: Sequence[tuple[str, list[Section]]]) -> str:
     links = [
-        f'<a href="#{_anchor(each)}">{escape(each.group.title)}</a>'
+        f'<a href="#{_anchor(each)}">{_breakable(each.group.title)}</a>'
         for _, sections in models
         for each in sections
     ]
@@ -68,7 +69,7 @@ def _anchor(each: Section) -> str:
 
 
 def _section(each: Section, picture: Callable[[str], bytes]) -> list[str]:
-    parts = [f'<h3 id="{_anchor(each)}">{escape(each.group.title)}</h3>', _table(each.table)]
+    parts = [f'<h3 id="{_anchor(each)}">{_breakable(each.group.title)}</h3>', _table(each.table)]
     parts += [
         f'<p class="failed">{escape(name)}: no result: {escape(reason)}</p>'
         for name, reason in each.failed
@@ -85,15 +86,24 @@ def _section(each: Section, picture: Callable[[str], bytes]) -> list[str]:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in table.header)
+    head = "".join(f"<th>{_breakable(cell)}</th>" for cell in table.header)
     rows = [
-        f"<tr{' class=front' if i in table.marked else ''}>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+        f"<tr{_FRONT if i in table.marked else ''}><td>{_breakable(row[0])}</td>"
+        + "".join(f"<td>{escape(cell)}</td>" for cell in row[1:])
         + "</tr>"
         for i, row in enumerate(table.rows)
     ]
-    rows = [row.replace("<tr class=front>", '<tr class="front">') for row in rows]
     return (
         f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(rows)}</tbody></table></div>"
     )
+
+
+_FRONT = ' class="front"'
+
+
+def _breakable(name: str) -> str:
+    """A name with places where a line may end, of which a browser finds none; arrows stay with it."""
+    kept = re.sub(r" (?=[↑↓])", "\u00a0", name)
+    marks = ",:+" if re.search("[,:+]", kept) else "_"
+    return re.sub(rf"(?<=[{marks}])(?=\S)", "<wbr>", escape(kept))
