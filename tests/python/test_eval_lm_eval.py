@@ -49,6 +49,13 @@ def instances(kind: str, arguments: list[tuple[Any, ...]]) -> list[Any]:
     return [Instance(kind, {}, each, i) for i, each in enumerate(arguments)]
 
 
+def test_models_of_the_harness_stay_known(adapter: ModuleType) -> None:
+    from lm_eval.api.registry import get_model
+
+    assert get_model("kvengine") is adapter.KvengineLM
+    assert get_model("dummy").__module__ == "lm_eval.models.dummy"
+
+
 def test_loglikelihoods(lm: Any, tiny: kv.Model) -> None:
     asked = [("Is it so?", " yes"), ("Is it so?", " no, never"), ("", "Begin"), ("Or ", "not")]
     found = lm.loglikelihood(instances("loglikelihood", asked), disable_tqdm=True)
