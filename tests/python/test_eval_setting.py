@@ -59,6 +59,10 @@ def test_lists() -> None:
     assert listed == ["f16", "selfinfo:keep=0.5,unit=word", "int4:group=32,tail=64", "selfinfo"]
     with pytest.raises(kv.ConfigError, match=r"block: expected .*, found '1'"):
         sets.cache_specs("f16,infllm:init=16,block=1,local=256,int4")
+    with pytest.raises(kv.ConfigError, match=r"block: expected .*, found '32'"):
+        sets.cache_specs(
+            "f16,infllm:local=192,block=32,span=128,int4"
+        )  # a span of 512 is the usual
     families = [family(canonical_setting(spec)) for spec in sets.cache_specs("families")]
     assert set(families) == {"exact", "quantized", "dropped", "shortened"}
     assert families.count("shortened") == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 
 from kvengine._core import ConfigError
@@ -84,13 +85,18 @@ def cache_specs(text: str) -> list[str]:
             for spec in specs:
                 found.setdefault(canonical_setting(spec), spec.strip())
         except ConfigError:
-            # It may be a parameter of the one before.
-            if ":" in last and re.match(r"\s*\w+\s*=", specs[0]):
-                canonical_setting(f"{last},{specs[0]}")
+            # What follows may be its parameters, and it one of the spec before.
+            lacks = ":" in last and _is_parameter(parts[0])
+            begun, rest = ([last], parts) if lacks else (parts[:1], parts[1:])
+            canonical_setting(",".join([*begun, *itertools.takewhile(_is_parameter, rest)]))
             raise
         last = "" if named else specs[0]
         del parts[:length]
     return list(found.values())
+
+
+def _is_parameter(part: str) -> bool:
+    return re.match(r"\s*\w+\s*=", part) is not None
 
 
 def _longest_spec(parts: list[str]) -> int:
