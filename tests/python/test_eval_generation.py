@@ -220,7 +220,7 @@ def test_long_generation(tiny: kv.Model) -> None:
     same = run_task(parse(spec), Runner(tiny, "f16"))
     assert same.metrics["kld_mean"] == 0  # the reference itself
     for name in ("loop", "distinct_1", "distinct_4"):  # with the same draws
-        assert same.metrics[name] == same.metrics[f"{name}_reference"]
+        assert same.metrics[name] == same.metrics[f"{name}@reference"]
     runner = Runner(tiny, "int4:group=8,tail=0")
     result = run_task(parse(spec), runner)
     [item] = result.items
@@ -230,7 +230,7 @@ def test_long_generation(tiny: kv.Model) -> None:
     assert result.metrics["kld@4"] == pytest.approx(np.mean(item["kld"][30:]))
     assert result.cache_stats["tokens_seen"] >= 59
     # The reference's text, and so what is said of it, is the same for all caches.
-    assert item["distinct_2_reference"] == same.items[0]["distinct_2_reference"]
+    assert item["distinct_2@reference"] == same.items[0]["distinct_2@reference"]
 
     task = parse(spec)
     prompt = tiny.tokenizer.encode("The lamp waits, and ")

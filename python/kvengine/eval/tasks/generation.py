@@ -35,11 +35,12 @@ class LongGeneration(Task):
     A text is drawn from the reference and read by both caches token by token (teacher forcing):
     kld: KL(reference || tested) at each token, kld_mean, and its quarters (kld@1 to kld@4), which rise
     where errors add up. The tested cache also goes on by itself, with the same draws: distinct_1 to
-    distinct_4 and loop, the share of its longest loop (three copies or more); `_reference` tells the
+    distinct_4 and loop, the share of its longest loop (three copies or more); `@reference` tells the
     same of the reference's text.
     """
 
     name: ClassVar[str] = "long_generation"
+    version: ClassVar[int] = 2  # 1: what is told of the reference was named otherwise
     primary: ClassVar[str] = "kld_mean"
     higher_is_better: ClassVar[bool] = False
 
@@ -67,7 +68,7 @@ class LongGeneration(Task):
         runner.progress(0.7)
         own = self._own(runner, prompt)
         record: Record = {"book": unit, "kld": [float(f"{x:.{_DIGITS}g}") for x in divergence]}
-        for suffix, tokens in (("", own), ("_reference", text)):
+        for suffix, tokens in (("", own), ("@reference", text)):
             loop = longest_loop(tokens)
             record[f"loop{suffix}"] = loop.length / len(tokens) if loop else 0.0
             for n in range(1, 5):
@@ -115,7 +116,7 @@ class LongGeneration(Task):
     def summarize(self, items: Sequence[Record]) -> dict[str, float]:
         table = np.array([item["kld"] for item in items])  # [texts, tokens]
         metrics = {"kld_mean": float(table.mean())}
-        names = [f"{name}{suffix}" for suffix in ("", "_reference") for name in _SHARES]
+        names = [f"{name}{suffix}" for suffix in ("", "@reference") for name in _SHARES]
         metrics |= {name: mean([item[name] for item in items]) for name in names}
         for i, part in enumerate(np.array_split(table, _QUARTERS, axis=1), 1):
             metrics[f"kld@{i}"] = float(part.mean())
