@@ -101,21 +101,24 @@ static void add_tile(const MassChunk& job, int32_t base, int32_t n, const float*
   }
 }
 
-template <class Tile>
-static void weigh_tiles(const MassChunk& job, const AttendState& state, const MassWork& work) {
-  const AttendChunk& chunk = job.chunk;
+// weigh(base, n) for every tile of the chunk, whose keys are then in work.keys.
+template <class Tile, class Weigh>
+static void for_key_tiles(const AttendChunk& chunk, const MassWork& work, Weigh weigh) {
   SideReader reader(chunk.k, chunk.first_pos, Tile::kRounded, work.lifting);
   CodedTiles tiles = carve_coded_tiles(chunk.k.width, chunk.k.width, work.coded_tiles);
-  int32_t n = 0;
-  for (int32_t base = chunk.first_row; base < chunk.end_row; base += n) {
-    n = tile_rows(chunk, base, chunk.end_row);
-    if (all_dead(chunk, base, n)) continue;
+  for_tiles(chunk, chunk.first_row, chunk.end_row, [&](int32_t base, int32_t n) {
     read_key_tile<Tile>(chunk, &tiles, work.rows, work.keys, reader, base, n);
-    float mass[kTile];
-    for (int32_t r = 0; r < kTile; r += kLanes) store(mass + r, zero());
-    weigh_tile<Tile>(job, work, 0, state.n_vectors, base, n, mass);
+    weigh(base, n);
+  });
+}
+
+template <class Tile>
+static void weigh_tiles(const MassChunk& job, int64_t n_vectors, const MassWork& work) {
+  for_key_tiles<Tile>(job.chunk, work, [&](int32_t base, int32_t n) {
+    float mass[kTile] = {};
+    weigh_tile<Tile>(job, work, 0, n_vectors, base, n, mass);
     add_tile(job, base, n, mass);
-  }
+  });
 }
 
 #if defined(KVE_WORD_TILES)
@@ -199,20 +202,6 @@ class WordMass {
 };
 
 }  // namespace
-
-static void weigh_word_tiles(const MassChunk& job, const AttendState& state, MassWork& work) {
-  const AttendChunk& chunk = job.chunk;
-  SideReader reader(chunk.k, chunk.first_pos, false, work.lifting);
-  CodedTiles tiles = carve_coded_tiles(chunk.k.width, chunk.k.width, work.coded_tiles);
-  WordMass words(job, state, work);
-  int32_t n = 0;
-  for (int32_t base = chunk.first_row; base < chunk.end_row; base += n) {
-    n = tile_rows(chunk, base, chunk.end_row);
-    if (all_dead(chunk, base, n)) continue;
-    read_key_tile<F32Tile>(chunk, &tiles, work.rows, work.keys, reader, base, n);
-    words.weigh(base, n);
-  }
-}
 #endif
 
 size_t mass_scratch(int key_dim) { return MassWork(nullptr, key_dim, key_dim).size; }
@@ -228,15 +217,17 @@ void attention_mass(const MassChunk& job) {
 #if defined(KVE_BF16_DOT)
   if (chunk.method == AttendMethod::rounded_tiles) {
     round_queries(state, work.query_stride / 2, work.rounded);
-    return weigh_tiles<Bf16Tile>(job, state, work);
+    return weigh_tiles<Bf16Tile>(job, state.n_vectors, work);
   }
 #elif defined(KVE_WORD_TILES)
   const bool limited = chunk.softcap > 0 || chunk.alibi != nullptr;
   if (chunk.method == AttendMethod::rounded_tiles && !limited) {
-    return weigh_word_tiles(job, state, work);
+    WordMass words(job, state, work);
+    return for_key_tiles<F32Tile>(chunk, work,
+                                  [&](int32_t base, int32_t n) { words.weigh(base, n); });
   }
 #endif
-  weigh_tiles<F32Tile>(job, state, work);
+  weigh_tiles<F32Tile>(job, state.n_vectors, work);
 }
 
 }  // namespace kve::KVE_ISA

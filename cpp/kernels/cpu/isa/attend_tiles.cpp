@@ -195,18 +195,17 @@ class TileLoop {
     }
 #endif
     const int64_t shares = (state_.n_vectors + kGemmTokens - 1) / kGemmTokens;
-    for (int32_t base = first; base < end; base += task.n) {
+    for_tiles(chunk_, first, end, [&](int32_t base, int32_t n) {
       task.base = base;
-      task.n = tile_rows(chunk_, base, end);
-      if (all_dead(chunk_, base, task.n)) continue;
-      read_key_tile<Tile>(chunk_, &tiles_, work_.rows, work_.keys, keys_, base, task.n);
+      task.n = n;
+      read_key_tile<Tile>(chunk_, &tiles_, work_.rows, work_.keys, keys_, base, n);
       read_values(&task);
-      NextTile ahead(chunk_, keys_, values_, base + task.n, end, shares);
+      NextTile ahead(chunk_, keys_, values_, base + n, end, shares);
       for (int64_t v = 0; v < state_.n_vectors; v += kGemmTokens) {
         ahead.prefetch();
         attend_vectors<Tile>(task, v);
       }
-    }
+    });
     lift_coded();
   }
 

@@ -260,20 +260,17 @@ class WordLoop {
   }
 
   void attend(int32_t first, int32_t end) {
-    WordTask task = {chunk_, work_, state_.n_vectors, 0, 0, 0, nullptr};
     const int64_t shares = padded_ / kWordLanes;
-    for (int32_t base = first; base < end; base += task.n) {
-      task.base = base;
-      task.n = tile_rows(chunk_, base, end);
-      if (all_dead(chunk_, base, task.n)) continue;
+    for_tiles(chunk_, first, end, [&](int32_t base, int32_t n) {
+      WordTask task = {chunk_, work_, state_.n_vectors, base, n, 0, nullptr};
       read_keys(task);
       read_values(&task);
-      NextTile ahead(chunk_, keys_, values_, base + task.n, end, shares);
+      NextTile ahead(chunk_, keys_, values_, base + n, end, shares);
       for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
         ahead.prefetch();
         attend_group(task, lane);
       }
-    }
+    });
     finish();
   }
 

@@ -150,4 +150,14 @@ static inline bool none_visible(const AttendChunk& chunk, int32_t first_pos, int
          visible_rows(chunk, last_pos, base, n).end <= 0;
 }
 
+// use(base, n) for every tile of rows of [first, end) that are not all dead, in their order.
+template <class Use>
+static inline void for_tiles(const AttendChunk& chunk, int32_t first, int32_t end, Use use) {
+  int32_t n = 0;
+  for (int32_t base = first; base < end; base += n) {
+    n = tile_rows(chunk, base, end);
+    if (!all_dead(chunk, base, n)) use(base, n);
+  }
+}
+
 }  // namespace kve::KVE_ISA
