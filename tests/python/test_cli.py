@@ -160,6 +160,16 @@ def test_generate_streams_text_and_says_what_the_cache_cost(cli, m, cli_json) ->
     assert "f16 would be" in result.stderr
 
 
+def test_generate_says_what_a_selector_dropped(cli, m) -> None:
+    def summary(spec: str) -> str:
+        lines = cli("generate", *m, "-p", PROMPT, "-n", "2", "--cache", spec).stderr.split("\n")
+        return next(line for line in lines if line.startswith("cache "))
+
+    assert "tokens kept" not in summary("f16") and "no token" not in summary("f16")
+    assert summary("knorm:keep=4").endswith(", 5 tokens kept")
+    assert "no token dropped" in summary("snapkv:keep=0.5")
+
+
 def test_generate_options(cli_json, m, tiny_chat: kv.Model) -> None:
     base = ("generate", *m, "-n", "12", "--ignore-eos", "-p", PROMPT)
     seeded = ("--temp", "1.5", "--top-k", "0", "-s", "7")

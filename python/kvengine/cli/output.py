@@ -61,13 +61,17 @@ def human_bytes(n: float) -> str:
 
 
 def cache_summary(stats: CacheStats) -> str:
-    """One line: what the cache costs beside f16."""
+    """One line: what the cache costs beside f16, and how many tokens a selector left."""
     line = f"cache {stats.spec}: {human_bytes(stats.bytes)}"
     if stats.bytes:
         line += (
             f" for {stats.tokens_seen} tokens, f16 would be {human_bytes(stats.f16_bytes)}"
             f" ({stats.ratio:.2f}x, {stats.bits_per_value:.2f} bits per value)"
         )
+    if stats.tokens_kept < stats.tokens_seen:
+        line += f", {stats.tokens_kept} tokens kept"
+    elif stats.bytes and "keep=" in stats.spec:
+        line += ", no token dropped: there are no more than the selector keeps"
     return line
 
 
