@@ -24,6 +24,8 @@ const char* precision_name(Precision precision) {
       return "exact";
     case Precision::fine:
       return "fine";
+    case Precision::mixed:
+      return "mixed";
     case Precision::fast:
       return "fast";
   }

@@ -98,7 +98,7 @@ class CpuBackend final : public Backend {
   static Path choose_path(const Product& product, Precision precision, int64_t n_inputs);
   int64_t job_rows(const Weight& weight, Path path) const;
   // As the kernels of a path want it; valid until the next call for that path.
-  QuantizedInput quantize_input(ConstMat x, int planes, Path path);
+  const std::byte* quantize_input(ConstMat x, Precision precision, Path path);
   void run(const MatmulJob& job, ConstMat x, std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);

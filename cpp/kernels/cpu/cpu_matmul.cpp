@@ -15,6 +15,19 @@ constexpr int64_t kChunksPerWeight = 64;
 constexpr int64_t kTileChunkBytes = 256 << 10;
 constexpr int64_t kMostRounds = 16;
 
+// How much larger than the mean the rounding errors of a group of an input must be for a second
+// plane, where many inputs meet a weight (see PrecisionPlan for what that gains).
+constexpr float kMixedLeastError = 1;
+constexpr float kFastLeastError = 6;
+
+// Of few inputs, whose weights are read from memory once: planes cost little.
+int plane_count(Precision precision) { return precision == Precision::fast ? 1 : 2; }
+
+float least_error(Precision precision) {
+  if (precision == Precision::fine) return 0;
+  return precision == Precision::mixed ? kMixedLeastError : kFastLeastError;
+}
+
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Rows of a chunk of weights of which every byte is read once.
@@ -84,28 +97,29 @@ int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
   return kernels_.matmat_rows;
 }
 
-QuantizedInput CpuBackend::quantize_input(ConstMat x, int planes, Path path) {
+const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Path path) {
+  const int planes = plane_count(precision);
   Scratch& memory = input_memory_[static_cast<size_t>(path)];
   const auto n_inputs = static_cast<size_t>(x.rows * planes);
   if (path == Path::vector) {
     std::byte* vectors = memory.get<std::byte>(kernels_.vector_bytes(x.cols) * n_inputs);
     kernels_.quantize_rows(x.data, x.stride, x.rows, x.cols, planes, vectors);
-    return {vectors, planes};
+    return vectors;
   }
   if (path == Path::tiles) {
     std::byte* vectors = memory.get<std::byte>(kernels_.tile_input_bytes(x.cols) * n_inputs);
     kernels_.quantize_for_tiles(x.data, x.stride, x.rows, x.cols, planes, vectors);
-    return {vectors, planes};
+    return vectors;
   }
-  const int64_t step = kernels_.pack_group / planes;
+  const int64_t step = kernels_.pack_tokens;
   const int64_t n_packs = (x.rows + step - 1) / step;
   const size_t bytes = kernels_.pack_bytes(x.cols);
   std::byte* packs = memory.get<std::byte>(bytes * static_cast<size_t>(n_packs));
   pool_.parallel(n_packs, [&](int64_t i) {
-    kernels_.pack(x.row(i * step), x.stride, std::min(x.rows - i * step, step), x.cols, planes,
-                  packs + static_cast<size_t>(i) * bytes);
+    kernels_.pack(x.row(i * step), x.stride, std::min(x.rows - i * step, step), x.cols,
+                  least_error(precision), packs + static_cast<size_t>(i) * bytes);
   });
-  return {packs, planes};
+  return packs;
 }
 
 void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const {
@@ -134,13 +148,13 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const
     case Path::tiles:
       return kernels_.matvec_tiles(chunk, input);
     case Path::matrix:
-      return kernels_.matmat(chunk, input);
+      return kernels_.matmat(chunk, input.data);
   }
 }
 
 void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision precision) {
   if (x.rows == 0) return;
-  const int planes = precision == Precision::fine ? 2 : 1;
+  const int planes = plane_count(precision);
   matmul_jobs_.clear();
   bool used[4] = {};
   for (const Product& product : products) {
@@ -154,7 +168,7 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
   }
   for (const Path path : {Path::vector, Path::tiles, Path::matrix}) {
     const auto index = static_cast<size_t>(path);
-    if (used[index]) inputs_[index] = quantize_input(x, planes, path);
+    if (used[index]) inputs_[index] = {quantize_input(x, precision, path), planes};
   }
   reserve_thread_scratch(std::max({kernels_.exact_scratch(x.cols), kernels_.matvec_scratch(x.cols),
                                    kernels_.matmat_scratch(x.cols)}));

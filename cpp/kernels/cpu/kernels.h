@@ -48,7 +48,7 @@ struct InterleaveChunk {
   std::byte* tiles;  // tile 0
 };
 
-// Activations of the integer kernels, as quantize_rows, quantize_for_tiles or pack wrote them.
+// Activations of the integer kernels, as quantize_rows or quantize_for_tiles wrote them.
 struct QuantizedInput {
   const std::byte* data;
   int planes;  // 1: int8; 2: int8 and its int8 remainder
@@ -194,14 +194,16 @@ struct Kernels {
                              int planes, std::byte* dst);
   void (*matvec_tiles)(const MatmulChunk& chunk, const QuantizedInput& x);
 
-  // Many inputs: tokens are packed in groups of pack_tokens / planes.
-  int pack_group;                      // inputs of a pack, planes included; even
+  // Many inputs, packed in groups of pack_tokens, as int8 with a scale per 32 columns. A group of
+  // 32 has a second plane, its int8 remainder, where the mean square of its rounding errors exceeds
+  // least_error times the mean over the groups of its input.
+  int pack_tokens;                     // inputs of a pack
   size_t (*pack_bytes)(int64_t cols);  // of one pack
-  void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
+  void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
                std::byte* dst);
   int matmat_rows;  // chunks start at multiples of this
   size_t (*matmat_scratch)(int64_t cols);
-  void (*matmat)(const MatmulChunk& chunk, const QuantizedInput& packs);
+  void (*matmat)(const MatmulChunk& chunk, const std::byte* packs);
 
   // f32 activations and weights of any type; x [n_tokens, cols].
   int exact_rows;  // chunks start at multiples of this

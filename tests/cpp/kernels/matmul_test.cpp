@@ -61,6 +61,7 @@ TEST_P(Matmul, EveryCodedTypeInEveryPrecision) {
       };
       check(Precision::exact, kExactBound);
       check(Precision::fine, kFineBound);
+      check(Precision::mixed, n <= 3 ? kFineBound : kFastBound);
       check(Precision::fast, kFastBound);
     }
   }
@@ -113,7 +114,8 @@ TEST_P(Matmul, PlainTypesAreF32InEveryPrecision) {
       for (const int64_t n : {1, 4, 5, 40}) {
         const std::vector<float> x = Random(9).normals(n * cols);
         const auto expected = test::reference_matmul(x, n, w);
-        for (const Precision precision : {Precision::exact, Precision::fine, Precision::fast}) {
+        for (const Precision precision :
+             {Precision::exact, Precision::fine, Precision::mixed, Precision::fast}) {
           EXPECT_LT(test::relative_error(multiply(*backend_, x, n, w, precision), expected),
                     kExactBound)
               << format(type).name << ", " << n << " x " << cols;
@@ -139,6 +141,42 @@ TEST_P(Matmul, PrecisionsAreOrdered) {
       EXPECT_LT(fine * 20, fast);
       EXPECT_LT(fine, 2e-4);
       EXPECT_LT(fast, 3e-2);
+    }
+  }
+}
+
+// One group in 48 is twenty times as large, and with it its rounding errors: 400 of 447 parts of
+// them. With a second plane the rest is left, about sqrt(447 / 47) = 3.1 times less; where planes
+// are cheap, all of it goes.
+TEST_P(Matmul, GroupsThatInt8HurtsHaveASecondPlane) {
+  const TestWeight w = weight(WeightType::q4_1, 64, 1536, 21);
+  const auto error = [&](int64_t n, Precision precision) {
+    std::vector<float> x = Random(22).normals(n * 1536);
+    for (int64_t t = 0; t < n; ++t) {
+      for (int64_t c = 0; c < 32; ++c) x[static_cast<size_t>(t * 1536 + t % 48 * 32 + c)] *= 20;
+    }
+    const auto expected = test::reference_matmul(x, n, w);
+    return test::rms_error(multiply(*backend_, x, n, w, precision), expected);
+  };
+  const double int8 = error(1, Precision::fast);
+  EXPECT_LT(error(300, Precision::fast) * 2, int8);
+  EXPECT_LT(error(300, Precision::mixed) * 2, int8);
+  EXPECT_LT(error(1, Precision::mixed) * 50, int8);
+}
+
+// Inputs share packs, but which groups of one have a second plane is its own affair.
+TEST_P(Matmul, InputsDoNotDependOnTheirNeighbours) {
+  constexpr int64_t kTokens = 50;
+  constexpr int64_t kCols = 544;
+  const TestWeight w = weight(WeightType::q4_1, 37, kCols, 31);
+  std::vector<float> x = Random(32).normals(kTokens * kCols);
+  for (size_t i = 0; i < x.size(); i += 177) x[i] *= 20;
+  for (const Precision precision : {Precision::fine, Precision::mixed, Precision::fast}) {
+    const auto all = multiply(*backend_, x, kTokens, w, precision);
+    for (const int64_t first : {1, 3, 20}) {
+      const std::vector<float> rest(x.begin() + first * kCols, x.end());
+      const auto y = multiply(*backend_, rest, kTokens - first, w, precision);
+      EXPECT_TRUE(std::equal(y.begin(), y.end(), all.begin() + first * 37)) << first;
     }
   }
 }

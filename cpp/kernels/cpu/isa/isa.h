@@ -21,6 +21,7 @@ void half_to_f32(const uint16_t* src, float* dst, int64_t n);
 constexpr int kPlaneRatio = 254;
 void quantize_values(const float* x, int64_t cols, int8_t* codes, int8_t* remainders,
                      float* scales);
+void quantize_remainders(const float* x, const int8_t* codes, float scale, int8_t* remainders);
 
 // matvec.cpp
 size_t vector_bytes(int64_t cols);
@@ -44,10 +45,10 @@ void matvec_tiles(const MatmulChunk& chunk, const QuantizedInput& x);
 
 // matmat.cpp
 size_t pack_bytes(int64_t cols);
-void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
+void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
           std::byte* dst);
 size_t matmat_scratch(int64_t cols);
-void matmat(const MatmulChunk& chunk, const QuantizedInput& packs);
+void matmat(const MatmulChunk& chunk, const std::byte* packs);
 
 // gemm.cpp: C = A B, or C += A B when `accumulate`; A [m, k], B [k, n] with ldb >= n rounded up to
 // kLanes and rows readable up to there, C [m, n].

@@ -62,4 +62,14 @@ void quantize_values(const float* x, int64_t cols, int8_t* codes, int8_t* remain
   }
 }
 
+// The second plane of 32 values: x ~ scale * (code + remainder / kPlaneRatio); scale is above 0.
+void quantize_remainders(const float* x, const int8_t* codes, float scale, int8_t* remainders) {
+  const F32 unit = set(kPlaneRatio / scale);
+  KVE_UNROLL(8)
+  for (int i = 0; i < 32; i += kLanes) {
+    const F32 rest = fma(load_i8(codes + i), set(-scale), load(x + i)) * unit;
+    store_i8(remainders + i, to_i32(max(set(-127.0f), min(set(127.0f), rest))));
+  }
+}
+
 }  // namespace kve::KVE_ISA
