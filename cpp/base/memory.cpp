@@ -7,7 +7,6 @@
 #include "base/error.h"
 
 #if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 #endif
@@ -47,14 +46,25 @@ void MemoryCounter::release(std::byte* memory, size_t bytes) noexcept {
   live_.fetch_sub(static_cast<int64_t>(bytes));
 }
 
-std::byte* MemoryCounter::allocate_block(size_t bytes) {
+std::byte* MemoryCounter::allocate_shared(size_t bytes) {
   check_limit(bytes);
-  return count(blocks_.allocate(bytes), bytes);
+  return count(source().allocate(bytes, kCacheLine), bytes);
+}
+
+void MemoryCounter::release_shared(std::byte* memory, size_t bytes) noexcept {
+  source().release(memory, bytes, kCacheLine);
+  live_.fetch_sub(static_cast<int64_t>(bytes));
+}
+
+std::byte* MemoryCounter::allocate_block(size_t bytes) {
+  const size_t counted = bytes + sizeof(SlabPool::Holders);
+  check_limit(counted);
+  return count(blocks_.allocate(bytes), counted);
 }
 
 void MemoryCounter::release_block(std::byte* memory, size_t bytes) noexcept {
   blocks_.release(memory, bytes);
-  live_.fetch_sub(static_cast<int64_t>(bytes));
+  live_.fetch_sub(static_cast<int64_t>(bytes + sizeof(SlabPool::Holders)));
 }
 
 std::byte* MemoryCounter::exchange_block(std::byte* memory, size_t bytes, size_t new_bytes) {
@@ -67,20 +77,9 @@ std::byte* MemoryCounter::exchange_block(std::byte* memory, size_t bytes, size_t
   return block;
 }
 
-// Asks for large pages wherever a block holds whole ones. Advice only: failing changes nothing but
-// speed.
-static void advise_large_pages([[maybe_unused]] std::byte* data, [[maybe_unused]] size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t kLargePage = 2 << 20;
-  const uintptr_t start = (reinterpret_cast<uintptr_t>(data) + kLargePage - 1) & ~(kLargePage - 1);
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(data) + bytes) & ~(kLargePage - 1);
-  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
-#endif
-}
-
 LargeBlock::LargeBlock(std::shared_ptr<MemoryCounter> counter, size_t bytes)
-    : counter_(std::move(counter)), data_(counter_->allocate(bytes)), size_(bytes) {
-  advise_large_pages(data_, bytes);
+    : counter_(std::move(counter)), data_(counter_->allocate_shared(bytes)), size_(bytes) {
+  counter_->source().advise_large_pages(data_, bytes);
 }
 
 LargeBlock::LargeBlock(LargeBlock&& other) noexcept
@@ -96,24 +95,40 @@ LargeBlock& LargeBlock::operator=(LargeBlock&& other) noexcept {
 }
 
 LargeBlock::~LargeBlock() {
-  if (data_ != nullptr) counter_->release(data_, size_);
+  if (data_ != nullptr) counter_->release_shared(data_, size_);
+}
+
+Scratch::Scratch(Scratch&& other) noexcept
+    : source_(other.source_),
+      memory_(std::exchange(other.memory_, nullptr)),
+      capacity_(std::exchange(other.capacity_, 0)) {}
+
+Scratch& Scratch::operator=(Scratch&& other) noexcept {
+  std::swap(source_, other.source_);
+  std::swap(memory_, other.memory_);
+  std::swap(capacity_, other.capacity_);
+  return *this;
+}
+
+Scratch::~Scratch() {
+  if (memory_ != nullptr) source_->release(memory_, capacity_, kCacheLine);
 }
 
 std::byte* Scratch::bytes(size_t n) {
   if (n > capacity_) {
-    memory_.reset();
-    capacity_ = 0;
+    if (memory_ != nullptr) source_->release(memory_, capacity_, kCacheLine);
     // A quarter more than asked for, so that slowly growing requests do not reallocate each time.
     const size_t grown = n + n / 4 + kCacheLine;
-    memory_.reset(static_cast<std::byte*>(
-        ::operator new[](grown, std::align_val_t{kCacheLine}, std::nothrow)));
-    if (!memory_) throw CapacityError(message("out of memory: asked for ", grown, " bytes"));
+    capacity_ = 0;
+    memory_ = source_->allocate(grown, kCacheLine);
+    if (memory_ == nullptr)
+      throw CapacityError(message("out of memory: asked for ", grown, " bytes"));
     capacity_ = grown;
     // Rows of activations are as wide as pages: writing a few columns of all of them, as a matrix
     // product does, would need a page table entry each.
-    advise_large_pages(memory_.get(), grown);
+    source_->advise_large_pages(memory_, grown);
   }
-  return memory_.get();
+  return memory_;
 }
 
 #if defined(__linux__)

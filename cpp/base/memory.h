@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "base/memory_source.h"
 #include "base/slab_pool.h"
 
 namespace kve {
@@ -18,14 +19,24 @@ inline constexpr size_t kCacheLine = 64;
 // Allocates 64-byte aligned memory and knows how much of it is alive. Thread-safe.
 class MemoryCounter {
  public:
-  // Throws CapacityError when the system has no memory left. The memory is not initialised.
+  // The source outlives the counter.
+  explicit MemoryCounter(MemorySource& source = host_memory()) : blocks_(source) {}
+
+  // The host's. Throws CapacityError when the system has no memory left. The memory is not
+  // initialised.
   std::byte* allocate(size_t bytes);
   void release(std::byte* memory, size_t bytes) noexcept;
+  // The same of the source.
+  std::byte* allocate_shared(size_t bytes);
+  void release_shared(std::byte* memory, size_t bytes) noexcept;
   // The same for one of many blocks of few sizes (slab_pool.h). Counted are the bytes asked for, as
-  // everywhere, but not what a slab has room for: below 2 MiB for each size until blocks between
-  // others are released.
+  // everywhere, and those of holders(), but not what a slab has room for: below 2 MiB for each size
+  // until blocks between others are released.
   std::byte* allocate_block(size_t bytes);
   void release_block(std::byte* memory, size_t bytes) noexcept;
+  SlabPool::Holders& holders(const std::byte* block, size_t bytes) const {
+    return blocks_.holders(block, bytes);
+  }
   // A new block instead of one that is no smaller, which is released: no limit refuses that. Both
   // exist for a moment.
   std::byte* exchange_block(std::byte* memory, size_t bytes, size_t new_bytes);
@@ -33,6 +44,7 @@ class MemoryCounter {
   // From now on, what would make live() exceed `bytes` throws CapacityError.
   void set_limit(int64_t bytes) { limit_.store(bytes, std::memory_order_relaxed); }
 
+  MemorySource& source() const { return blocks_.source(); }
   int64_t live() const { return live_.load(std::memory_order_relaxed); }
   int64_t peak() const { return peak_.load(std::memory_order_relaxed); }
   int64_t allocations() const { return allocations_.load(std::memory_order_relaxed); }
@@ -85,6 +97,13 @@ using CountedVector = std::vector<T, CountedAllocator<T>>;
 // Grow-only, 64-byte aligned scratch memory that is not counted; contents do not survive growth.
 class Scratch {
  public:
+  Scratch() : Scratch(host_memory()) {}
+  // The source outlives the memory.
+  explicit Scratch(MemorySource& source) : source_(&source) {}
+  Scratch(Scratch&& other) noexcept;
+  Scratch& operator=(Scratch&& other) noexcept;
+  ~Scratch();
+
   template <class T>
   T* get(size_t n) {
     return reinterpret_cast<T*>(bytes(n * sizeof(T)));
@@ -93,17 +112,13 @@ class Scratch {
 
  private:
   std::byte* bytes(size_t n);
-  struct Free {
-    void operator()(std::byte* memory) const {
-      ::operator delete[](memory, std::align_val_t{kCacheLine});
-    }
-  };
-  std::unique_ptr<std::byte[], Free> memory_;
+  MemorySource* source_;
+  std::byte* memory_ = nullptr;
   size_t capacity_ = 0;
 };
 
-// A counted, 64-byte aligned block that is made for reading in order: the system is asked to back
-// it with large pages.
+// A counted, 64-byte aligned block of a counter's source that is made for reading in order: the
+// system is asked to back it with large pages.
 class LargeBlock {
  public:
   LargeBlock() = default;

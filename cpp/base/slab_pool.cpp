@@ -1,13 +1,8 @@
 #include "base/slab_pool.h"
 
-#include <cstdint>
 #include <new>
 
 #include "base/error.h"
-
-#if defined(__unix__) || defined(__APPLE__)
-#include <sys/mman.h>
-#endif
 
 namespace kve {
 namespace {
@@ -31,34 +26,43 @@ constexpr bool kUseSlabs = true;
 
 size_t stride_of(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 bool has_own_memory(size_t bytes) { return !kUseSlabs || bytes == 0 || bytes > kMostBytes; }
+// Slabs are aligned to their size.
+uintptr_t place_of(const std::byte* block) {
+  return reinterpret_cast<uintptr_t>(block) / kSlabBytes;
+}
 
 }  // namespace
 
-// At the start of its memory, which is aligned to its size.
-struct alignas(kAlignment) SlabPool::Slab {
+struct SlabPool::Slab {
+  static constexpr uint32_t kNone = UINT32_MAX;
+
+  std::byte* memory;
   size_t stride;
-  size_t used = 0;                // blocks
-  size_t fresh = sizeof(Slab);    // where blocks begin that were never used
-  std::byte* released = nullptr;  // list of released blocks, linked by their first bytes
-  Slab* previous = nullptr;       // among those with room
+  uint32_t n_blocks;
+  // Of blocks in use; in those of released blocks the number of the next released one.
+  std::unique_ptr<Holders[]> holders;
+  uint32_t used = 0;
+  uint32_t fresh = 0;         // blocks from here on were never used
+  uint32_t released = kNone;  // the first
+  Slab* previous = nullptr;   // among those with room
   Slab* next = nullptr;
 
-  bool has_room() const { return released != nullptr || fresh + stride <= kSlabBytes; }
+  bool has_room() const { return released != kNone || fresh < n_blocks; }
+  uint32_t number_of(const std::byte* block) const {
+    return static_cast<uint32_t>(static_cast<size_t>(block - memory) / stride);
+  }
   std::byte* take() {
     ++used;
-    std::byte* block = released;
-    if (block != nullptr) {
-      released = *std::launder(reinterpret_cast<std::byte**>(block));
-    } else {
-      block = reinterpret_cast<std::byte*>(this) + fresh;
-      fresh += stride;
-    }
-    return block;
+    const uint32_t number = released != kNone ? released : fresh++;
+    if (number == released) released = holders[number].load(std::memory_order_relaxed);
+    holders[number].store(1, std::memory_order_relaxed);
+    return memory + number * stride;
   }
-  void put(std::byte* block) {
+  void put(const std::byte* block) {
     --used;
-    new (block) std::byte*(released);
-    released = block;
+    const uint32_t number = number_of(block);
+    holders[number].store(released, std::memory_order_relaxed);
+    released = number;
   }
 };
 
@@ -80,12 +84,15 @@ void unlink(Slab** first, Slab* slab) {
 
 }  // namespace
 
+SlabPool::SlabPool(MemorySource& source) : source_(source) {}
+
 SlabPool::~SlabPool() {
   for (Size& size : sizes_) {
     Slab* slab = size.with_room;  // at most one, see release()
     if (slab != nullptr && slab->used == 0) free_slab(&size, slab);
     KVE_ASSERT(size.n_slabs == 0);
   }
+  KVE_ASSERT(own_.empty());
 }
 
 SlabPool::Size* SlabPool::find_size(size_t stride) {
@@ -103,27 +110,53 @@ SlabPool::Size* SlabPool::add_size(size_t stride) {
   }
 }
 
+SlabPool::Slab& SlabPool::slab_of(const std::byte* block) const {
+  const auto found = slabs_.find(place_of(block));
+  KVE_ASSERT(found != slabs_.end());
+  return *found->second;
+}
+
 SlabPool::Slab* SlabPool::new_slab(Size* size) {
-  void* memory = ::operator new(kSlabBytes, std::align_val_t{kSlabBytes}, std::nothrow);
+  std::byte* memory = source_.allocate(kSlabBytes, kSlabBytes);
   if (memory == nullptr) return nullptr;
-#if defined(MADV_HUGEPAGE)
-  // Advice only. Not for the first slab, so that a small cache does not occupy large pages.
-  if (size->n_slabs > 0) madvise(memory, kSlabBytes, MADV_HUGEPAGE);
-#endif
-  ++size->n_slabs;
-  return new (memory) Slab{.stride = size->stride};
+  // Not for the first slab, so that a small cache does not occupy large pages.
+  if (size->n_slabs > 0) source_.advise_large_pages(memory, kSlabBytes);
+  try {
+    const auto n_blocks = static_cast<uint32_t>(kSlabBytes / size->stride);
+    auto slab = std::make_unique<Slab>(
+        Slab{memory, size->stride, n_blocks, std::make_unique<Holders[]>(n_blocks)});
+    Slab* made = slab.get();
+    slabs_.emplace(place_of(memory), std::move(slab));
+    ++size->n_slabs;
+    return made;
+  } catch (const std::bad_alloc&) {
+    source_.release(memory, kSlabBytes, kSlabBytes);
+    return nullptr;
+  }
 }
 
 void SlabPool::free_slab(Size* size, Slab* slab) noexcept {
-  ::operator delete(slab, std::align_val_t{kSlabBytes});
+  std::byte* memory = slab->memory;
+  slabs_.erase(place_of(memory));
+  source_.release(memory, kSlabBytes, kSlabBytes);
   --size->n_slabs;
 }
 
-std::byte* SlabPool::allocate(size_t bytes) {
-  if (has_own_memory(bytes)) {
-    return static_cast<std::byte*>(
-        ::operator new(bytes > 0 ? bytes : 1, std::align_val_t{kAlignment}, std::nothrow));
+std::byte* SlabPool::allocate_own(size_t bytes) {
+  std::byte* block = source_.allocate(bytes, kAlignment);
+  if (block == nullptr) return nullptr;
+  try {
+    const std::lock_guard lock(mutex_);
+    own_.emplace(block, 1);
+    return block;
+  } catch (const std::bad_alloc&) {
+    source_.release(block, bytes, kAlignment);
+    return nullptr;
   }
+}
+
+std::byte* SlabPool::allocate(size_t bytes) {
+  if (has_own_memory(bytes)) return allocate_own(bytes);
   const std::lock_guard lock(mutex_);
   const size_t stride = stride_of(bytes);
   Size* size = find_size(stride);
@@ -141,10 +174,12 @@ std::byte* SlabPool::allocate(size_t bytes) {
 }
 
 void SlabPool::release(std::byte* block, size_t bytes) noexcept {
-  if (has_own_memory(bytes)) return ::operator delete(block, std::align_val_t{kAlignment});
   const std::lock_guard lock(mutex_);
-  const auto address = reinterpret_cast<uintptr_t>(block);
-  Slab* slab = std::launder(reinterpret_cast<Slab*>(address / kSlabBytes * kSlabBytes));
+  if (has_own_memory(bytes)) {
+    own_.erase(block);
+    return source_.release(block, bytes, kAlignment);
+  }
+  Slab* slab = &slab_of(block);
   Size* size = find_size(slab->stride);
   if (!slab->has_room()) link(&size->with_room, slab);
   slab->put(block);
@@ -154,11 +189,16 @@ void SlabPool::release(std::byte* block, size_t bytes) noexcept {
   free_slab(size, slab);
 }
 
+SlabPool::Holders& SlabPool::holders(const std::byte* block, size_t bytes) const {
+  const std::lock_guard lock(mutex_);
+  if (has_own_memory(bytes)) return const_cast<Holders&>(own_.find(block)->second);
+  const Slab& slab = slab_of(block);
+  return slab.holders[slab.number_of(block)];
+}
+
 size_t SlabPool::n_slabs() const {
   const std::lock_guard lock(mutex_);
-  size_t n = 0;
-  for (const Size& size : sizes_) n += size.n_slabs;
-  return n;
+  return slabs_.size();
 }
 
 }  // namespace kve

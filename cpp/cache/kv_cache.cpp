@@ -193,7 +193,8 @@ KvCache::State::State(const State& other)
   reserve_jobs();
 }
 
-KvCache::KvCache(const CacheSpec& spec, std::vector<LayerShape> layers, RowScorer scorer) {
+KvCache::KvCache(const CacheSpec& spec, std::vector<LayerShape> layers, RowScorer scorer,
+                 MemorySource& memory) {
   const std::string error = spec.error();
   if (!error.empty()) throw ConfigError(message("cache spec: ", error));
   for (size_t i = 0; i < layers.size(); ++i) {
@@ -203,7 +204,7 @@ KvCache::KvCache(const CacheSpec& spec, std::vector<LayerShape> layers, RowScore
     check_range("value_dim", i, layers[i].value_dim, 1, kMaxDim);
   }
   state_ = std::make_unique<State>(spec, std::move(layers), std::move(scorer),
-                                   std::make_shared<MemoryCounter>());
+                                   std::make_shared<MemoryCounter>(memory));
 }
 
 KvCache::KvCache(std::unique_ptr<State> state) : state_(std::move(state)) {}
@@ -252,6 +253,8 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
                   state_->repeat || (cache.weighs() && state_->is_observing(cache)));
     }
     if (backend.seal(jobs) >= 0) {
+      backend.fetch(k);
+      backend.fetch(v);
       throw Error(locate_not_finite(layer, shape.n_kv_heads, first_new, k, v));
     }
     state_->extend_bounds(backend, &cache, static_cast<int>(k.rows));
@@ -302,6 +305,7 @@ bool KvCache::has_blocks(int layer) const {
 void KvCache::attend(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out) {
   State& s = *state_;
   LayerCache& cache = s.layers.at(static_cast<size_t>(layer));
+  backend.fetch(q);
   cache.blocks->attend(backend, params, {q, cache.views, next_position(), out}, s.block_work.get());
 }
 
@@ -473,6 +477,7 @@ int KvCache::tokens_until_seal() const {
 KvCache KvCache::fork() const {
   KvCache copy(std::make_unique<State>(*state_));
   copy.rollback();
+  state_->counter->source().wait();  // the copy may live in another thread
   return copy;
 }
 

@@ -47,7 +47,8 @@ class KvCache {
  public:
   // Throws ConfigError when the spec does not fit the shapes (e.g. group does not divide head_dim),
   // and what reading a file does that the spec names.
-  KvCache(const CacheSpec& spec, std::vector<LayerShape> layers, RowScorer scorer = {});
+  KvCache(const CacheSpec& spec, std::vector<LayerShape> layers, RowScorer scorer = {},
+          MemorySource& memory = host_memory());
   KvCache(KvCache&&) noexcept;
   KvCache& operator=(KvCache&&) noexcept;
   ~KvCache();
@@ -129,8 +130,8 @@ class KvCache {
   KvCache fork() const;
   // Without `path`.
   CacheStats stats() const;
-  // Whether few queries attend to all pages as they lie in memory, on this backend.
-  bool is_fused(const Backend& backend, Precision precision) const;
+  // How few queries attend to pages on this backend: the worst of all.
+  ReadPath read_path(const Backend& backend, Precision precision) const;
   // The allocator behind this cache and its forks: pages, tails, bases, tables and views. Not
   // counted are the State object itself, the shapes, and what fitting a basis takes for a moment.
   const MemoryCounter& memory() const;

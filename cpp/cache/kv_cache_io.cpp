@@ -52,13 +52,17 @@ void save_side(const SideCache& side, StateWriter* out) {
       out->put_bytes(bytes.data(), bytes.size());
     }
   }
+  MemorySource& memory = side.memory();
   for (const PageView& page : side.pages().views()) {
     out->put(static_cast<int32_t>(page.basis));
+    memory.fetch(page.data, static_cast<size_t>(page.bytes));
     std::vector<std::byte> bytes(page.data, page.data + page.bytes);
     if (page.rows < kPageTokens) clear_rows(side.format(page.basis), bytes.data(), page.rows);
     out->put_bytes(bytes.data(), bytes.size());
   }
   const SideView view = side.view(0);
+  memory.fetch(view.sinks, float_bytes(side, sizes.sinks));
+  memory.fetch(view.tail, float_bytes(side, sizes.tail));
   out->put_bytes(reinterpret_cast<const std::byte*>(view.sinks), float_bytes(side, sizes.sinks));
   out->put_bytes(reinterpret_cast<const std::byte*>(view.tail), float_bytes(side, sizes.tail));
 }
@@ -172,6 +176,7 @@ void load_side(int rows, RowPositions positions, const std::string& where,
   };
   load_floats(sinks, &SideCache::restore_sinks);
   load_floats(tail, &SideCache::restore_tail);
+  side->send();
   expect_finite(*side, positions, where, scratch);
 }
 

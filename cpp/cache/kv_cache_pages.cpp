@@ -196,6 +196,7 @@ void KvCache::plan_attention(Backend& backend, const AttendParams& params, int l
     tasks->push_back({q, cache.views, first_pos, out, log_sums(layer, n, params.n_heads)});
     return;
   }
+  backend.fetch(q);
   const size_t n_heads = cache.bounds.size();
   const auto make_room = [&] {
     s.shown.resize(n, static_cast<int>(n_heads), cache.rows(0), cache.bounds[0].pages(),

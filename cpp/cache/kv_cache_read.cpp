@@ -53,15 +53,15 @@ CacheStats KvCache::stats() const {
   return out;
 }
 
-bool KvCache::is_fused(const Backend& backend, Precision precision) const {
-  bool fused = true;
+ReadPath KvCache::read_path(const Backend& backend, Precision precision) const {
+  ReadPath worst = ReadPath::fused;
   for (const LayerCache& layer : state_->layers) {
     layer.each_side([&](const SideCache& side, int) {
-      fused = fused && backend.reads_pages(side.view(0), precision);
+      worst = std::max(worst, backend.read_path(side.view(0), precision));
     });
-    if (layer.blocks) fused = fused && layer.blocks->is_fused(backend, precision);
+    if (layer.blocks) worst = std::max(worst, layer.blocks->read_path(backend, precision));
   }
-  return fused;
+  return worst;
 }
 
 int KvCache::rows(int layer) const { return rows(layer, 0); }

@@ -410,6 +410,7 @@ float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
 void KvCache::observe_attention(Backend& backend, int layer, const AttendParams& params,
                                 const AttendTask& task) {
   LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
+  if (cache.voters || state_->repeat) backend.fetch(task.q);
   if (state_->repeat && !cache.kept.empty()) {
     return state_->repeat->observe(backend, params, task, &cache);
   }

@@ -74,7 +74,7 @@ void KvCache::truncate(int n) {
                                 " tokens: layers with a sliding window no longer hold the rows "
                                 "before it"));
   }
-  std::vector<CountedVector<uint16_t>> returning;
+  std::vector<HalfMemory> returning;
   for (const LayerCache& layer : s.layers) {
     layer.each_side([&](const SideCache& side, int head) {
       const int rows = n == 0 ? 0 : layer.rows_before(n - s.shift, head);
@@ -100,6 +100,7 @@ void KvCache::truncate(int n) {
   }
   s.forget_selection(n);
   s.n_tokens = n;
+  s.counter->source().wait();  // another thread may use the cache next
 }
 
 }  // namespace kve

@@ -1,31 +1,16 @@
 #include "cache/page.h"
 
 #include <algorithm>
-#include <atomic>
-#include <cstring>
-#include <new>
 #include <utility>
 
 #include "base/error.h"
 
 namespace kve {
-namespace {
-
-using RefCount = std::atomic<uint32_t>;
-
-// Behind the rows, so that these stay aligned to cache lines. Pages are bytes owned by their lists,
-// which may change the count of a page whose rows they may not.
-RefCount& ref_count(const PageView& page) {
-  return *std::launder(reinterpret_cast<RefCount*>(const_cast<std::byte*>(page.data) + page.bytes));
-}
-
-}  // namespace
-
 PageList::PageList(const std::shared_ptr<MemoryCounter>& counter)
     : counter_(counter.get()), views_(CountedAllocator<PageView>(counter)) {}
 
 PageList::PageList(const PageList& other) : counter_(other.counter_), views_(other.views_) {
-  for (const PageView& view : views_) ref_count(view).fetch_add(1, std::memory_order_relaxed);
+  for (const PageView& view : views_) holders(view).fetch_add(1, std::memory_order_relaxed);
 }
 
 PageList::PageList(PageList&& other) noexcept
@@ -40,27 +25,20 @@ PageList& PageList::operator=(PageList other) noexcept {
 PageList::~PageList() { truncate(0); }
 
 PageView PageList::new_page(size_t bytes, int basis) {
-  return empty_page(counter_->allocate_block(bytes + sizeof(RefCount)), bytes, basis);
+  return empty_page(counter_->allocate_block(bytes), bytes, basis);
 }
 
-PageView PageList::empty_page(std::byte* page, size_t bytes, int basis) {
-  KVE_ASSERT(bytes % alignof(RefCount) == 0);
+PageView PageList::empty_page(std::byte* page, size_t bytes, int basis) const {
   // What no row writes (places past the end of a row, padding) is saved as well.
-  std::memset(page, 0, bytes);
-  new (page + bytes) RefCount(1);
+  counter_->source().zero(page, bytes);
   return {page, static_cast<int32_t>(bytes), 0, static_cast<int16_t>(basis)};
 }
 
 void PageList::release(const PageView& page) noexcept {
   // The last holder must see all that others did with the page before they let go of it.
-  if (ref_count(page).fetch_sub(1, std::memory_order_acq_rel) == 1) {
-    counter_->release_block(const_cast<std::byte*>(page.data),
-                            static_cast<size_t>(page.bytes) + sizeof(RefCount));
+  if (holders(page).fetch_sub(1, std::memory_order_acq_rel) == 1) {
+    counter_->release_block(const_cast<std::byte*>(page.data), static_cast<size_t>(page.bytes));
   }
-}
-
-bool PageList::is_shared(const PageView& page) {
-  return ref_count(page).load(std::memory_order_acquire) != 1;
 }
 
 // Makes the last page one that only this list holds.
@@ -68,7 +46,8 @@ void PageList::own_last() {
   PageView& last = views_.back();
   if (!is_shared(last)) return;
   PageView copy = new_page(static_cast<size_t>(last.bytes), last.basis);
-  std::memcpy(const_cast<std::byte*>(copy.data), last.data, static_cast<size_t>(last.bytes));
+  counter_->source().copy(const_cast<std::byte*>(copy.data), last.data,
+                          static_cast<size_t>(last.bytes));
   copy.rows = last.rows;
   release(last);
   last = copy;
@@ -105,11 +84,10 @@ void PageList::replace(size_t page, std::span<const std::byte> bytes, int basis)
     release(view);
   } else {
     std::byte* block = counter_->exchange_block(const_cast<std::byte*>(view.data),
-                                                static_cast<size_t>(view.bytes) + sizeof(RefCount),
-                                                bytes.size() + sizeof(RefCount));
+                                                static_cast<size_t>(view.bytes), bytes.size());
     fresh = empty_page(block, bytes.size(), basis);
   }
-  std::memcpy(const_cast<std::byte*>(fresh.data), bytes.data(), bytes.size());
+  counter_->source().copy(const_cast<std::byte*>(fresh.data), bytes.data(), bytes.size());
   fresh.rows = view.rows;
   view = fresh;
 }
@@ -143,7 +121,7 @@ void PageList::renumber_bases(int n) noexcept {
 }
 
 size_t PageList::meta_bytes() const {
-  return views_.size() * sizeof(RefCount) + views_.capacity() * sizeof(PageView);
+  return views_.size() * sizeof(SlabPool::Holders) + views_.capacity() * sizeof(PageView);
 }
 
 }  // namespace kve

@@ -1,8 +1,8 @@
 // The unit of compressed storage: up to kPageTokens rows of one layer and side, of one kv head or
 // of all.
 //
-// A page is one block of memory (its rows as the codec lays them out, then a reference count),
-// shared by the page lists of forked caches. Every list shows its own number of rows of it: rows
+// A page is one block of memory (its rows as the codec lays them out), shared by the page lists of
+// forked caches. Every list shows its own number of rows of it: rows
 // that a list shows never change, and a list writes rows only to pages that it alone holds.
 #pragma once
 
@@ -53,9 +53,14 @@ class PageList {
 
  private:
   PageView new_page(size_t bytes, int basis);
-  static PageView empty_page(std::byte* block, size_t bytes, int basis);
+  PageView empty_page(std::byte* block, size_t bytes, int basis) const;
   void release(const PageView& page) noexcept;
-  static bool is_shared(const PageView& page);
+  SlabPool::Holders& holders(const PageView& page) const {
+    return counter_->holders(page.data, static_cast<size_t>(page.bytes));
+  }
+  bool is_shared(const PageView& page) const {
+    return holders(page).load(std::memory_order_acquire) != 1;
+  }
   void own_last();
 
   MemoryCounter* counter_;  // kept alive by the allocator of views_

@@ -22,8 +22,8 @@ SideCache::SideCache(const SideSetup& setup, const std::shared_ptr<MemoryCounter
       coefficients_(setup.coefficients_format()),
       bases_(CountedAllocator<std::shared_ptr<const Basis>>(counter)),
       basis_views_(CountedAllocator<BasisView>(counter)),
-      sinks_(CountedAllocator<uint16_t>(counter)),
-      tail_(CountedAllocator<uint16_t>(counter)) {
+      sinks_(counter),
+      tail_(counter) {
   older_.reserve(setup_.spec.older.size());
   for (const TierSpec& tier : setup_.spec.older) {
     older_.push_back(page_format(tier.codec, setup_.page_width(), setup_.values));
@@ -138,7 +138,7 @@ void SideCache::add_page_jobs(int first_row, int n, RowPositions positions, Seal
 }
 
 // Sinks and tail are laid out as one f16 page of any length.
-void SideCache::append_floats(ConstMat rows, CountedVector<uint16_t>* memory, SealJobs* jobs) {
+void SideCache::append_floats(ConstMat rows, HalfMemory* memory, SealJobs* jobs) {
   const int first_row = rows_in(*memory);
   const int n = static_cast<int>(rows.rows);
   memory->resize(values(first_row + n));
@@ -196,9 +196,10 @@ void SideCache::release_spare() noexcept {
   // Some spare is kept, so that tokens that come and go move nothing.
   if (tail_.capacity() <= values(tail_room(tail_rows() + kTailStep))) return;
   try {
-    CountedVector<uint16_t> smaller(tail_.get_allocator());
+    HalfMemory smaller(counter_);
     smaller.reserve(values(tail_room(tail_rows())));
-    smaller.assign(tail_.begin(), tail_.end());
+    smaller.resize(tail_.size());
+    memory().copy(smaller.data(), tail_.data(), tail_.size() * sizeof(uint16_t));
     tail_.swap(smaller);
   } catch (const CapacityError&) {
     // No memory for the smaller copy: keep the large one.
@@ -264,6 +265,7 @@ int SideCache::bases_to_fit(int n) const {
 }
 
 void SideCache::read_tail(int first, int n, Mat out) const {
+  memory().fetch(tail_.data() + values(first), values(n) * sizeof(uint16_t));
   const int width = setup_.width();
   for (int r = 0; r < n; ++r) {
     const uint16_t* row = tail_.data() + values(first + r);
@@ -298,7 +300,7 @@ void SideCache::begin_seal(int n, std::span<const BasisData> fitted, RowPosition
 }
 
 void SideCache::finish_seal() noexcept {
-  tail_.erase(tail_.begin(), tail_.begin() + static_cast<std::ptrdiff_t>(values(sealing_)));
+  tail_.erase_front(values(sealing_));
   sealing_ = 0;
   fitted_now_ = 0;
   release_spare();
@@ -319,8 +321,8 @@ void SideCache::truncate_appended(int n_rows) noexcept {
   if (values(n_rows) < sinks_.size()) sinks_.resize(values(n_rows));
 }
 
-CountedVector<uint16_t> SideCache::returning(int n_rows, RowPositions positions) const {
-  CountedVector<uint16_t> out(tail_.get_allocator());
+HalfMemory SideCache::returning(int n_rows, RowPositions positions) const {
+  HalfMemory out(counter_);
   const int coded = n_rows - sink_rows();
   if (coded <= 0 || coded >= pages_.rows()) return out;
   // A segment's basis serves whole pages, and rows do not return to an older page.
@@ -341,10 +343,11 @@ CountedVector<uint16_t> SideCache::returning(int n_rows, RowPositions positions)
   out.resize(values(n));
   encode_rows(page_format(kF16, setup_.width(), setup_.values), all.row(page.rows - n), all.stride,
               reinterpret_cast<std::byte*>(out.data()), 0, n, nullptr);
+  memory().send(out.data(), out.size() * sizeof(uint16_t));
   return out;
 }
 
-void SideCache::truncate(int n_rows, CountedVector<uint16_t> returning) noexcept {
+void SideCache::truncate(int n_rows, HalfMemory returning) noexcept {
   if (returning.empty()) {
     truncate_appended(n_rows);
   } else {
@@ -369,8 +372,7 @@ void SideCache::drop_last_bases(size_t kept) noexcept {
 }
 
 void SideCache::drop_front(int n_pages) noexcept {
-  sinks_.clear();
-  sinks_.shrink_to_fit();
+  sinks_.release();
   pages_.drop_front(n_pages);
   if (setup_.spec.projector.segment == 0) return;
   const std::span<const PageView> pages = pages_.views();

@@ -9,6 +9,7 @@
 #include "base/memory.h"
 #include "base/span.h"
 #include "cache/basis.h"
+#include "cache/half_memory.h"
 #include "cache/page.h"
 #include "cache/row_positions.h"
 #include "cache/spec.h"
@@ -97,8 +98,8 @@ class SideCache {
   // Forgets rows from n on, in two steps: what can fail, then what cannot. Rows that must be coded
   // together with forgotten ones go back to the tail: they are `returning`, as they are decoded.
   // truncate_appended() is for rows that were only appended.
-  CountedVector<uint16_t> returning(int n_rows, RowPositions positions) const;
-  void truncate(int n_rows, CountedVector<uint16_t> returning) noexcept;
+  HalfMemory returning(int n_rows, RowPositions positions) const;
+  void truncate(int n_rows, HalfMemory returning) noexcept;
   void truncate_appended(int n_rows) noexcept;
   // Forgets the sinks and n_pages pages.
   void drop_front(int n_pages) noexcept;
@@ -142,13 +143,16 @@ class SideCache {
   std::span<const std::shared_ptr<const Basis>> bases() const { return bases_; }
   PageFormat format(int basis) const;  // as in PageView, here and in restore_page()
   size_t page_size(int basis) const;
-  // Adds rows whose bytes the caller writes: bases first, then a page at a time.
+  // Adds rows whose bytes the caller writes, and then sends: bases first, then a page at a time.
   void restore_basis(std::shared_ptr<const Basis> basis);
   std::byte* restore_page(int rows, int basis);
   uint16_t* restore_sinks(int rows);
   uint16_t* restore_tail(int rows);
+  void send() const;
+  MemorySource& memory() const { return counter_->source(); }
 
  private:
+  void fetch_floats() const;  // sinks and tail
   int n_tiers() const { return setup_.spec.n_tiers(); }
   // Of the last row that a page has when it is full.
   int64_t last_position(int page, RowPositions positions) const;
@@ -157,7 +161,7 @@ class SideCache {
   size_t values(int rows) const {
     return static_cast<size_t>(rows) * static_cast<size_t>(setup_.width());
   }
-  int rows_in(const CountedVector<uint16_t>& memory) const {
+  int rows_in(const HalfMemory& memory) const {
     return static_cast<int>(memory.size() / static_cast<size_t>(setup_.width()));
   }
   int sink_rows() const { return rows_in(sinks_); }
@@ -172,7 +176,7 @@ class SideCache {
   void reserve_tail(int rows);
   void add_basis(std::shared_ptr<const Basis> basis);
   void add_joint_views(const BasisView& joint);
-  void append_floats(ConstMat rows, CountedVector<uint16_t>* memory, SealJobs* jobs);
+  void append_floats(ConstMat rows, HalfMemory* memory, SealJobs* jobs);
   void add_page_jobs(int first_row, int n, RowPositions positions, SealJob source, SealJobs* jobs);
   void grow(int n, int basis);
   void drop_last_bases(size_t kept) noexcept;
@@ -193,8 +197,8 @@ class SideCache {
   // Of bases_, one for every tier, each for one head of those that share pages. A joint basis has
   // the views of joined rows, then those for every head.
   CountedVector<BasisView> basis_views_;
-  CountedVector<uint16_t> sinks_;  // f16 [sink_rows, width]
-  CountedVector<uint16_t> tail_;   // f16 [tail_rows, width]
+  HalfMemory sinks_;  // f16 [sink_rows, width]
+  HalfMemory tail_;   // f16 [tail_rows, width]
 };
 
 }  // namespace kve

@@ -14,9 +14,10 @@ SideCache SideCache::with_rows(std::span<const int32_t> rows, RowPositions posit
   if (!projector.is_fixed() && projector.segment == 0) {
     for (const std::shared_ptr<const Basis>& basis : bases_) out.restore_basis(basis);
   }
+  fetch_floats();
   const size_t width = values(1);
   const int in_tail = static_cast<int>(rows.size()) - sink_rows();
-  std::ranges::copy(sinks_, out.restore_sinks(sink_rows()));
+  std::copy_n(sinks_.data(), sinks_.size(), out.restore_sinks(sink_rows()));
   uint16_t* to = out.restore_tail(in_tail);
 
   const int first_of_tail = sink_rows() + pages_.rows();
@@ -44,6 +45,7 @@ SideCache SideCache::with_rows(std::span<const int32_t> rows, RowPositions posit
     to += width;
   }
   if (reassign && setup_.rotation != nullptr) out.move_tail(rows, positions);
+  out.send();
   return out;
 }
 

@@ -16,6 +16,7 @@ constexpr float kMaxHalf = 65504;
 
 void SideCache::decode_page(const SideView& side, const PageView& page, int row,
                             RowPositions positions, Mat out) const {
+  memory().fetch(page.data, static_cast<size_t>(page.bytes));
   const PageFormat layout = format(page.basis);
   if (side.bases == nullptr) {
     return decode_rows(layout, page.data, 0, page.rows, side.first_channel, side.n_channels,
@@ -36,6 +37,22 @@ void SideCache::decode_page(const SideView& side, const PageView& page, int row,
   }
 }
 
+void SideCache::fetch_floats() const {
+  for (const HalfMemory* rows : {&sinks_, &tail_}) {
+    memory().fetch(rows->data(), rows->size() * sizeof(uint16_t));
+  }
+}
+
+void SideCache::send() const {
+  for (const HalfMemory* rows : {&sinks_, &tail_}) {
+    memory().send(rows->data(), rows->size() * sizeof(uint16_t));
+  }
+  for (const PageView& page : pages_.views()) {
+    memory().send(page.data, static_cast<size_t>(page.bytes));
+  }
+  memory().wait();
+}
+
 // What codes leave or correct, in a row's own channels.
 void SideCache::add_codes(const PageFormat& layout, const PageView& page, Mat out) {
   std::vector<float> codes(static_cast<size_t>(page.rows * layout.width));
@@ -48,6 +65,7 @@ void SideCache::add_codes(const PageFormat& layout, const PageView& page, Mat ou
 }
 
 void SideCache::decode(int head, RowPositions positions, Mat out) const {
+  fetch_floats();
   const SideView side = view(head);
   int row = 0;
   const auto read_floats = [&](const uint16_t* rows, int n) {
@@ -73,6 +91,7 @@ void SideCache::read_halves(int head, int first, int n, RowPositions positions,
     for (int r = 0; r < count; ++r, out += width) std::copy_n(rows + r * stride, width, out);
   };
   if (first < side.sink_rows) {
+    memory().fetch(sinks_.data(), sinks_.size() * sizeof(uint16_t));
     const int count = std::min(end, side.sink_rows) - first;
     copy(side.sinks + int64_t{first} * side.row_stride, side.row_stride, count);
     first += count;
@@ -87,6 +106,7 @@ void SideCache::read_halves(int head, int first, int n, RowPositions positions,
     page.rows = static_cast<int16_t>(std::min<int>(page.rows, end - row));
     const int skipped = first - row;
     if (plain) {
+      memory().fetch(page.data, static_cast<size_t>(page.bytes));
       const auto* rows = reinterpret_cast<const uint16_t*>(page.data);
       copy(rows + int64_t{skipped} * side.format.width + side.first_channel, side.format.width,
            page.rows - skipped);
@@ -100,6 +120,7 @@ void SideCache::read_halves(int head, int first, int n, RowPositions positions,
     first = row + page.rows;
   }
   if (first >= end) return;
+  memory().fetch(tail_.data(), tail_.size() * sizeof(uint16_t));
   copy(side.tail + int64_t{first - first_of_tail} * side.row_stride, side.row_stride, end - first);
 }
 

@@ -20,8 +20,9 @@ struct CacheStats {
   int64_t tokens_seen = 0;    // position counter
   int64_t tokens_kept = 0;    // rows still stored, the most over layers and heads
   double bits_per_value = 0;  // 16 * bytes / f16_bytes; 0 for an empty cache
-  // How attention of few queries reads the pages: "fused" (as they lie in memory) or "rebuilt"
-  // (rows are decoded to f32 first). Known to a session only.
+  // How attention of few queries reads the pages: "fused" (as they lie in memory), "rebuilt" (rows
+  // are decoded to f32 first) or "host" (by the CPU, for a device that does not know them). Known
+  // to a session only.
   std::string path;
 };
 

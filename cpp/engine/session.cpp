@@ -54,7 +54,8 @@ SessionOptions checked(const Model& model, SessionOptions options) {
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
     : model_(std::move(model)),
       options_(checked(*model_, options)),
-      cache_(options_.cache, model_->spec().cache_shape(), options_.scorer) {
+      cache_(options_.cache, model_->spec().cache_shape(), options_.scorer,
+             model_->backend().memory()) {
   if (options_.kv_budget > 0) cache_.limit_memory(options_.kv_budget);
 }
 
@@ -246,7 +247,8 @@ void Session::drop_ahead() {
 CacheStats Session::cache_stats() const {
   CacheStats stats = cache_.stats();
   const Precision precision = options_.exact ? Precision::exact : Precision::fast;
-  stats.path = cache_.is_fused(model_->backend(), precision) ? "fused" : "rebuilt";
+  constexpr const char* kPaths[] = {"fused", "rebuilt", "host"};  // in the order of ReadPath
+  stats.path = kPaths[static_cast<size_t>(cache_.read_path(model_->backend(), precision))];
   return stats;
 }
 

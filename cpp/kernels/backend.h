@@ -3,6 +3,11 @@
 //
 // One forward pass uses a backend at a time (the model serialises them), so an implementation may
 // keep scratch memory between calls. Results do not depend on the number of threads.
+//
+// Operands may lie anywhere in the host's memory. On a device they cost least where Backend::
+// memory() gave the memory, or keep() was told of them: others are sent there and back, and the
+// results are then there when the operation returns. What memory() gave is for the host to read
+// after fetch(), and for the device to read after send() where the host has written it.
 #pragma once
 
 #include <cstddef>
@@ -11,6 +16,7 @@
 #include <span>
 #include <string_view>
 
+#include "base/memory_source.h"
 #include "base/span.h"
 #include "base/thread_pool.h"
 #include "base/token.h"
@@ -165,11 +171,22 @@ struct SealJob {
   bool codes_first = false;
 };
 
+// How attention reads pages: as they lie in memory; after it has rebuilt their rows; or, where the
+// backend is a device that does not know them, on the CPU. From best to worst.
+enum class ReadPath : uint8_t { fused, rebuilt, host };
+
 class Backend {
  public:
   virtual ~Backend() = default;
   virtual std::string_view name() const = 0;  // e.g. "cpu-avx512"
   virtual ThreadPool& pool() = 0;
+  virtual MemorySource& memory() { return host_memory(); }
+  void fetch(ConstMat mat) { memory().fetch(mat.data, bytes_of(mat)); }
+  void send(ConstMat mat) { memory().send(mat.data, bytes_of(mat)); }
+  // Bytes that stay as they are and where they are as long as this backend is used.
+  virtual void keep(std::span<const std::byte> /*constants*/) {}
+  // Whether the latest operation was computed by the CPU, although this backend is a device.
+  virtual bool was_on_host() const { return false; }
 
   // Bytes of the layout that this backend reads faster than the file's; 0 when it has none.
   virtual size_t repacked_bytes(const Weight& weight) const = 0;
@@ -182,27 +199,37 @@ class Backend {
   virtual void matmul(ConstMat x, std::span<const Product> products, Precision precision) = 0;
   // out = x / rms(x) * weight per row; `out` may be x. weight [x.cols].
   virtual void rms_norm(ConstMat x, const float* weight, float eps, Mat out) = 0;
+  // out = (x - mean(x)) / sqrt(variance(x) + eps) * weight + bias per row (arXiv:1607.06450); `out`
+  // may be x. weight [x.cols]; bias [x.cols] or null. Rows do not depend on each other.
+  virtual void layer_norm(ConstMat x, const float* weight, const float* bias, float eps, Mat out);
   // Rotates every head of every row in place. cos, sin: [x.rows, rotary_dim / 2].
   virtual void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) = 0;
-  // gate = activation(gate) * up.
+  // gate = activation(gate) * up; without data in `up`: * 1.
   virtual void gated(Activation activation, Mat gate, ConstMat up) = 0;
   // x += y.
   virtual void add(Mat x, ConstMat y) = 0;
   // x = cap * tanh(x / cap).
   virtual void softcap(float cap, Mat x) = 0;
+  // Every value to [-limit, limit].
+  virtual void clamp(float limit, Mat x) = 0;
   virtual void attend(const AttendParams& params, std::span<const AttendTask> tasks) = 0;
   // mass[kv head][row] becomes its sum with, or the larger of it and, the weights that the queries
   // of all query heads that read the kv head give the row: e^score over their sum.
   virtual void attention_mass(const AttendParams& params, MassOf what,
                               std::span<const MassTask> tasks) = 0;
-  // Whether few queries attend to the side's pages as they lie in memory, in this precision; else
-  // their rows are rebuilt first.
-  virtual bool reads_pages(const SideView& side, Precision precision) const = 0;
+  // How few queries attend to the side's pages in this precision.
+  virtual ReadPath read_path(const SideView& side, Precision precision) const = 0;
   // May be called from several threads at once.
   virtual void dot_halves(const HalfDots& job) const = 0;
   // Codes all jobs, no two of which write to one page of codes; returns the index of a job that
   // holds a NaN or infinity, or -1.
   virtual int64_t seal(std::span<const SealJob> jobs) = 0;
+
+ private:
+  static size_t bytes_of(ConstMat mat) {
+    if (mat.rows == 0) return 0;
+    return static_cast<size_t>((mat.rows - 1) * mat.stride + mat.cols) * sizeof(float);
+  }
 };
 
 // The CPU backend; `isa` is "scalar", "avx2", "avx512", ... or empty for the best this machine has

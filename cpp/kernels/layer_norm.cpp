@@ -1,7 +1,9 @@
-#include "kernels/layer_norm.h"
+// Layer normalisation in terms of what every device offers.
 
 #include <algorithm>
 #include <numeric>
+
+#include "kernels/backend.h"
 
 namespace kve {
 namespace {
@@ -28,13 +30,12 @@ void for_rows(ThreadPool& pool, int64_t rows, const auto& task) {
 
 }  // namespace
 
-void layer_norm(Backend& backend, ConstMat x, const float* weight, const float* bias, float eps,
-                Mat out) {
-  for_rows(backend.pool(), x.rows, [&](int64_t r) { centre(x, out, r); });
+void Backend::layer_norm(ConstMat x, const float* weight, const float* bias, float eps, Mat out) {
+  for_rows(pool(), x.rows, [&](int64_t r) { centre(x, out, r); });
   // Of values whose mean is 0, the mean square is the variance.
-  backend.rms_norm(out, weight, eps, out);
+  rms_norm(out, weight, eps, out);
   if (bias == nullptr) return;
-  for_rows(backend.pool(), x.rows, [&](int64_t r) {
+  for_rows(pool(), x.rows, [&](int64_t r) {
     float* row = out.row(r);
     for (int64_t c = 0; c < out.cols; ++c) row[c] += bias[c];
   });

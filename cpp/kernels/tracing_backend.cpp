@@ -111,13 +111,15 @@ TracingBackend::~TracingBackend() {
 
 template <class Operation>
 void TracingBackend::timed(Work work, const Operation& operation) {
+  const Clock::time_point start = Clock::now();
+  operation();
+  memory().wait();
+  const Clock::time_point end = Clock::now();
+  if (was_on_host()) name_ += " (on the CPU)";
   const auto found = std::find_if(phase_->lines.begin(), phase_->lines.end(),
                                   [&](const TraceLine& each) { return each.name == name_; });
   TraceLine& line = found != phase_->lines.end() ? *found : phase_->lines.emplace_back();
   if (line.calls == 0) line.name = name_;
-  const Clock::time_point start = Clock::now();
-  operation();
-  const Clock::time_point end = Clock::now();
   line.seconds += std::chrono::duration<double>(end - start).count();
   phase_->seconds += std::chrono::duration<double>(end - last_end_).count();
   last_end_ = end;
@@ -171,6 +173,12 @@ void TracingBackend::rms_norm(ConstMat x, const float* weight, float eps, Mat ou
   timed({}, [&] { backend_->rms_norm(x, weight, eps, out); });
 }
 
+void TracingBackend::layer_norm(ConstMat x, const float* weight, const float* bias, float eps,
+                                Mat out) {
+  name_ = "layer_norm " + std::to_string(x.cols);
+  timed({}, [&] { backend_->layer_norm(x, weight, bias, eps, out); });
+}
+
 void TracingBackend::rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) {
   name_ = "rope " + std::to_string(x.cols);
   timed({}, [&] { backend_->rope(x, head_dim, layout, cos, sin); });
@@ -189,6 +197,11 @@ void TracingBackend::add(Mat x, ConstMat y) {
 void TracingBackend::softcap(float cap, Mat x) {
   name_ = "softcap " + std::to_string(x.cols);
   timed({}, [&] { backend_->softcap(cap, x); });
+}
+
+void TracingBackend::clamp(float limit, Mat x) {
+  name_ = "clamp " + std::to_string(x.cols);
+  timed({}, [&] { backend_->clamp(limit, x); });
 }
 
 void TracingBackend::attend(const AttendParams& params, std::span<const AttendTask> tasks) {

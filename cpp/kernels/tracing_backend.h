@@ -42,6 +42,9 @@ class TracingBackend final : public Backend {
 
   std::string_view name() const override { return backend_->name(); }
   ThreadPool& pool() override { return backend_->pool(); }
+  MemorySource& memory() override { return backend_->memory(); }
+  void keep(std::span<const std::byte> constants) override { backend_->keep(constants); }
+  bool was_on_host() const override { return backend_->was_on_host(); }
 
   size_t repacked_bytes(const Weight& weight) const override {
     return backend_->repacked_bytes(weight);
@@ -53,15 +56,17 @@ class TracingBackend final : public Backend {
   void embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) override;
   void matmul(ConstMat x, std::span<const Product> products, Precision precision) override;
   void rms_norm(ConstMat x, const float* weight, float eps, Mat out) override;
+  void layer_norm(ConstMat x, const float* weight, const float* bias, float eps, Mat out) override;
   void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) override;
   void gated(Activation activation, Mat gate, ConstMat up) override;
   void add(Mat x, ConstMat y) override;
   void softcap(float cap, Mat x) override;
+  void clamp(float limit, Mat x) override;
   void attend(const AttendParams& params, std::span<const AttendTask> tasks) override;
   void attention_mass(const AttendParams& params, MassOf what,
                       std::span<const MassTask> tasks) override;
-  bool reads_pages(const SideView& side, Precision precision) const override {
-    return backend_->reads_pages(side, precision);
+  ReadPath read_path(const SideView& side, Precision precision) const override {
+    return backend_->read_path(side, precision);
   }
   // Part of the cache's own work, on any thread: not counted.
   void dot_halves(const HalfDots& job) const override { backend_->dot_halves(job); }
@@ -80,7 +85,7 @@ class TracingBackend final : public Backend {
   };
 
   double weight_bytes(const Weight& weight) const;
-  // Runs `operation`, adding its time to the line of that name.
+  // Runs `operation`, adding its time, until a device has done it, to the line of that name.
   template <class Operation>
   void timed(Work work, const Operation& operation);
 

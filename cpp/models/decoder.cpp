@@ -4,7 +4,6 @@
 
 #include "base/error.h"
 #include "kernels/few_rows.h"
-#include "kernels/layer_norm.h"
 
 namespace kve {
 
@@ -16,8 +15,12 @@ PrecisionPlan PrecisionPlan::exact() {
 }
 
 Decoder::Decoder(const ModelSpec& spec, const ModelWeights& weights, Backend& backend)
-    : spec_(spec), weights_(weights), backend_(backend) {
-  for (const RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope);
+    : spec_(spec),
+      weights_(weights),
+      backend_(backend),
+      memory_(backend.memory()),
+      logits_(backend.memory()) {
+  for (const RopeSpec& rope : spec.ropes) ropes_.emplace_back(rope, backend.memory());
 }
 
 void Decoder::forward(const Batch& batch) {
@@ -42,7 +45,7 @@ void Decoder::check_positions(const Batch& batch) const {
 void Decoder::norm(ConstMat x, const NormWeights& weights, Mat out) {
   if (spec_.norm_kind == NormKind::layer) {
     const float* bias = weights.bias.empty() ? nullptr : weights.bias.data();
-    layer_norm(backend_, x, weights.weight.data(), bias, spec_.norm_eps, out);
+    backend_.layer_norm(x, weights.weight.data(), bias, spec_.norm_eps, out);
   } else {
     backend_.rms_norm(x, weights.weight.data(), spec_.norm_eps, out);
   }
@@ -65,7 +68,11 @@ void Decoder::embed(const Batch& batch) {
     backend_.add(act_.x, act_.block);
   }
   if (spec_.embed_norm) norm(act_.x, weights_.embedding_norm, act_.x);
-  for (RopeTable& rope : ropes_) rope.set_positions(positions_);
+  for (RopeTable& rope : ropes_) {
+    rope.set_positions(positions_);
+    backend_.send(rope.cos());
+    backend_.send(rope.sin());
+  }
 }
 
 void Decoder::run(const Batch& batch) {
@@ -103,6 +110,8 @@ void Decoder::run(const Batch& batch) {
   for (const Batch::Slice& slice : batch.slices) {
     if (slice.commit) slice.cache->finish_commit(static_cast<int>(slice.tokens.size()));
   }
+  // Another thread's pass may be next.
+  backend_.memory().wait();
 }
 
 // Slices that want a few rows share one product, so that the output matrix, the largest of all, is
@@ -130,6 +139,7 @@ void Decoder::write_logits(const Batch& batch, const PrecisionPlan& precision) {
     const int64_t vocab_size = weights_.output.rows;
     const Mat shared(logits_.get<float>(static_cast<size_t>(rows * vocab_size)), rows, vocab_size);
     multiply_logits(normed, shared, precision);
+    backend_.fetch(shared);
     int64_t row = 0;
     for (size_t i = first; i < last; row += slices[i++].logits.rows) {
       for (int64_t r = 0; r < slices[i].logits.rows; ++r) {

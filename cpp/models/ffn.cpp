@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "models/decoder.h"
 
 namespace kve {
@@ -15,12 +13,11 @@ void ffn(const LayerContext& context, const Activations& a) {
     const Product in[] = {{&w.gate, gate, bias(w.gate_bias)}, {&w.up, up, bias(w.up_bias)}};
     context.backend.matmul(a.normed, in, context.precision.ffn_in);
   } else {
-    // A gate of what would be `up`, and ones to multiply it with.
+    // A gate of what would be `up`.
     const Product in{&w.up, gate, bias(w.up_bias)};
     context.backend.matmul(a.normed, {&in, 1}, context.precision.ffn_in);
-    std::fill_n(up.data, up.rows * up.cols, 1.0f);
   }
-  context.backend.gated(spec.activation, gate, up);
+  context.backend.gated(spec.activation, gate, spec.gated ? up : Mat());
   const Product out{&w.down, a.block, bias(w.down_bias)};
   context.backend.matmul(gate, {&out, 1}, context.precision.ffn_out);
 }

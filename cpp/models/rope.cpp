@@ -41,7 +41,8 @@ double scaled_frequency(const RopeSpec& rope, int pair) {
 
 }  // namespace
 
-RopeTable::RopeTable(const RopeSpec& spec) : layout_(spec.layout) {
+RopeTable::RopeTable(const RopeSpec& spec, MemorySource& memory)
+    : layout_(spec.layout), memory_(memory) {
   frequencies_.resize(static_cast<size_t>(spec.rotary_dim / 2));
   for (size_t i = 0; i < frequencies_.size(); ++i) {
     frequencies_[i] = scaled_frequency(spec, static_cast<int>(i));
@@ -55,8 +56,9 @@ RopeTable::RopeTable(const RopeSpec& spec) : layout_(spec.layout) {
 void RopeTable::set_positions(std::span<const int32_t> positions) {
   const size_t half = frequencies_.size();
   n_positions_ = static_cast<int64_t>(positions.size());
-  cos_.resize(positions.size() * half);
-  sin_.resize(positions.size() * half);
+  const size_t n = positions.size() * half;
+  cos_ = memory_.get<float>(2 * n);
+  sin_ = cos_ + n;
   for (size_t row = 0; row < positions.size(); ++row) {
     for (size_t i = 0; i < half; ++i) {
       const double angle = positions[row] * frequencies_[i];
@@ -67,10 +69,10 @@ void RopeTable::set_positions(std::span<const int32_t> positions) {
 }
 
 ConstMat RopeTable::cos() const {
-  return {cos_.data(), n_positions_, static_cast<int64_t>(frequencies_.size())};
+  return {cos_, n_positions_, static_cast<int64_t>(frequencies_.size())};
 }
 ConstMat RopeTable::sin() const {
-  return {sin_.data(), n_positions_, static_cast<int64_t>(frequencies_.size())};
+  return {sin_, n_positions_, static_cast<int64_t>(frequencies_.size())};
 }
 
 }  // namespace kve

@@ -4,6 +4,7 @@
 #include <span>
 #include <vector>
 
+#include "base/memory.h"
 #include "base/span.h"
 #include "models/spec.h"
 
@@ -13,7 +14,8 @@ namespace kve {
 // double precision, so that long contexts do not lose the phase.
 class RopeTable {
  public:
-  explicit RopeTable(const RopeSpec& spec);
+  // `memory` is for cos() and sin(), and outlives the table.
+  explicit RopeTable(const RopeSpec& spec, MemorySource& memory = host_memory());
 
   // Fills cos() and sin() with one row per position. Allocates only when the batch grows.
   void set_positions(std::span<const int32_t> positions);
@@ -29,8 +31,9 @@ class RopeTable {
   RopeLayout layout_;
   std::vector<double> frequencies_;
   double magnitude_ = 1;
-  std::vector<float> cos_;
-  std::vector<float> sin_;
+  Scratch memory_;
+  float* cos_ = nullptr;
+  float* sin_ = nullptr;
   int64_t n_positions_ = 0;
 };
 

@@ -189,7 +189,7 @@ void ModelWeights::repack(Backend& backend) {
   size_t total = 0;
   for (const Weight* weight : weights) total += backend.repacked_bytes(*weight);
   if (total == 0) return;
-  repacked_ = LargeBlock(std::make_shared<MemoryCounter>(), total);
+  repacked_ = LargeBlock(std::make_shared<MemoryCounter>(backend.memory()), total);
   std::byte* next = repacked_.data();
   for (Weight* weight : weights) {
     const size_t bytes = backend.repacked_bytes(*weight);
@@ -198,6 +198,30 @@ void ModelWeights::repack(Backend& backend) {
     weight->repacked = next;
     next += bytes;
     file_->forget_pages({weight->data, static_cast<size_t>(weight->rows) * weight->row_bytes});
+  }
+}
+
+void ModelWeights::keep(Backend& backend) const {
+  const auto keep = [&](const Vector& vector) {
+    if (!vector.empty()) backend.keep(std::as_bytes(std::span(vector)));
+  };
+  const auto keep_norm = [&](const NormWeights& norm) {
+    keep(norm.weight);
+    keep(norm.bias);
+  };
+  keep_norm(embedding_norm);
+  keep_norm(output_norm);
+  for (const LayerWeights& layer : layers) {
+    for (const NormWeights* norm : {&layer.attention_norm, &layer.ffn_norm,
+                                    &layer.attention_post_norm, &layer.ffn_post_norm}) {
+      keep_norm(*norm);
+    }
+    const AttentionWeights& a = layer.attention;
+    for (const Vector* vector : {&a.q_bias, &a.k_bias, &a.v_bias, &a.o_bias, &a.q_norm, &a.k_norm,
+                                 &layer.ffn.gate_bias, &layer.ffn.up_bias, &layer.ffn.down_bias}) {
+      keep(*vector);
+    }
+    if (a.psi) backend.keep({a.psi.data, static_cast<size_t>(a.psi.rows) * a.psi.row_bytes});
   }
 }
 

@@ -49,6 +49,8 @@ class ModelWeights {
   // Gives every weight that `backend` has a layout of its own for a copy in that layout, and lets
   // the system take back the file's pages. Throws CapacityError; nothing has changed then.
   void repack(Backend& backend);
+  // Tells `backend` of all that stays as it is: norms, biases and what is not repacked.
+  void keep(Backend& backend) const;
   size_t repacked_bytes() const { return repacked_.size(); }
 
   Weight embedding;            // [vocab_size, d_model]

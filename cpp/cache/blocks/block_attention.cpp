@@ -62,6 +62,16 @@ void BlockMemory::take_rows(Backend& backend, const AttendTask& task, int end, B
   if (scores_.capacity() < scores) scores_.reserve(scores);
   next_end_ = end;
 
+  for (const HeadView& head : task.heads) {
+    const int first = (end_ - head.first_pos) / kPageTokens;
+    const int last = (end - 1 - head.first_pos) / kPageTokens;
+    for (const SideView* side : {&head.k, &head.v}) {
+      for (int page = first; page <= last; ++page) {
+        const PageView& view = side->pages[static_cast<size_t>(page)];
+        backend.memory().fetch(view.data, static_cast<size_t>(view.bytes));
+      }
+    }
+  }
   const int k_width = width(false);
   const Mat keys(work->keys.get<float>(static_cast<size_t>(n) * static_cast<size_t>(k_width)), n,
                  k_width);
@@ -180,8 +190,10 @@ void BlockMemory::attend_far(Backend& backend, const AttendParams& params, const
   const AttendTask far{turned.block(first, seeing), heads, static_cast<int32_t>(n_rows - seeing),
                        out, far_sums};
   backend.attend(params, {&far, 1});
+  backend.fetch(task.out);
   merge_attention(backend.pool(), params.n_heads, out, far_sums, task.out.block(first, seeing),
                   sums + first * params.n_heads);
+  backend.send(task.out);
 }
 
 // What local rows get of every query head: heads of queries are given rows of their own, as if

@@ -224,16 +224,17 @@ void BlockMemory::clear() noexcept {
   for (CountedVector<float>& rows : pending_) rows.clear();
 }
 
-bool BlockMemory::is_fused(const Backend& backend, Precision precision) const {
+ReadPath BlockMemory::read_path(const Backend& backend, Precision precision) const {
+  ReadPath worst = ReadPath::fused;
   for (const bool values : {false, true}) {
     for (const PageFormat& format : values ? setup_.values : setup_.keys) {
       SideView side;
       side.width = side.n_channels = values ? setup_.value_dim : setup_.key_dim;
       side.format = format;
-      if (!backend.reads_pages(side, precision)) return false;
+      worst = std::max(worst, backend.read_path(side, precision));
     }
   }
-  return true;
+  return worst;
 }
 
 void BlockMemory::count(CacheStats* stats) const {

@@ -93,8 +93,8 @@ class BlockMemory {
   void forget(int n) noexcept;
   void clear() noexcept;
 
-  // As KvCache::is_fused(), of the blocks.
-  bool is_fused(const Backend& backend, Precision precision) const;
+  // As KvCache::read_path(), of the blocks.
+  ReadPath read_path(const Backend& backend, Precision precision) const;
   void count(CacheStats* stats) const;
 
  private:

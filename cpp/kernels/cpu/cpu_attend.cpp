@@ -102,9 +102,11 @@ int32_t block_queries(const AttendParams& params, const AttendTask& task, int32_
 
 }  // namespace
 
-bool CpuBackend::reads_pages(const SideView& side, Precision precision) const {
-  if (side.format.id != CodecId::coded) return side.bases == nullptr;
-  return precision == Precision::fast && reads_strips(side);
+ReadPath CpuBackend::read_path(const SideView& side, Precision precision) const {
+  const bool fused = side.format.id == CodecId::coded
+                         ? precision == Precision::fast && reads_strips(side)
+                         : side.bases == nullptr;
+  return fused ? ReadPath::fused : ReadPath::rebuilt;
 }
 
 AttendMethod CpuBackend::method(const AttendParams& params, const AttendTask& task) const {

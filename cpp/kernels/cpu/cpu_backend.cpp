@@ -59,6 +59,10 @@ void CpuBackend::rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, Cons
 }
 
 void CpuBackend::gated(Activation activation, Mat gate, ConstMat up) {
+  if (up.data == nullptr) {
+    ones_.resize(std::max(ones_.size(), static_cast<size_t>(gate.cols)), 1.0f);
+    up = ConstMat(ones_.data(), gate.rows, gate.cols, 0);
+  }
   for_rows(gate.rows, gate.cols, [&](int64_t r) {
     kernels_.gated(static_cast<int>(activation), gate.row(r), up.row(r), gate.cols);
   });
@@ -70,6 +74,12 @@ void CpuBackend::add(Mat x, ConstMat y) {
 
 void CpuBackend::softcap(float cap, Mat x) {
   for_rows(x.rows, x.cols, [&](int64_t r) { kernels_.softcap(cap, x.row(r), x.cols); });
+}
+
+void CpuBackend::clamp(float limit, Mat x) {
+  for_rows(x.rows, x.cols, [&](int64_t r) {
+    for (float& value : x.row_span(r)) value = std::clamp(value, -limit, limit);
+  });
 }
 
 namespace {

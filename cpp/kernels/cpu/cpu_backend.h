@@ -29,10 +29,11 @@ class CpuBackend final : public Backend {
   void gated(Activation activation, Mat gate, ConstMat up) override;
   void add(Mat x, ConstMat y) override;
   void softcap(float cap, Mat x) override;
+  void clamp(float limit, Mat x) override;
   void attend(const AttendParams& params, std::span<const AttendTask> tasks) override;
   void attention_mass(const AttendParams& params, MassOf what,
                       std::span<const MassTask> tasks) override;
-  bool reads_pages(const SideView& side, Precision precision) const override;
+  ReadPath read_path(const SideView& side, Precision precision) const override;
   void dot_halves(const HalfDots& job) const override { kernels_.dot_halves(job); }
   int64_t seal(std::span<const SealJob> jobs) override;
 
@@ -138,6 +139,7 @@ class CpuBackend final : public Backend {
   Scratch input_memory_[4];   // of each Path
   QuantizedInput inputs_[4];  // of each Path
   Scratch partials_;
+  std::vector<float> ones_;  // what is not gated is multiplied with
   RotationTables rotations_;
   std::vector<MatmulJob> matmul_jobs_;
   std::vector<AttendJob> attend_jobs_;

@@ -1,4 +1,3 @@
-#include <algorithm>
 #include <span>
 
 #include "models/decoder.h"
@@ -10,13 +9,6 @@ namespace {
 Mat narrow(const Mat& mat, int64_t width) { return {mat.data, mat.rows, width}; }
 
 const float* data_or_null(const Vector& vector) { return vector.empty() ? nullptr : vector.data(); }
-
-// Every value to [-limit, limit].
-void clamp(float limit, const Mat& mat) {
-  for (float& value : std::span(mat.data, static_cast<size_t>(mat.rows * mat.cols))) {
-    value = std::clamp(value, -limit, limit);
-  }
-}
 
 // [n, heads * head_dim] seen as one row per head.
 Mat head_rows(const Mat& mat, int64_t head_dim) {
@@ -74,7 +66,7 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
                          {&w.v, v, data_or_null(w.v_bias)}};
   backend.matmul(a.normed, qkv, context.precision.qkv);
   if (spec.clamp > 0) {
-    for (const Mat& mat : {q, k, v}) clamp(spec.clamp, mat);
+    for (const Mat& mat : {q, k, v}) backend.clamp(spec.clamp, mat);
   }
   if (spec.qk_norm) {
     const float eps = context.spec.norm_eps;
@@ -111,6 +103,7 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
     const auto n = static_cast<int64_t>(slice.tokens.size());
     slice.cache->append(backend, context.layer, k.block(row, n), v.block(row, n));
     if (slice.cache->wants_queries(context.layer)) {
+      backend.fetch(q.block(row, n));
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
     if (slice.cache->has_blocks(context.layer)) {

@@ -24,15 +24,16 @@ TEST(MemoryCounter, CountsLiveAndPeakBytes) {
   EXPECT_EQ(counter.live(), 0);
 }
 
-TEST(MemoryCounter, CountsBlocksAsTheyWereAskedFor) {
+TEST(MemoryCounter, CountsBlocksAsTheyWereAskedForAndTheirHolders) {
   MemoryCounter counter;
   std::byte* small = counter.allocate_block(2308);
   std::byte* large = counter.allocate_block(1 << 20);
   EXPECT_EQ(reinterpret_cast<uintptr_t>(small) % kCacheLine, 0u);
-  EXPECT_EQ(counter.live(), 2308 + (1 << 20));
+  constexpr int64_t kHolders = sizeof(SlabPool::Holders);
+  EXPECT_EQ(counter.live(), 2308 + (1 << 20) + 2 * kHolders);
   counter.release_block(small, 2308);
-  EXPECT_EQ(counter.live(), 1 << 20);
-  EXPECT_EQ(counter.peak(), 2308 + (1 << 20));
+  EXPECT_EQ(counter.live(), (1 << 20) + kHolders);
+  EXPECT_EQ(counter.peak(), 2308 + (1 << 20) + 2 * kHolders);
   EXPECT_EQ(counter.allocations(), 2);
   counter.release_block(large, 1 << 20);
   EXPECT_EQ(counter.live(), 0);

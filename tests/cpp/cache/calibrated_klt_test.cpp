@@ -177,7 +177,7 @@ TEST_F(CalibratedKlt, AttentionReadsCodes) {
       cache.append(*backend, 1, tokens.k(1, first, n), tokens.v(1, first, n));
       cache.commit(*backend, n);
     }
-    EXPECT_TRUE(cache.is_fused(*backend, Precision::fast));
+    EXPECT_EQ(cache.read_path(*backend, Precision::fast), ReadPath::fused);
     std::vector<std::vector<float>> outs;
     for (const Precision precision : {Precision::exact, Precision::fast}) {
       std::vector<float>& out = outs.emplace_back(2 * 4 * 64);

@@ -124,7 +124,7 @@ TEST_P(DecoQuant, AttendsInItsCodes) {
     cache.commit(*backend, kTokens);
     ASSERT_EQ(held(cache, false), (Held{0, kTokens, 0}));
     // Codes are what attention of few queries reads.
-    EXPECT_TRUE(cache.is_fused(*backend, Precision::fast));
+    EXPECT_EQ(cache.read_path(*backend, Precision::fast), ReadPath::fused);
     const std::vector<float> q = random.normals(kHeads * kDim, 0.7f);
     std::vector<float> out(kHeads * kDim);
     const AttendTask task = {ConstMat(q.data(), 1, kHeads * kDim), cache.view(0), kTokens - 1,

@@ -139,7 +139,7 @@ class FusedAttention : public ::testing::TestWithParam<std::string> {
     const FusedRun run(c, *backend_, 7);
     const std::vector<float> wanted = run.attend(*backend_, Precision::exact);
     const std::vector<float> found = run.attend(*backend_, Precision::fast);
-    EXPECT_TRUE(run.cache().is_fused(*backend_, Precision::fast)) << c.name();
+    EXPECT_EQ(run.cache().read_path(*backend_, Precision::fast), ReadPath::fused) << c.name();
     return rms(found, wanted) / rms(wanted, {});
   }
   std::unique_ptr<Backend> backend_;
@@ -303,7 +303,7 @@ TEST_P(FusedAttention, TheRestIsRebuilt) {
     FusedCase c;
     c.spec = spec;
     const FusedRun run(c, *backend_, 7);
-    EXPECT_FALSE(run.cache().is_fused(*backend_, Precision::fast)) << c.name();
+    EXPECT_EQ(run.cache().read_path(*backend_, Precision::fast), ReadPath::rebuilt) << c.name();
     const std::vector<float> wanted = run.attend(*backend_, Precision::exact);
     const std::vector<float> found = run.attend(*backend_, Precision::fast);
     EXPECT_LT(rms(found, wanted) / rms(wanted, {}), kOnePlane) << c.name();
@@ -311,7 +311,7 @@ TEST_P(FusedAttention, TheRestIsRebuilt) {
   FusedCase plain;
   plain.spec = "int4";
   const FusedRun run(plain, *backend_, 7);
-  EXPECT_FALSE(run.cache().is_fused(*backend_, Precision::exact));
+  EXPECT_EQ(run.cache().read_path(*backend_, Precision::exact), ReadPath::rebuilt);
 }
 
 TEST_P(FusedAttention, NeitherThreadsNorOtherQueriesMatter) {

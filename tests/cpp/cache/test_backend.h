@@ -40,9 +40,10 @@ class SealOnlyBackend final : public Backend {
   void gated(Activation, Mat, ConstMat) override { unused(); }
   void add(Mat, ConstMat) override { unused(); }
   void softcap(float, Mat) override { unused(); }
+  void clamp(float, Mat) override { unused(); }
   void attend(const AttendParams&, std::span<const AttendTask>) override { unused(); }
   void attention_mass(const AttendParams&, MassOf, std::span<const MassTask>) override { unused(); }
-  bool reads_pages(const SideView&, Precision) const override { return false; }
+  ReadPath read_path(const SideView&, Precision) const override { return ReadPath::rebuilt; }
   void dot_halves(const HalfDots& job) const override {
     for (int64_t v = 0; v < job.n_vectors; ++v) {
       for (int64_t r = 0; r < job.n; ++r) {

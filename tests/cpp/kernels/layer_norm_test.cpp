@@ -1,10 +1,10 @@
-#include "kernels/layer_norm.h"
-
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <random>
 #include <vector>
+
+#include "kernels/backend.h"
 
 namespace kve {
 namespace {
@@ -38,10 +38,10 @@ TEST_P(LayerNorm, IsWhatItsDefinitionSays) {
   }
   const auto backend = make_cpu_backend(2);
   std::vector<float> plain(x.size());
-  layer_norm(*backend, {x.data(), rows, kCols}, weight.data(), nullptr, 1e-3f,
-             {plain.data(), rows, kCols});
+  backend->layer_norm({x.data(), rows, kCols}, weight.data(), nullptr, 1e-3f,
+                      {plain.data(), rows, kCols});
   const Mat in_place(x.data(), rows, kCols);
-  layer_norm(*backend, in_place, weight.data(), bias.data(), 1e-3f, in_place);
+  backend->layer_norm(in_place, weight.data(), bias.data(), 1e-3f, in_place);
   for (size_t i = 0; i < x.size(); ++i) {
     // f32 rounding of values of up to 30.
     EXPECT_NEAR(x[i], expected[i], 2e-5);

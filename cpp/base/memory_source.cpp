@@ -1,0 +1,46 @@
+#include "base/memory_source.h"
+
+#include <cstdint>
+#include <cstring>
+#include <new>
+
+#if defined(__unix__) || defined(__APPLE__)
+#include <sys/mman.h>
+#endif
+
+namespace kve {
+
+std::byte* MemorySource::allocate(size_t bytes, size_t alignment) noexcept {
+  return static_cast<std::byte*>(
+      ::operator new(bytes > 0 ? bytes : 1, std::align_val_t{alignment}, std::nothrow));
+}
+
+void MemorySource::release(std::byte* memory, size_t /*bytes*/, size_t alignment) noexcept {
+  ::operator delete(memory, std::align_val_t{alignment});
+}
+
+void MemorySource::advise_large_pages([[maybe_unused]] std::byte* memory,
+                                      [[maybe_unused]] size_t bytes) noexcept {
+#if defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kLargePage = 2 << 20;
+  const uintptr_t start =
+      (reinterpret_cast<uintptr_t>(memory) + kLargePage - 1) & ~(kLargePage - 1);
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(kLargePage - 1);
+  if (start < end) madvise(reinterpret_cast<void*>(start), end - start, MADV_HUGEPAGE);
+#endif
+}
+
+void MemorySource::copy(void* to, const void* from, size_t bytes) {
+  if (bytes > 0) std::memmove(to, from, bytes);
+}
+
+void MemorySource::zero(void* to, size_t bytes) {
+  if (bytes > 0) std::memset(to, 0, bytes);
+}
+
+MemorySource& host_memory() {
+  static MemorySource memory;
+  return memory;
+}
+
+}  // namespace kve
