@@ -14,7 +14,7 @@ void clear_rows(const CodedPage& page, std::byte* data, int n_rows) {
   }
   uint8_t code = 0;  // of all channels
   for (int token = n_rows; token < kPageTokens; ++token) {
-    write_token(page, {&code, 0, 0}, token, data);
+    write_codes(page, {&code, 0, 0}, token, 1, data);
     for (int c = 0; c < page.width; ++c) {
       if (c < coded_width(page)) {
         const size_t size = scale_size(page);

@@ -154,25 +154,21 @@ KVE_HD void unpack_cell(const std::byte* strip, int bits, int cell, uint8_t* cod
   }
 }
 
-// Writes the codes of 16 tokens from `token` on, a multiple of 16, whose codes begin at `codes`.
-KVE_HD void write_token_block(const CodedPage& page, const PageCodes& codes, int token,
-                              std::byte* data) {
+// Writes the codes of 16 tokens from `token` on, a multiple of 16, whose codes begin at `codes`, to
+// strip s, which begins at `strip`.
+KVE_HD void write_strip_block(const CodedPage& page, int s, int bits, const PageCodes& codes,
+                              int token, std::byte* strip) {
   uint8_t cell[kCellCodes];
-  for (int s = 0; s < n_strips(page); ++s) {
-    const int bits = bits_of_strip(page, s);
-    if (bits == 0) return;  // so have all that follow
-    if (!page.values) {
-      take_cell(codes.data + 4 * s * codes.channel_stride, codes.token_stride, codes.channel_stride,
-                cell);
-      pack_cell(cell, bits, token / 16, data);
-    } else if (s % 4 == token / 16) {
-      for (int c = 0; c < 4; ++c) {
-        take_cell(codes.data + s / 4 * 16 * codes.channel_stride + 4 * c * codes.token_stride,
-                  codes.channel_stride, codes.token_stride, cell);
-        pack_cell(cell, bits, c, data);
-      }
+  if (!page.values) {
+    take_cell(codes.data + 4 * s * codes.channel_stride, codes.token_stride, codes.channel_stride,
+              cell);
+    pack_cell(cell, bits, token / 16, strip);
+  } else if (s % 4 == token / 16) {
+    for (int c = 0; c < 4; ++c) {
+      take_cell(codes.data + s / 4 * 16 * codes.channel_stride + 4 * c * codes.token_stride,
+                codes.channel_stride, codes.token_stride, cell);
+      pack_cell(cell, bits, c, strip);
     }
-    data += strip_bytes(bits);
   }
 }
 
@@ -212,41 +208,51 @@ KVE_HD void write_key_codes(std::byte* strip, int bits, int token, uint32_t code
   }
 }
 
-// Writes the codes of one token.
-KVE_HD void write_token(const CodedPage& page, const PageCodes& codes, int token, std::byte* data) {
-  for (int s = 0; s < n_strips(page); ++s) {
-    const int bits = bits_of_strip(page, s);
-    if (bits == 0) return;
-    uint8_t cell[kCellCodes];
-    if (!page.values) {
-      uint8_t four[4];
-      for (int i = 0; i < 4; ++i) four[i] = codes.data[(4 * s + i) * codes.channel_stride];
-      uint32_t word = 0;
-      std::memcpy(&word, four, sizeof(word));
-      write_key_codes(data, bits, token, word);
-    } else if (s % 4 == token / 16) {
-      unpack_cell(data, bits, token % 16 / 4, cell);
-      for (int l = 0; l < 16; ++l) {
-        cell[4 * l + token % 4] = codes.data[(s / 4 * 16 + l) * codes.channel_stride];
-      }
-      pack_cell(cell, bits, token % 16 / 4, data);
+// Writes the codes of one token to strip s, which begins at `strip`.
+KVE_HD void write_strip_token(const CodedPage& page, int s, int bits, const PageCodes& codes,
+                              int token, std::byte* strip) {
+  uint8_t cell[kCellCodes];
+  if (!page.values) {
+    uint8_t four[4];
+    for (int i = 0; i < 4; ++i) four[i] = codes.data[(4 * s + i) * codes.channel_stride];
+    uint32_t word = 0;
+    std::memcpy(&word, four, sizeof(word));
+    write_key_codes(strip, bits, token, word);
+  } else if (s % 4 == token / 16) {
+    unpack_cell(strip, bits, token % 16 / 4, cell);
+    for (int l = 0; l < 16; ++l) {
+      cell[4 * l + token % 4] = codes.data[(s / 4 * 16 + l) * codes.channel_stride];
     }
-    data += strip_bytes(bits);
+    pack_cell(cell, bits, token % 16 / 4, strip);
   }
 }
 
-// Writes the codes of rows [first_row, first_row + n_rows), the first of which begin `codes`.
+// How many of the rows [row, end) are written together: blocks of 16 where they are whole.
+KVE_HD int rows_at_once(int row, int end) { return row % 16 == 0 && row + 16 <= end ? 16 : 1; }
+
+// Writes the codes of rows [first_row, first_row + n_rows), the first of which begin `codes`, to
+// strip s, which begins at `strip`.
+KVE_HD void write_strip(const CodedPage& page, int s, PageCodes codes, int first_row, int n_rows,
+                        std::byte* strip) {
+  const int bits = bits_of_strip(page, s);
+  const int end = first_row + n_rows;
+  for (int row = first_row, n = 0; row < end; row += n, codes.data += n * codes.token_stride) {
+    n = rows_at_once(row, end);
+    (n > 1 ? write_strip_block : write_strip_token)(page, s, bits, codes, row, strip);
+  }
+}
+
+// The same to all strips.
 KVE_HD void write_codes(const CodedPage& page, PageCodes codes, int first_row, int n_rows,
                         std::byte* data) {
-  for (int r = 0; r < n_rows;) {
-    const bool block = (first_row + r) % 16 == 0 && r + 16 <= n_rows;
-    if (block) {
-      write_token_block(page, codes, first_row + r, data);
-    } else {
-      write_token(page, codes, first_row + r, data);
+  const int end = first_row + n_rows;
+  for (int row = first_row, n = 0; row < end; row += n, codes.data += n * codes.token_stride) {
+    n = rows_at_once(row, end);
+    std::byte* strip = data;
+    for (int s = 0; s < n_strips(page) && bits_of_strip(page, s) > 0; ++s) {
+      write_strip(page, s, codes, row, n, strip);
+      strip += strip_bytes(bits_of_strip(page, s));
     }
-    r += block ? 16 : 1;
-    codes.data += (block ? 16 : 1) * codes.token_stride;
   }
 }
 

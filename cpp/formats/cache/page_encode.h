@@ -6,6 +6,7 @@
 #include "formats/cache/encode_work.h"
 #include "formats/cache/outliers.h"
 #include "formats/cache/page_codes.h"
+#include "formats/cache/page_params.h"
 #include "formats/cache/row_groups.h"
 #include "formats/cache/two_axis.h"
 
@@ -62,21 +63,6 @@ KVE_HD void take_means_out(const CodedPage& page, const EncodeWork& work, std::b
     write_u16(factors + 2 * c, stored);
     for (int r = 0; r < kPageTokens; ++r) column[r * work.stride] -= half_to_float(stored);
   }
-}
-
-// Writes the parameters of n groups side by side, the first of which has the given indices.
-KVE_HD void put_params(const CodedPage& page, const GroupParams* params, int n, size_t scale,
-                       size_t zero, std::byte* data) {
-  const PageOffsets at = page_offsets(page);
-  std::byte* scales = data + at.scales + scale * scale_size(page);
-  if (page.coding.scale == ScaleFormat::log8) {
-    for (int i = 0; i < n; ++i) scales[i] = static_cast<std::byte>(params[i].scale);
-  } else {
-    for (int i = 0; i < n; ++i) write_u16(scales + 2 * i, params[i].scale);
-  }
-  if (!has_zero(page.coding.coding)) return;
-  std::byte* zeros = data + at.zeros + 2 * zero;
-  for (int i = 0; i < n; ++i) write_u16(zeros + 2 * i, params[i].zero);
 }
 
 // Groups along rows, one after the other.

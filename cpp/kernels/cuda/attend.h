@@ -53,9 +53,11 @@ struct HeadRows {
   const uint64_t* dead = nullptr;  // device memory, as in HeadView, or null
 };
 
-// Throws UnsupportedError where this backend cannot read pages of this format, or of rows whose
-// channels from first_channel on are a head's.
-SideFormat side_format(const PageFormat& format, int first_channel, int n_channels);
+// Why these kernels cannot read pages of this format, of rows whose channels from first_channel on
+// are a head's: a sentence; empty where they can.
+std::string format_refusal(const PageFormat& format, int first_channel, int n_channels);
+// Of a format that they can read.
+SideFormat side_format(const PageFormat& format);
 
 struct AttendJob {
   ConstMat q;                       // [n, n_heads * key_dim]
@@ -65,8 +67,8 @@ struct AttendJob {
   float* log_sums = nullptr;        // as in AttendTask
 };
 
-// Throws UnsupportedError for shapes that this backend does not have.
-void check_attend(const AttendParams& params);
+// The same of shapes.
+std::string attend_refusal(const AttendParams& params);
 // Bytes of scratch memory on the device.
 size_t attend_scratch(const AttendParams& params, int64_t n_queries, int64_t most_rows);
 void attend(const AttendParams& params, const AttendJob& job, std::byte* scratch);

@@ -15,25 +15,33 @@ bool has_table(Coding coding) {
 
 }  // namespace
 
-SideFormat side_format(const PageFormat& format, int first_channel, int n_channels) {
-  SideFormat side{.width = format.width};
+std::string format_refusal(const PageFormat& format, int first_channel, int n_channels) {
   const auto refuse = [&](const char* what, const auto&... found) {
-    throw UnsupportedError(
-        message("cuda: pages of ", format_name(format), ": expected ", what, ", found ", found...));
+    return message("cuda: pages of ", format_name(format), ": expected ", what, ", found ",
+                   found...);
   };
   if (first_channel % kBlockChannels != 0 || n_channels % kBlockChannels != 0) {
-    refuse("heads of a multiple of 16 channels", n_channels);
+    return refuse("heads of a multiple of 16 channels", n_channels);
   }
-  if (format.id == CodecId::f32) refuse("numbers of 16 bits or codes", "f32");
+  if (format.id == CodecId::f32) return refuse("numbers of 16 bits or codes", "f32");
+  if (format.id != CodecId::coded) return {};
+  const CodedPage& page = format.coded;
+  if (page.channels != Channels::plain) return refuse("no factors of channels or tokens", "some");
+  if (page.outliers != 0) return refuse("no outliers", page.outliers, " in each group");
+  if (page.strip_bits != nullptr) return refuse("codes of one size", "several sizes");
+  if (page.group % kBlockChannels != 0) {
+    return refuse("groups of a multiple of 16 values", page.group);
+  }
+  return {};
+}
+
+SideFormat side_format(const PageFormat& format) {
+  SideFormat side{.width = format.width};
   if (format.id != CodecId::coded) {
     side.is_bf16 = format.id == CodecId::bf16;
     return side;
   }
   const CodedPage& page = format.coded;
-  if (page.channels != Channels::plain) refuse("no factors of channels or tokens", "some");
-  if (page.outliers != 0) refuse("no outliers", page.outliers, " in each group");
-  if (page.strip_bits != nullptr) refuse("codes of one size", "several sizes");
-  if (page.group % kBlockChannels != 0) refuse("groups of a multiple of 16 values", page.group);
   const PageOffsets at = page_offsets(page);
   const Coding coding = page.coding.coding;
   side.coded = true;
@@ -52,16 +60,17 @@ SideFormat side_format(const PageFormat& format, int first_channel, int n_channe
   return side;
 }
 
-void check_attend(const AttendParams& params) {
+std::string attend_refusal(const AttendParams& params) {
   for (const int dim : {params.key_dim, params.value_dim}) {
     if (dim % kBlockChannels != 0 || dim < kBlockChannels || dim > kMostHeadDim) {
-      throw UnsupportedError(message("cuda: expected heads of a multiple of ", kBlockChannels,
-                                     " values, at most ", kMostHeadDim, ", found ", dim));
+      return message("cuda: expected heads of a multiple of ", kBlockChannels, " values, at most ",
+                     kMostHeadDim, ", found ", dim);
     }
   }
   if (params.alibi != nullptr) {
-    throw UnsupportedError("cuda: expected attention without linear biases, found alibi");
+    return "cuda: expected attention without linear biases, found alibi";
   }
+  return {};
 }
 
 }  // namespace kve::cuda

@@ -47,6 +47,13 @@ Device::Device() {
   }
 }
 
+void Device::count(size_t bytes) {
+  const size_t now = live_ += bytes;
+  size_t peak = peak_;
+  while (now > peak && !peak_.compare_exchange_weak(peak, now)) {
+  }
+}
+
 std::byte* Device::allocate(size_t bytes) {
   void* memory = nullptr;
   const cudaError_t result = cudaMalloc(&memory, bytes);
@@ -59,8 +66,7 @@ std::byte* Device::allocate(size_t bytes) {
                                 free_bytes, " free of ", total));
   }
   check(result, "allocate");
-  live_ += bytes;
-  peak_ = std::max(peak_, live_);
+  count(bytes);
   return static_cast<std::byte*>(memory);
 }
 
@@ -70,8 +76,8 @@ void Device::release(std::byte* memory, size_t bytes) noexcept {
 }
 
 void Device::upload(void* to, const void* from, size_t bytes) {
+  // From memory that is not locked the call returns when the bytes have been read.
   check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, cudaStreamPerThread), "upload");
-  check(cudaStreamSynchronize(cudaStreamPerThread), "upload");
 }
 
 void Device::download(void* to, const void* from, size_t bytes) {
@@ -80,10 +86,26 @@ void Device::download(void* to, const void* from, size_t bytes) {
 }
 
 void Device::copy(void* to, const void* from, size_t bytes) {
-  check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, cudaStreamPerThread), "copy");
+  auto* target = static_cast<std::byte*>(to);
+  const auto* source = static_cast<const std::byte*>(from);
+  const auto distance = static_cast<size_t>(target < source ? source - target : target - source);
+  if (distance == 0) return;
+  // Places that overlap, piece by piece, none of which is read after it was written.
+  const size_t pieces = (bytes + distance - 1) / distance;
+  for (size_t i = 0; i < pieces; ++i) {
+    const size_t at = (target < source ? i : pieces - 1 - i) * distance;
+    const size_t n = std::min(distance, bytes - at);
+    check(
+        cudaMemcpyAsync(target + at, source + at, n, cudaMemcpyDeviceToDevice, cudaStreamPerThread),
+        "copy");
+  }
 }
 
-void Device::synchronize() { check(cudaStreamSynchronize(cudaStreamPerThread), "synchronize"); }
+void Device::zero(void* to, size_t bytes) {
+  check(cudaMemsetAsync(to, 0, bytes, cudaStreamPerThread), "zero");
+}
+
+void Device::synchronize() { check(cudaDeviceSynchronize(), "synchronize"); }
 
 struct DeviceTimer::Events {
   cudaEvent_t first{};

@@ -6,6 +6,7 @@
 // This header is the device and its memory.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -15,7 +16,7 @@
 
 namespace kve::cuda {
 
-// The GPU in use, and all its memory that we hold. One thread at a time.
+// The GPU in use, and all its memory that we hold. Thread-safe.
 class Device {
  public:
   // Throws DeviceError: there is no GPU, its driver is older than this program needs, or it cannot
@@ -30,8 +31,10 @@ class Device {
   // Between the memories of the host (`from`, or `to` of download) and of the device.
   void upload(void* to, const void* from, size_t bytes);
   void download(void* to, const void* from, size_t bytes);
-  void copy(void* to, const void* from, size_t bytes);  // within the device's
-  void synchronize();
+  // Within the device's; the places may overlap.
+  void copy(void* to, const void* from, size_t bytes);
+  void zero(void* to, size_t bytes);
+  void synchronize();  // with what all threads have launched
 
   const std::string& name() const { return name_; }
   int multiprocessors() const { return multiprocessors_; }
@@ -39,10 +42,12 @@ class Device {
   size_t peak() const { return peak_; }
 
  private:
+  void count(size_t bytes);
+
   std::string name_;
   int multiprocessors_ = 0;
-  size_t live_ = 0;
-  size_t peak_ = 0;
+  std::atomic<size_t> live_ = 0;
+  std::atomic<size_t> peak_ = 0;
 };
 
 // Time that the device takes.

@@ -14,30 +14,55 @@ constexpr int64_t kMostBlocks = 16384;  // of loops over values
 struct NormArgs {
   const float* x;
   const float* weight;
+  const float* bias;  // or null
   float* out;
   int64_t x_stride;
   int64_t out_stride;
   int64_t cols;
   float eps;
+  bool centred;  // the mean is taken out first
 };
+
+// Of all threads of a block; `sums` has a place for every warp, and is free again after the next
+// barrier.
+__device__ float block_sum(float value, float* sums) {
+  value = warp_sum(value);
+  if (lane_id() == 0) sums[warp_id()] = value;
+  __syncthreads();
+  float total = 0;
+  for (int w = 0; w < kNormThreads / kWarpThreads; ++w) total += sums[w];
+  return total;
+}
 
 // A block to a row.
 __global__ void norm_kernel(NormArgs args) {
   KVE_SHARED(shared);
-  auto* sums = reinterpret_cast<float*>(shared);  // [warps]
+  auto* sums = reinterpret_cast<float*>(shared);  // [2][warps]
   const float* x = args.x + blockIdx.x * args.x_stride;
   float* out = args.out + blockIdx.x * args.out_stride;
+  float mean = 0;
+  if (args.centred) {
+    float sum = 0;
+    for (int64_t i = threadIdx.x; i < args.cols; i += kNormThreads) sum += x[i];
+    mean = block_sum(sum, sums) / static_cast<float>(args.cols);
+    sums += kNormThreads / kWarpThreads;
+  }
   float squares = 0;
-  for (int64_t i = threadIdx.x; i < args.cols; i += kNormThreads) squares += x[i] * x[i];
-  squares = warp_sum(squares);
-  if (lane_id() == 0) sums[warp_id()] = squares;
-  __syncthreads();
-  float total = 0;
-  for (int w = 0; w < kNormThreads / kWarpThreads; ++w) total += sums[w];
+  for (int64_t i = threadIdx.x; i < args.cols; i += kNormThreads) {
+    squares += (x[i] - mean) * (x[i] - mean);
+  }
+  const float total = block_sum(squares, sums);
   const float factor = 1.0f / sqrtf(total / static_cast<float>(args.cols) + args.eps);
   for (int64_t i = threadIdx.x; i < args.cols; i += kNormThreads) {
-    out[i] = x[i] * factor * args.weight[i];
+    const float bias = args.bias == nullptr ? 0.0f : args.bias[i];
+    out[i] = (x[i] - mean) * factor * args.weight[i] + bias;
   }
+}
+
+void normalise(const char* name, const NormArgs& args, int64_t rows) {
+  if (rows == 0) return;
+  launch(name, norm_kernel, {static_cast<unsigned>(rows), 1, 1}, kNormThreads,
+         2 * kNormThreads / kWarpThreads * sizeof(float), args);
 }
 
 struct RopeArgs {
@@ -76,7 +101,7 @@ __global__ void rope_kernel(RopeArgs args) {
 }
 
 // The activations come first, in the order of Activation.
-enum class Pointwise : uint8_t { silu, gelu_tanh, gelu_erf, relu, add, softcap };
+enum class Pointwise : uint8_t { silu, gelu_tanh, gelu_erf, relu, add, softcap, clamp };
 
 struct PointwiseArgs {
   Pointwise what;
@@ -86,7 +111,7 @@ struct PointwiseArgs {
   int64_t cols;
   int64_t x_stride;
   int64_t y_stride;
-  float cap;
+  float cap;  // or limit
 };
 
 __device__ float pointwise(const PointwiseArgs& args, float x, float y) {
@@ -106,9 +131,13 @@ __device__ float pointwise(const PointwiseArgs& args, float x, float y) {
     case Pointwise::add:
       return x + y;
     case Pointwise::softcap:
+      return args.cap * tanhf(x / args.cap);
+    case Pointwise::clamp:
       break;
   }
-  return args.cap * tanhf(x / args.cap);
+  // NaN must not vanish.
+  const float low = x < -args.cap ? -args.cap : x;
+  return low > args.cap ? args.cap : low;
 }
 
 __global__ void pointwise_kernel(PointwiseArgs args) {
@@ -118,7 +147,7 @@ __global__ void pointwise_kernel(PointwiseArgs args) {
     const int64_t row = n / args.cols;
     const int64_t col = n % args.cols;
     float* x = args.x + row * args.x_stride + col;
-    *x = pointwise(args, *x, args.y[row * args.y_stride + col]);
+    *x = pointwise(args, *x, args.y == nullptr ? 1.0f : args.y[row * args.y_stride + col]);
   }
 }
 
@@ -136,10 +165,13 @@ void run(const char* name, Pointwise what, Mat x, ConstMat y, float cap) {
 }  // namespace
 
 void rms_norm(ConstMat x, const float* weight, float eps, Mat out) {
-  if (x.rows == 0) return;
-  const NormArgs args{x.data, weight, out.data, x.stride, out.stride, x.cols, eps};
-  launch("rms_norm", norm_kernel, {static_cast<unsigned>(x.rows), 1, 1}, kNormThreads,
-         kNormThreads / kWarpThreads * sizeof(float), args);
+  normalise("rms_norm",
+            {x.data, weight, nullptr, out.data, x.stride, out.stride, x.cols, eps, false}, x.rows);
+}
+
+void layer_norm(ConstMat x, const float* weight, const float* bias, float eps, Mat out) {
+  normalise("layer_norm", {x.data, weight, bias, out.data, x.stride, out.stride, x.cols, eps, true},
+            x.rows);
 }
 
 void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) {
@@ -166,6 +198,8 @@ void gated(Activation activation, Mat gate, ConstMat up) {
 
 void add(Mat x, ConstMat y) { run("add", Pointwise::add, x, y, 0); }
 
-void softcap(float cap, Mat x) { run("softcap", Pointwise::softcap, x, x, cap); }
+void softcap(float cap, Mat x) { run("softcap", Pointwise::softcap, x, {}, cap); }
+
+void clamp(float limit, Mat x) { run("clamp", Pointwise::clamp, x, {}, limit); }
 
 }  // namespace kve::cuda

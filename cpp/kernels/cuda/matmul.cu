@@ -55,9 +55,10 @@ __global__ void code_kernel(CodeArgs args) {
 
 struct ProductArgs {
   CodedInputs x;
-  const float* plain;  // inputs of weights that are floats
+  const float* plain;  // inputs that are not coded
   int64_t plain_stride;
   const std::byte* weight;
+  int64_t row_bytes;  // of weights that are floats
   WeightType type;
   int64_t rows;  // of the weight
   int64_t cols;
@@ -211,8 +212,7 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(ProductArgs args) {
   const int64_t row = int64_t{blockIdx.x} * kWarps + warp_id();
   if (row >= args.rows) return;  // a whole warp
   const int64_t first = int64_t{blockIdx.y} * kFewRows;
-  const int64_t bytes = args.type == WeightType::f32 ? 4 : 2;
-  const std::byte* weights = args.weight + row * args.cols * bytes;
+  const std::byte* weights = args.weight + row * args.row_bytes;
   float sums[kFewRows] = {};
   for (int64_t c = lane_id(); c < args.cols; c += kWarpThreads) {
     const float weight = load_plain(args.type, weights, c);
@@ -229,10 +229,50 @@ __global__ void __launch_bounds__(kThreads) plain_kernel(ProductArgs args) {
   }
 }
 
+__device__ __forceinline__ float code_at(const uint32_t (&words)[4], int i) {
+  return static_cast<float>(static_cast<int8_t>(words[i / 4] >> (i % 4 * 8) & 255u));
+}
+
+// The same with quantized weights, whose values are those of the file.
+template <WeightType kType>
+__global__ void __launch_bounds__(kThreads) exact_kernel(ProductArgs args) {
+  const int64_t row = int64_t{blockIdx.x} * kWarps + warp_id();
+  if (row >= args.rows) return;  // a whole warp
+  const int64_t first = int64_t{blockIdx.y} * kFewRows;
+  const int64_t groups = args.cols / kGroupValues;
+  const PackedRow at = packed_row(packed_layout(kType), groups);
+  const std::byte* weights = args.weight + row * at.end;
+  float sums[kFewRows] = {};
+  for (int64_t g = lane_id(); g < groups; g += kWarpThreads) {
+    const GroupWords words = load_group<kType>(weights, at, g);
+    const GroupScales scales = load_scales<kType>(weights, at, g);
+    KVE_UNROLL
+    for (int i = 0; i < kGroupValues / 2; ++i) {
+      const float low = scales.first * code_at(words.low, i) + scales.bias;
+      const float high = scales.second * code_at(words.high, i) + scales.bias;
+      KVE_UNROLL
+      for (int t = 0; t < kFewRows; ++t) {
+        if (first + t >= args.x.rows) break;
+        const float* x = args.plain + (first + t) * args.plain_stride + g * kGroupValues + i;
+        sums[t] += low * x[0] + high * x[kGroupValues / 2];
+      }
+    }
+  }
+  KVE_UNROLL
+  for (int t = 0; t < kFewRows; ++t) {
+    const float sum = warp_sum(sums[t]);
+    if (lane_id() == 0 && first + t < args.x.rows) write_output(args, first + t, row, sum);
+  }
+}
+
 unsigned divide_up(int64_t n, int64_t unit) { return static_cast<unsigned>((n + unit - 1) / unit); }
 
 template <WeightType kType>
 void launch_product(const ProductArgs& args) {
+  if (args.plain != nullptr) {
+    const GridSize grid{divide_up(args.rows, kWarps), divide_up(args.x.rows, kFewRows), 1};
+    return launch("exact", exact_kernel<kType>, grid, kThreads, 0, args);
+  }
   const GridSize rows{divide_up(args.rows, kWarps), 1, 1};
   if (args.x.rows == 1) return launch("dot", dot_kernel<kType, 1>, rows, kThreads, 0, args);
   if (args.x.rows <= 4) return launch("dot", dot_kernel<kType, 4>, rows, kThreads, 0, args);
@@ -281,11 +321,10 @@ CodedInputs code_inputs(ConstMat x, Precision precision, std::byte* memory) {
   return coded;
 }
 
-void matmul(const CodedInputs& x, const DeviceWeight& weight, const float* bias, Mat y) {
-  if (x.rows == 0) return;
-  ProductArgs args = product_args(weight, bias, y);
-  args.x = x;
-  switch (weight.type) {
+namespace {
+
+void launch_product(const ProductArgs& args) {
+  switch (args.type) {
     case WeightType::q4_0:
       return launch_product<WeightType::q4_0>(args);
     case WeightType::q4_1:
@@ -305,12 +344,24 @@ void matmul(const CodedInputs& x, const DeviceWeight& weight, const float* bias,
   }
 }
 
+}  // namespace
+
+void matmul(const CodedInputs& x, const DeviceWeight& weight, const float* bias, Mat y) {
+  if (x.rows == 0) return;
+  ProductArgs args = product_args(weight, bias, y);
+  args.x = x;
+  launch_product(args);
+}
+
 void matmul(ConstMat x, const DeviceWeight& weight, const float* bias, Mat y) {
   if (x.rows == 0) return;
   ProductArgs args = product_args(weight, bias, y);
   args.x.rows = x.rows;
   args.plain = x.data;
   args.plain_stride = x.stride;
+  if (!weight.is_float()) return launch_product(args);
+  args.row_bytes = weight.row_bytes;
+  if (args.row_bytes == 0) args.row_bytes = weight.cols * (weight.type == WeightType::f32 ? 4 : 2);
   const GridSize grid{divide_up(args.rows, kWarps), divide_up(x.rows, kFewRows), 1};
   launch("plain", plain_kernel, grid, kThreads, 0, args);
 }

@@ -7,18 +7,16 @@
 #pragma once
 
 #include <cstddef>
-#include <string_view>
 
 #include "base/span.h"
 #include "kernels/backend.h"
 
 namespace kve::cuda {
 
-// Throws UnsupportedError for a type that this backend does not multiply with; `name` names the
-// weight.
-void check_weight(const Weight& weight, std::string_view name);
-
-// Bytes of a weight in device memory, and what is to be there, in host memory.
+// What a weight becomes in device memory: of the types that kernels do not know, binary16.
+WeightType packed_type(WeightType type);
+// Bytes of a weight in device memory, and what is to be there, in host memory. Throws
+// UnsupportedError where binary16 does not hold a value of a type that kernels do not know.
 size_t packed_bytes(const Weight& weight);
 void pack_weight(const Weight& weight, std::byte* packed);
 
@@ -28,6 +26,7 @@ struct DeviceWeight {
   int64_t rows = 0;
   int64_t cols = 0;
   const std::byte* data = nullptr;
+  int64_t row_bytes = 0;  // of floats, from one row to the next; 0: they follow each other
 
   bool is_float() const {
     return type == WeightType::f32 || type == WeightType::f16 || type == WeightType::bf16;
@@ -50,8 +49,9 @@ size_t coded_inputs_bytes(int64_t rows, int64_t cols);
 // `x`: 16-byte aligned rows.
 CodedInputs code_inputs(ConstMat x, Precision precision, std::byte* memory);
 
-// y = x W^T (+ bias [weight.rows], or null); of quantized weights, and of floats.
+// y = x W^T (+ bias [weight.rows], or null); of quantized weights.
 void matmul(const CodedInputs& x, const DeviceWeight& weight, const float* bias, Mat y);
+// The same in binary32 throughout, of any weights.
 void matmul(ConstMat x, const DeviceWeight& weight, const float* bias, Mat y);
 
 }  // namespace kve::cuda

@@ -1,5 +1,6 @@
 // Weights as device memory holds them, made on the host.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <vector>
 
@@ -78,33 +79,45 @@ bool is_plain(WeightType type) {
   return type == WeightType::f32 || type == WeightType::f16 || type == WeightType::bf16;
 }
 
-}  // namespace
-
-void check_weight(const Weight& weight, std::string_view name) {
-  if (!is_plain(weight.type) && packed_layout(weight.type).code_bytes == 0) {
-    throw UnsupportedError(message("cuda: ", name, ": expected F32, F16, BF16, Q4_0, Q4_1, Q5_0, ",
-                                   "Q5_1, Q8_0, Q4_K, Q5_K or Q6_K, found ",
-                                   format(weight.type).name));
+// Floats as they are, other values in binary16.
+void pack_floats(const Weight& weight, std::byte* packed) {
+  const bool as_is = is_plain(weight.type);
+  const size_t bytes = row_bytes(packed_type(weight.type), weight.cols);
+  std::vector<float> values(as_is ? 0 : static_cast<size_t>(weight.cols));
+  for (int64_t r = 0; r < weight.rows; ++r) {
+    const std::byte* from = weight.data + static_cast<size_t>(r) * weight.row_bytes;
+    std::byte* to = packed + static_cast<size_t>(r) * bytes;
+    if (as_is) {
+      put(to, from, bytes);
+      continue;
+    }
+    format(weight.type).decode(from, values.data(), weight.cols);
+    for (size_t c = 0; c < values.size(); ++c) {
+      const uint16_t half = float_to_half(values[c]);
+      if (std::isfinite(values[c]) && (half & 0x7c00) == 0x7c00) {
+        throw UnsupportedError(message("cuda: weights of ", format(weight.type).name,
+                                       ": expected values of at most 65504, found ", values[c]));
+      }
+      put(to + 2 * c, &half, sizeof(half));
+    }
   }
 }
 
+}  // namespace
+
+WeightType packed_type(WeightType type) {
+  return is_plain(type) || packed_layout(type).code_bytes > 0 ? type : WeightType::f16;
+}
+
 size_t packed_bytes(const Weight& weight) {
-  if (is_plain(weight.type)) {
-    return static_cast<size_t>(weight.rows) * row_bytes(weight.type, weight.cols);
-  }
-  const PackedRow at = packed_row(packed_layout(weight.type), weight.cols / kGroupValues);
+  const WeightType type = packed_type(weight.type);
+  if (is_plain(type)) return static_cast<size_t>(weight.rows) * row_bytes(type, weight.cols);
+  const PackedRow at = packed_row(packed_layout(type), weight.cols / kGroupValues);
   return static_cast<size_t>(weight.rows * at.end);
 }
 
 void pack_weight(const Weight& weight, std::byte* packed) {
-  if (is_plain(weight.type)) {
-    const size_t bytes = row_bytes(weight.type, weight.cols);
-    for (int64_t r = 0; r < weight.rows; ++r) {
-      put(packed + static_cast<size_t>(r) * bytes,
-          weight.data + static_cast<size_t>(r) * weight.row_bytes, bytes);
-    }
-    return;
-  }
+  if (is_plain(packed_type(weight.type))) return pack_floats(weight, packed);
   const PackedLayout layout = packed_layout(weight.type);
   const WeightFormat& type = format(weight.type);
   const int64_t groups = weight.cols / kGroupValues;

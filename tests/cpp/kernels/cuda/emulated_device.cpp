@@ -4,6 +4,7 @@
 #include <cstring>
 #include <new>
 
+#include "base/error.h"
 #include "kernels/cuda/device.h"
 
 namespace kve::cuda {
@@ -13,11 +14,16 @@ constexpr std::align_val_t kAlignment{256};
 Device::Device() : name_("emulated"), multiprocessors_(4) {}
 
 std::byte* Device::allocate(size_t bytes) {
+  if (bytes > size_t{1} << 40) throw CapacityError("emulated device: out of memory");
   auto* memory = static_cast<std::byte*>(::operator new(bytes, kAlignment));
   std::memset(memory, 0xff, bytes);  // NaN
-  live_ += bytes;
-  peak_ = std::max(peak_, live_);
+  count(bytes);
   return memory;
+}
+
+void Device::count(size_t bytes) {
+  live_ += bytes;
+  peak_ = std::max(peak_.load(), live_.load());
 }
 
 void Device::release(std::byte* memory, size_t bytes) noexcept {
@@ -27,7 +33,8 @@ void Device::release(std::byte* memory, size_t bytes) noexcept {
 
 void Device::upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 void Device::download(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
-void Device::copy(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
+void Device::copy(void* to, const void* from, size_t bytes) { std::memmove(to, from, bytes); }
+void Device::zero(void* to, size_t bytes) { std::memset(to, 0, bytes); }
 void Device::synchronize() {}
 
 // The host's time: emulation says nothing about a device's.

@@ -1,7 +1,9 @@
 #include "kernels/cuda/matmul.h"
 
 #include <cmath>
+#include <cstring>
 
+#include "base/half.h"
 #include "kernels/cuda/cuda_testing.h"
 
 namespace kve::cuda {
@@ -43,7 +45,6 @@ class CudaMatmul : public CudaTest {
                               std::vector<double>* expected) {
     const int64_t rows = host.weight.rows;
     const int64_t cols = host.weight.cols;
-    check_weight(host.weight, "w");
     std::vector<std::byte> packed(packed_bytes(host.weight));
     pack_weight(host.weight, packed.data());
     const auto device_packed = on_device(packed);
@@ -195,14 +196,16 @@ TEST_P(CudaMatmul, NanReachesTheResult) {
   }
 }
 
-TEST_P(CudaMatmul, RefusesOtherTypes) {
-  Weight weight{.type = WeightType::iq2_xxs, .rows = 1, .cols = 256};
-  try {
-    check_weight(weight, "blk.0.attn_q.weight");
-    FAIL() << "accepted";
-  } catch (const UnsupportedError& error) {
-    EXPECT_NE(std::string(error.what()).find("blk.0.attn_q.weight"), std::string::npos);
-    EXPECT_NE(std::string(error.what()).find("IQ2_XXS"), std::string::npos);
+TEST_P(CudaMatmul, OtherTypesBecomeBinary16) {
+  const test::TestWeight weight = test::make_weight(WeightType::iq4_nl, 2, 64, 8);
+  ASSERT_EQ(packed_type(weight.weight.type), WeightType::f16);
+  std::vector<std::byte> packed(packed_bytes(weight.weight));
+  ASSERT_EQ(packed.size(), 2 * 64 * sizeof(uint16_t));
+  pack_weight(weight.weight, packed.data());
+  for (size_t i = 0; i < weight.values.size(); ++i) {
+    uint16_t half = 0;
+    std::memcpy(&half, packed.data() + 2 * i, sizeof(half));
+    EXPECT_EQ(half, float_to_half(weight.values[i])) << i;
   }
 }
 

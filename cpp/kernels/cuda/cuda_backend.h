@@ -1,0 +1,88 @@
+// The backend of an NVIDIA GPU. Weights, activations, pages and tails lie in its memory, and
+// kernels of this folder compute. What they do not know yet the CPU does with bytes that are
+// fetched, which takes long: attention to pages in a basis or of formats that format_refusal()
+// names, attention_mass(), dot_halves(), and sealing in a basis. Rows of embeddings are taken from
+// the mapped file and sent. was_on_host(), ReadPath::host and traces tell.
+//
+// Precision::exact is binary32 in products of matrices; attention rounds queries, rows and weights
+// to binary16 in any precision.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/attend.h"
+#include "kernels/cuda/device.h"
+#include "kernels/cuda/encode.h"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/operands.h"
+#include "kernels/cuda/page_tables.h"
+#include "kernels/cuda/twin_memory.h"
+
+namespace kve::cuda {
+
+class CudaBackend final : public Backend {
+ public:
+  // `host` does what the GPU does not. Throws DeviceError as Device() does.
+  explicit CudaBackend(std::unique_ptr<Backend> host);
+
+  std::string_view name() const override { return name_; }
+  ThreadPool& pool() override { return host_->pool(); }
+  MemorySource& memory() override { return memory_; }
+  void keep(std::span<const std::byte> constants) override { operands_.keep(constants); }
+  bool was_on_host() const override { return was_on_host_; }
+
+  size_t repacked_bytes(const Weight& weight) const override;
+  void repack(const Weight& weight, std::byte* memory) override;
+  void embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) override;
+  void matmul(ConstMat x, std::span<const Product> products, Precision precision) override;
+  void rms_norm(ConstMat x, const float* weight, float eps, Mat out) override;
+  void layer_norm(ConstMat x, const float* weight, const float* bias, float eps, Mat out) override;
+  void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) override;
+  void gated(Activation activation, Mat gate, ConstMat up) override;
+  void add(Mat x, ConstMat y) override;
+  void softcap(float cap, Mat x) override;
+  void clamp(float limit, Mat x) override;
+  void attend(const AttendParams& params, std::span<const AttendTask> tasks) override;
+  void attention_mass(const AttendParams& params, MassOf what,
+                      std::span<const MassTask> tasks) override;
+  ReadPath read_path(const SideView& side, Precision precision) const override;
+  void dot_halves(const HalfDots& job) const override { host_->dot_halves(job); }
+  int64_t seal(std::span<const SealJob> jobs) override;
+
+ private:
+  // Every operation begins with one of these.
+  Operands& on_device();
+  Backend& on_host();
+  void fetch_rows(const SideView& side);
+  DeviceWeight find_weight(const Weight& weight);
+  // cuda_backend_cache.cpp
+  bool can_attend(const AttendParams& params, const AttendTask& task) const;
+  void attend_on_device(const AttendParams& params, const AttendTask& task);
+  const std::byte* const* find_pages(std::span<const PageView> pages);
+  SideRows find_rows(const SideView& side);
+  bool can_seal(const SealJob& job) const;
+  // Of `jobs` the chosen ones; as seal().
+  int64_t seal_on_device(std::span<const SealJob> jobs, std::span<const int64_t> chosen);
+  int64_t seal_on_host(std::span<const SealJob> jobs, std::span<const int64_t> chosen);
+
+  std::unique_ptr<Backend> host_;
+  Device device_;
+  TwinMemory memory_;
+  Operands operands_;
+  PageTables tables_;
+  std::string name_;
+  bool was_on_host_ = false;
+  // Of one operation; kept for their memory.
+  std::vector<std::byte> packed_;
+  std::vector<const std::byte*> pages_;
+  std::vector<HeadRows> heads_;
+  std::vector<EncodeJob> encode_jobs_;
+  std::vector<int64_t> chosen_;
+  std::vector<SealJob> others_;
+  std::vector<int32_t> failed_;
+};
+
+}  // namespace kve::cuda

@@ -1,0 +1,120 @@
+// Compiled without floating-point contraction, as all encoders are (formats/cache/codec_math.h).
+#include "kernels/cuda/encode.h"
+
+#include <math.h>
+
+#include "formats/cache/page_codes.h"
+#include "formats/cache/page_params.h"
+#include "formats/cache/plain_floats.h"
+#include "kernels/cuda/warp.h"
+
+namespace kve::cuda {
+namespace {
+
+constexpr int kThreads = 128;
+constexpr int kFloatBlocks = 16;  // of a job of floats
+
+struct EncodeArgs {
+  const EncodeJob* jobs;
+  int32_t* failed;
+};
+
+__device__ __forceinline__ float source_value(const EncodeJob& job, int row, int channel) {
+  const int64_t at = row * job.stride + channel;
+  return job.f32 != nullptr ? job.f32[at] : half_to_float(job.f16[at]);
+}
+
+// Blocks in x: jobs; in y: parts of their values.
+__global__ void floats_kernel(EncodeArgs args) {
+  const EncodeJob& job = args.jobs[blockIdx.x];
+  const CodecId id = job.format.id;
+  if (id == CodecId::coded) return;
+  const int64_t width = job.format.width;
+  const int64_t first = job.first_row * width;
+  const int64_t step = int64_t{gridDim.y} * kThreads;
+  bool finite = true;
+  for (int64_t n = int64_t{blockIdx.y} * kThreads + threadIdx.x; n < job.n_rows * width;
+       n += step) {
+    const float value = source_value(job, static_cast<int>(n / width), static_cast<int>(n % width));
+    finite = finite && is_finite(value);
+    if (id == CodecId::f32) {
+      reinterpret_cast<float*>(job.page)[first + n] = value;
+    } else {
+      reinterpret_cast<uint16_t*>(job.page)[first + n] =
+          id == CodecId::f16 ? saturate_to_half(value) : saturate_to_bf16(value);
+    }
+  }
+  if (!finite) args.failed[blockIdx.x] = 1;
+}
+
+// Groups in turn: values, a code to each in `codes`, and the parameters in the page.
+__device__ void code_groups(const EncodeJob& job, const float* rows, uint8_t* codes, int stride) {
+  const CodedPage& page = job.format.coded;
+  const bool by_token = page.per == Per::token;
+  const int along = by_token ? page.width / page.group : page.width;  // groups of a row (of rows)
+  const int n_groups = by_token ? job.n_rows * along : job.n_rows / page.group * along;
+  for (int n = static_cast<int>(threadIdx.x); n < n_groups; n += kThreads) {
+    const int row = by_token ? n / along : n / along * page.group;
+    const int channel = by_token ? n % along * page.group : n % along;
+    const int64_t at = int64_t{row} * stride + channel;
+    const int64_t step = by_token ? 1 : stride;
+    GroupParams params{};
+    encode_lanes<float>(page.coding, {rows + at, step, page.group, codes + at, step}, &params);
+    put_params(page, &params, 1, scale_index(page, job.first_row + row, channel),
+               zero_index(page, job.first_row + row, channel), job.page);
+  }
+}
+
+// A block to a job.
+__global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
+  const EncodeJob& job = args.jobs[blockIdx.x];
+  if (job.format.id != CodecId::coded) return;
+  const CodedPage& page = job.format.coded;
+  const int stride = padded_width(page.width);
+  const int count = job.n_rows * stride;
+  auto* rows = reinterpret_cast<float*>(job.work);  // [n_rows][stride]
+  auto* codes = reinterpret_cast<uint8_t*>(rows + count);
+  bool finite = true;
+  for (int n = static_cast<int>(threadIdx.x); n < count; n += kThreads) {
+    const int channel = n % stride;
+    const float value = channel < page.width ? source_value(job, n / stride, channel) : 0.0f;
+    finite = finite && is_finite(value);
+    rows[n] = value;
+    codes[n] = 0;
+  }
+  if (!finite) args.failed[blockIdx.x] = 1;
+  __syncthreads();
+  code_groups(job, rows, codes, stride);
+  __syncthreads();
+  // Tokens share bytes, strips do not.
+  const size_t bytes = strip_bytes(page.coding.bits);
+  for (int s = static_cast<int>(threadIdx.x); s < n_strips(page); s += kThreads) {
+    write_strip(page, s, {codes, stride, 1}, job.first_row, job.n_rows,
+                job.page + static_cast<size_t>(s) * bytes);
+  }
+  if (threadIdx.x == 0) clear_gaps(page, job.page);
+}
+
+}  // namespace
+
+bool encodes(const PageFormat& format) {
+  if (format.id != CodecId::coded) return true;
+  const CodedPage& page = format.coded;
+  return page.channels == Channels::plain && page.outliers == 0 && page.strip_bits == nullptr;
+}
+
+size_t encode_work_bytes(const EncodeJob& job) {
+  if (job.format.id != CodecId::coded) return 0;
+  const auto values = static_cast<size_t>(job.n_rows * padded_width(job.format.width));
+  return (values * (sizeof(float) + 1) + 15) / 16 * 16;
+}
+
+void encode(const EncodeJob* jobs, int n_jobs, int32_t* failed) {
+  if (n_jobs == 0) return;
+  const EncodeArgs args{jobs, failed};
+  const auto n = static_cast<unsigned>(n_jobs);
+  launch("encode_floats", floats_kernel, {n, kFloatBlocks, 1}, kThreads, 0, args);
+  launch("encode_codes", codes_kernel, {n, 1, 1}, kThreads, 0, args);
+}
+
+}  // namespace kve::cuda

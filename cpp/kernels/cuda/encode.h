@@ -1,0 +1,32 @@
+// Rows into pages and tails: the encoders of formats/, compiled for the device, with the same bits.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "formats/cache_codecs.h"
+
+namespace kve::cuda {
+
+// Whether encode() knows the format: floats, and codes without factors, outliers or bits that
+// differ.
+bool encodes(const PageFormat& format);
+
+// As in SealJob; of device memory.
+struct EncodeJob {
+  PageFormat format{};
+  const float* f32 = nullptr;  // or, where null:
+  const uint16_t* f16 = nullptr;
+  int64_t stride = 0;
+  int32_t n_rows = 0;
+  int32_t first_row = 0;
+  std::byte* page = nullptr;
+  std::byte* work = nullptr;  // encode_work_bytes(), 16-byte aligned
+};
+size_t encode_work_bytes(const EncodeJob& job);
+
+// Runs jobs that lie in device memory, no two of which write to one page. failed [n_jobs], zeros at
+// first: 1 where a value is NaN or infinite.
+void encode(const EncodeJob* jobs, int n_jobs, int32_t* failed);
+
+}  // namespace kve::cuda

@@ -1,0 +1,130 @@
+// Whole models on the backend beside the CPU: the tiny ones of every architecture. Emulation takes
+// its time, so that it has one of each, and one token alone.
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <filesystem>
+#include <string>
+#include <vector>
+
+#include "cache/kv_cache.h"
+#include "engine/tiny_model.h"
+#include "gguf/gguf_file.h"
+#include "kernels/cuda/cuda_backend.h"
+#include "kernels/cuda/cuda_testing.h"
+#include "models/decoder.h"
+
+namespace kve::cuda {
+namespace {
+
+// The programs for a GPU may run elsewhere than they were built.
+std::filesystem::path tiny_folder() {
+  const char* fixtures = std::getenv("KVENGINE_TEST_FIXTURES");
+  return std::filesystem::path(fixtures != nullptr ? fixtures : KVE_TEST_FIXTURES) / "tiny";
+}
+
+class CudaModelTest : public CudaTest {
+ protected:
+  // Of n_tokens, read up to 40 at a time and the last one alone: those of the last token of each
+  // pass, [passes][vocab_size].
+  static std::vector<float> logits(Backend& backend, const std::filesystem::path& path,
+                                   std::string_view cache_spec, int n_tokens, bool exact) {
+    const auto file = GgufFile::open(path);
+    const ModelSpec spec = describe(*file);
+    ModelWeights weights(file, spec);
+    weights.repack(backend);
+    weights.keep(backend);
+    Decoder decoder(spec, weights, backend);
+    KvCache cache(CacheSpec::parse(cache_spec), spec.cache_shape(), {}, backend.memory());
+    std::vector<Token> tokens;
+    for (int i = 0; i < n_tokens; ++i) tokens.push_back((i * 37 + 11) % spec.vocab_size);
+    std::vector<float> out;
+    std::vector<float> last(static_cast<size_t>(spec.vocab_size));
+    for (int done = 0; done < n_tokens;) {
+      const int n = std::max(1, std::min(40, n_tokens - 1 - done));
+      const auto chunk =
+          std::span(tokens).subspan(static_cast<size_t>(done), static_cast<size_t>(n));
+      const Batch::Slice slice{
+          .cache = &cache, .tokens = chunk, .logits = Mat(last.data(), 1, spec.vocab_size)};
+      decoder.forward({.slices = {&slice, 1}, .exact = exact});
+      out.insert(out.end(), last.begin(), last.end());
+      done += n;
+    }
+    return out;
+  }
+
+  // Mean divergence of the distributions of rows from those expected.
+  static double divergence(const std::vector<float>& expected, const std::vector<float>& found,
+                           size_t width) {
+    double sum = 0;
+    for (size_t row = 0; row < expected.size(); row += width) {
+      const auto log_sum = [&](const std::vector<float>& values) {
+        double total = 0;
+        for (size_t i = row; i < row + width; ++i) total += std::exp(double{values[i]});
+        return std::log(total);
+      };
+      const double p_sum = log_sum(expected);
+      const double q_sum = log_sum(found);
+      for (size_t i = row; i < row + width; ++i) {
+        const double p = double{expected[i]} - p_sum;
+        sum += std::exp(p) * (p - (double{found[i]} - q_sum));
+      }
+    }
+    return sum * static_cast<double>(width) / static_cast<double>(expected.size());
+  }
+
+  void check(const std::filesystem::path& path, std::string_view cache, int n_tokens, bool exact,
+             double bound) {
+    CudaBackend gpu(make_cpu_backend(2));
+    const auto cpu = make_cpu_backend(2);
+    const std::vector<float> expected = logits(*cpu, path, cache, n_tokens, true);
+    const std::vector<float> found = logits(gpu, path, cache, n_tokens, exact);
+    const auto width = static_cast<size_t>(describe(*GgufFile::open(path)).vocab_size);
+    EXPECT_LT(std::abs(divergence(expected, found, width)), bound) << path.stem() << ", " << cache;
+  }
+};
+
+std::vector<std::filesystem::path> tiny_models() {
+  std::vector<std::filesystem::path> out;
+  for (const auto& entry : std::filesystem::directory_iterator(tiny_folder())) {
+    if (entry.path().extension() != ".gguf") continue;
+#ifndef KVE_CUDA_COMPILED
+    const std::string name = entry.path().stem().string();
+    if (name.starts_with("llama") && name != "llama-bias") continue;
+    if (name == "gemma3-scaled") continue;
+#endif
+    out.push_back(entry.path());
+  }
+  std::sort(out.begin(), out.end());
+  return out;
+}
+
+TEST_P(CudaModelTest, EveryArchitectureGivesTheLogitsOfTheCpu) {
+  for (const auto& path : tiny_models()) check(path, "f16", 12, true, 1e-4);
+}
+
+TEST_P(CudaModelTest, PassesOfInt8AreAsFarOffAsTheirRounding) {
+  check(tiny_models().front(), "f16", 12, false, 1e-2);
+}
+
+// Pages that are read as they lie, those that the CPU reads, rows that are dropped, and pages that
+// are chosen for every query; with heads that the kernels take, which those above have not.
+TEST_P(CudaModelTest, EveryKindOfCacheGivesTheLogitsOfTheCpu) {
+  const test::TemporaryFolder folder;
+  const test::TinyModel tiny{.n_layers = 1, .type = WeightType::q8_0};
+  const std::filesystem::path path = folder / "tiny.gguf";
+  test::TinyWriter(tiny).build().write(path);
+  for (const char* cache :
+       {"f16", "f32", "q8_0", "int4:group=32,tail=16",
+        "k=int4:per=channel,group=32,tail=32+v=int2:group=32,tail=16",
+        "hadamard+int4:group=32,tail=16", "tova:keep=0.5+f16", "quest:keep=0.5,dense=0+f16"}) {
+    // More than a page and a tail.
+    check(path, cache, 100, true, 1e-4);
+  }
+}
+
+// In one order: they take long, and the kernels are tested in both.
+INSTANTIATE_TEST_SUITE_P(Orders, CudaModelTest, ::testing::Values(false));
+
+}  // namespace
+}  // namespace kve::cuda
