@@ -7,9 +7,9 @@ namespace kve::python {
 namespace {
 
 std::shared_ptr<Model> load(const std::filesystem::path& path, int threads, const std::string& isa,
-                            bool repack) {
+                            bool repack, const std::string& device) {
   const py::gil_scoped_release release;
-  return Model::load(path, {.threads = threads, .isa = isa, .repack = repack});
+  return Model::load(path, {.device = device, .threads = threads, .isa = isa, .repack = repack});
 }
 
 py::list layers(const Model& model) {
@@ -66,12 +66,13 @@ void bind_model(py::module_& module) {
   py::class_<Model, std::shared_ptr<Model>> model(module, "Model",
                                                   "A loaded model: weights and tokenizer.");
   model.def(py::init(&load), py::arg("path"), py::arg("threads") = 0, py::arg("isa") = "",
-            py::arg("repack") = true, R"(Loads a GGUF file.
+            py::arg("repack") = true, py::arg("device") = "cpu", R"(Loads a GGUF file.
 
 threads: 0 uses every processor this process may use.
 isa: 'scalar', 'avx2', 'avx512', ...; '' uses the best there is.
 repack: copy weights to the layout that is read fastest; else they are read from the mapped file.
-Raises IoError, FormatError, UnsupportedError, ConfigError, CapacityError.)");
+device: 'cpu', 'cuda' or 'auto': a GPU where there is one, else the CPU (device_note says why).
+Raises IoError, FormatError, UnsupportedError, ConfigError, DeviceError, CapacityError.)");
   model.def_property_readonly("path", [](const Model& self) { return self.file().path(); });
   model.def_property_readonly(
       "architecture", [](const Model& self) { return text_str(self.spec().arch); },
@@ -115,6 +116,9 @@ Raises IoError, FormatError, UnsupportedError, ConfigError, CapacityError.)");
   model.def_property_readonly(
       "backend", [](const Model& self) { return std::string(self.backend().name()); },
       "What computes: 'cpu-avx512', ...");
+  model.def_property_readonly("device", &Model::device, "'cpu' or 'cuda'.");
+  model.def_property_readonly("device_note", &Model::device_note,
+                              "Why device 'auto' has become the CPU, a sentence; else ''.");
   model.def("plan_cache", &plan_cache, py::arg("budget"), py::arg("n_ctx") = 0,
             py::arg("n_batch") = 256, py::arg("damage") = std::vector<double>(),
             R"(The best cache that never takes more than a budget: CachePlan.

@@ -7,6 +7,7 @@
 #include "base/hash.h"
 #include "engine/session.h"
 #include "engine/session_file.h"
+#include "kernels/choose_backend.h"
 #include "kernels/tracing_backend.h"
 #include "text/vocabulary.h"
 
@@ -54,10 +55,16 @@ std::shared_ptr<Model> Model::load(const std::filesystem::path& path, const Load
   model->chat_template_ = file.get_or<std::string>("tokenizer.chat_template", "");
   model->fingerprint_ = fingerprint_of(file);
   const int threads = options.threads > 0 ? options.threads : default_thread_count();
+  ChosenBackend chosen = choose_backend(options.device, threads, options.isa);
+  if (!options.repack && chosen.is_device) {
+    throw ConfigError("repack: expected true with a GPU, which has a layout of its own");
+  }
+  model->device_ = chosen.is_device ? "cuda" : "cpu";
+  model->device_note_ = std::move(chosen.note);
   const char* trace = std::getenv("KVENGINE_TRACE");
-  model->backend_ =
-      trace_if_asked(make_cpu_backend(threads, options.isa), trace == nullptr ? "" : trace);
+  model->backend_ = trace_if_asked(std::move(chosen.backend), trace == nullptr ? "" : trace);
   if (options.repack) model->weights_->repack(*model->backend_);
+  model->weights_->keep(*model->backend_);
   model->decoder_ = std::make_unique<Decoder>(model->spec_, *model->weights_, *model->backend_);
   return model;
 }

@@ -26,10 +26,13 @@ class Session;
 struct SessionOptions;
 
 struct LoadOptions {
+  // "cpu", "cuda" (the GPU that CUDA counts as its first), or "auto": the GPU where there is one
+  // that works, and else the CPU (Model::device_note() says why).
+  std::string device = "cpu";
   int threads = 0;  // 0: all processors this process may use
   std::string isa;  // "scalar", "avx2", "avx512"; empty: the best available (or KVENGINE_ISA)
   // Copies weights to the layout that the backend reads fastest; else they are read from the mapped
-  // file, which saves that memory and the time to fill it.
+  // file, which saves that memory and the time to fill it. A GPU has no choice.
   bool repack = true;
 };
 
@@ -37,7 +40,8 @@ struct LoadOptions {
 class Model : public std::enable_shared_from_this<Model> {
  public:
   // Maps the file, checks every tensor, builds the tokenizer. Throws IoError, FormatError,
-  // UnsupportedError (architecture, tokenizer or feature), ConfigError (options), CapacityError.
+  // UnsupportedError (architecture, tokenizer or feature), ConfigError (options), DeviceError (no
+  // GPU, or a build without CUDA), CapacityError.
   static std::shared_ptr<Model> load(const std::filesystem::path& path,
                                      const LoadOptions& options = {});
 
@@ -60,6 +64,9 @@ class Model : public std::enable_shared_from_this<Model> {
   const ModelSpec& spec() const { return spec_; }
   const Tokenizer& tokenizer() const { return *tokenizer_; }
   Backend& backend() const { return *backend_; }
+  const std::string& device() const { return device_; }  // "cpu" or "cuda"
+  // Why device "auto" has become the CPU, a sentence; else empty.
+  const std::string& device_note() const { return device_note_; }
   int threads() const { return backend_->pool().size(); }
   // Memory of the copies made by LoadOptions::repack.
   size_t repacked_bytes() const { return weights_->repacked_bytes(); }
@@ -78,6 +85,8 @@ class Model : public std::enable_shared_from_this<Model> {
   std::string chat_template_;
   uint64_t fingerprint_ = 0;
   std::unique_ptr<Backend> backend_;
+  std::string device_;
+  std::string device_note_;
   std::unique_ptr<ModelWeights> weights_;
   std::unique_ptr<Decoder> decoder_;
   PassMutex forward_mutex_;                 // backend and decoder keep scratch memory

@@ -54,6 +54,7 @@ class Model(_core.Model):
         threads: int = 0,
         isa: str = "",
         repack: bool = True,
+        device: str = "cpu",
     ) -> Model:
         """Load a GGUF file (of a split model: its first part).
 
@@ -63,19 +64,27 @@ class Model(_core.Model):
             isa: ``"scalar"``, ``"avx2"``, ``"avx512"``, ...; ``""`` uses the best there is.
             repack: copy weights to the layout that is read fastest (``repacked_bytes`` more memory
                 while the file's pages are given back); else they are read from the mapped file.
+            device: ``"cpu"``, ``"cuda"`` (an NVIDIA GPU), or ``"auto"``: the GPU where there is one,
+                else the CPU, and ``device_note`` says why.
 
         Raises:
             IoError: the file is missing or unreadable.
             FormatError: it is malformed.
             UnsupportedError: its architecture, tokenizer or a feature is not supported.
             ConfigError: a bad option.
+            DeviceError: there is no GPU, or this build of kvengine does not know it.
             CapacityError: no memory for the repacked weights.
         """
-        return cls(path, threads, isa, repack)
+        return cls(path, threads, isa, repack, device)
 
     @classmethod
     def pull(
-        cls, name: str = "smollm2-135m", threads: int = 0, isa: str = "", repack: bool = True
+        cls,
+        name: str = "smollm2-135m",
+        threads: int = 0,
+        isa: str = "",
+        repack: bool = True,
+        device: str = "cpu",
     ) -> Model:
         """Load a model by name, downloading it first when it is absent (see :mod:`kvengine.pull`).
 
@@ -88,7 +97,7 @@ class Model(_core.Model):
         """
         from kvengine.pull import obtain
 
-        return cls.load(obtain(name), threads, isa, repack)
+        return cls.load(obtain(name), threads, isa, repack, device)
 
     def session(
         self,

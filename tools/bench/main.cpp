@@ -183,6 +183,7 @@ int main(int argc, char** argv) {
       ->delimiter(',');
   app.add_option("--cache", o.caches, "cache spec (repeatable)")->allow_extra_args(false);
   app.add_option("-r,--repetitions", o.repeats, "measured repeats")->capture_default_str();
+  app.add_option("--device", o.load.device, "cpu, cuda or auto")->capture_default_str();
   app.add_flag("!--no-repack", o.load.repack, "read weights as they lie in the file");
   app.add_flag("--exact", o.exact, "f32 activations, reference kernels");
   app.add_flag("--json", o.json, "one JSON document");

@@ -65,7 +65,8 @@ class OwnEngine:
     def load(self, tokens: list[int]) -> float:
         begin = time.perf_counter()
         path, repack = Path(self._model.path), self._model.repacked_bytes > 0
-        session = self._new(Model.load(path, threads=self.threads, repack=repack))
+        device = self._model.device
+        session = self._new(Model.load(path, threads=self.threads, repack=repack, device=device))
         session.forward(tokens)[-1].argmax()
         seconds = time.perf_counter() - begin
         self._last = session

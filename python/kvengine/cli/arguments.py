@@ -149,6 +149,20 @@ def add_common(parser: argparse.ArgumentParser, computes: bool = True, cache: bo
         "--exact", action="store_true", help=shown("f32 activations: slower, the reference")
     )
     group.add_argument(
+        "--device",
+        choices=("cpu", "cuda", "auto"),
+        default=None,
+        help=shown("what computes (default: cpu); auto: an NVIDIA GPU where there is one"),
+    )
+    group.add_argument(
+        "-ngl",
+        "--gpu-layers",
+        type=whole(-1),
+        default=None,
+        metavar="N",
+        help=shown("0: --device cpu; all layers of the model or more, or -1: --device cuda"),
+    )
+    group.add_argument(
         "--no-repack",
         action="store_true",
         help=shown("read weights as they lie in the file: less memory, slower"),

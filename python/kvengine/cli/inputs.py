@@ -12,7 +12,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from kvengine import CompressedPrompt, GgufFile, Model, Session, Tokenizer, compress_prompt
+from kvengine import (
+    CompressedPrompt,
+    DeviceError,
+    GgufFile,
+    Model,
+    Session,
+    Tokenizer,
+    compress_prompt,
+)
 from kvengine.cli.arguments import InputError, cache_spec
 from kvengine.cli.output import Progress, human_bytes, say
 
@@ -55,9 +63,30 @@ def obtain(name: str, verify: bool = False) -> Path:
 
 
 def load_model(args: argparse.Namespace) -> Model:
-    path = model_path(args)
+    return load_file(args, model_path(args))
+
+
+def load_file(args: argparse.Namespace, path: Path) -> Model:
+    """A model on the device that --device or -ngl names; says so where that has become another."""
+    device = args.device or "cpu"
+    layers: int | None = args.gpu_layers
+    if layers is not None and args.device not in (None, "cuda" if layers else "cpu"):
+        raise InputError(f"-ngl {layers}: expected another --device than {args.device}, or none")
+    if layers:
+        device = "cuda"
     with Progress(f"loading {path.name}"):
-        return Model.load(path, threads=args.threads, repack=not args.no_repack)
+        try:
+            model = Model.load(path, args.threads, repack=not args.no_repack, device=device)
+        except DeviceError as error:
+            raise InputError(str(error)) from None
+    if layers and 0 < layers < model.n_layers:
+        raise InputError(
+            f"-ngl: expected 0, or all {model.n_layers} layers or more (-1), since a model is "
+            f"computed by one device, found {layers}"
+        )
+    if model.device_note:
+        say(model.device_note)
+    return model
 
 
 def draft_options(args: argparse.Namespace) -> dict[str, Any]:
@@ -69,8 +98,7 @@ def draft_options(args: argparse.Namespace) -> dict[str, Any]:
     draft: Any = "lookup"
     if name is not None:
         path = named_model(name, "-md/--model-draft")
-        with Progress(f"loading {path.name}"):
-            draft = Model.load(path, threads=args.threads, repack=not args.no_repack)
+        draft = load_file(args, path)
     return {"draft": draft} | ({} if most is None else {"draft_max": most})
 
 

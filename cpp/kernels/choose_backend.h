@@ -1,0 +1,23 @@
+// The backend for a device by its name.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "kernels/backend.h"
+
+namespace kve {
+
+struct ChosenBackend {
+  std::unique_ptr<Backend> backend;
+  bool is_device = false;
+  std::string note;  // why "auto" has become the CPU, a sentence; else empty
+};
+
+// `device` is "cpu", "cuda" or "auto"; the rest is as for make_cpu_backend(), and for the work that
+// a device leaves to the CPU. Throws ConfigError, and DeviceError where the device is not there or
+// this build does not know it.
+ChosenBackend choose_backend(std::string_view device, int n_threads, std::string_view isa);
+
+}  // namespace kve
