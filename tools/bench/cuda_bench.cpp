@@ -113,7 +113,7 @@ class Side {
   }
 
   SideRows of_head(int copy, int head) const {
-    return {.format = side_format(format_, head * kHeadDim, kHeadDim),
+    return {.format = side_format(format_),
             .first_channel = head * kHeadDim,
             .pages = addresses_.data() + static_cast<size_t>(copy) * n_pages_,
             .page_rows = static_cast<int32_t>(n_pages_) * kPageTokens,
