@@ -7,7 +7,11 @@
 
 namespace kve {
 
-PrecisionPlan PrecisionPlan::fast() { return {}; }
+PrecisionPlan PrecisionPlan::decode() { return {}; }
+
+PrecisionPlan PrecisionPlan::prompt() {
+  return {.qkv = Precision::mixed, .logits = Precision::mixed};
+}
 
 PrecisionPlan PrecisionPlan::exact() {
   return {Precision::exact, Precision::exact, Precision::exact,
@@ -77,7 +81,11 @@ void Decoder::embed(const Batch& batch) {
 
 void Decoder::run(const Batch& batch) {
   check_positions(batch);
-  const PrecisionPlan precision = batch.exact ? PrecisionPlan::exact() : PrecisionPlan::fast();
+  const bool reads_prompt = std::ranges::any_of(
+      batch.slices, [](const Batch::Slice& slice) { return std::ssize(slice.tokens) > kFewRows; });
+  const PrecisionPlan precision = batch.exact    ? PrecisionPlan::exact()
+                                  : reads_prompt ? PrecisionPlan::prompt()
+                                                 : PrecisionPlan::decode();
   act_ = plan_memory(batch.n_tokens());
   embed(batch);
 
