@@ -140,6 +140,7 @@ int run(const Options& o) {
     throw kve::ConfigError(kve::message("-r: expected 1 to 1000 repeats, found ", o.repeats));
   }
   const auto model = kve::Model::load(tools::model_path(o.model), o.load);
+  tools::tell_device("kvengine-bench", *model);
   const auto largest = [](const std::vector<int>& v) {
     return *std::max_element(v.begin(), v.end());
   };

@@ -169,6 +169,7 @@ int run(Options& o, bool seeded) {
   o.session.cache = tools::cache_spec(o.cache, o.key_type, o.value_type);
   o.generate.sampling.validate();
   const auto model = kve::Model::load(tools::model_path(o.model), o.load);
+  tools::tell_device("kvengine-chat", *model);
   kve::Session session = model->session(o.session);
   tools::tell_warnings("kvengine-chat", *model, o.session.cache);
   o.generate.draft = draft_options(o, session);

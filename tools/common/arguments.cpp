@@ -56,6 +56,10 @@ kve::CacheSpec cache_spec(const std::string& spec, const std::string& key_type,
   return kve::CacheSpec::parse("k=" + key + "+v=" + value);
 }
 
+void tell_device(std::string_view program, const kve::Model& model) {
+  if (!model.device_note().empty()) std::cerr << program << ": " << model.device_note() << '\n';
+}
+
 void tell_warnings(std::string_view program, const kve::Model& model, const kve::CacheSpec& cache) {
   for (const std::string& text : model.cache_warnings(cache)) {
     std::cerr << program << ": warning: " << text << '\n';

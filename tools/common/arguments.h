@@ -28,6 +28,9 @@ std::string model_path(const std::string& given);
 kve::CacheSpec cache_spec(const std::string& spec, const std::string& key_type,
                           const std::string& value_type);
 
+// Tells on standard error why the CPU computes, where `--device auto` found nothing else.
+void tell_device(std::string_view program, const kve::Model& model);
+
 // Tells on standard error what a cache is known to do to models like this one.
 void tell_warnings(std::string_view program, const kve::Model& model, const kve::CacheSpec& cache);
 
