@@ -4,6 +4,7 @@
 //   pair_words(low, high)   lanes of the low 16 bits of two vectors, the first in the low half
 //   store_words(p, a)       the low 16 bits of the lanes
 //   as_i32(a)               the bits of floats as lanes
+//   swap_pairs(a)           lanes 2 i and 2 i + 1 exchanged
 //   blend_bits(mask, a, b)  bits of a where the mask has ones, else of b
 #pragma once
 
@@ -25,6 +26,7 @@ static inline void store_words(int16_t* p, I32 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
 static inline I32 as_i32(F32 a) { return {_mm512_castps_si512(a.v)}; }
+static inline F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 static inline I32 blend_bits(I32 mask, I32 a, I32 b) {
   return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xca)};
 }

@@ -1,4 +1,5 @@
-// Attention of one query over caches as presets build them: bases, sinks, coded pages and tails.
+// Attention of one query, and of the last 512 of a prompt, over caches as presets build them:
+// bases, sinks, coded pages and tails.
 #include <algorithm>
 #include <chrono>
 #include <cmath>
@@ -63,13 +64,13 @@ kve::KvCache make_cache(const std::string& preset, int rows, int layers) {
 // All layers one after the other, as a model reads them. "row_and_head": time per cached row and kv
 // head, times the number of threads. "least": of the fastest pass, which other processes disturb
 // little.
-void cached(benchmark::State& state) {
+void attend_cached(benchmark::State& state, int queries) {
   const std::string& preset = presets()[static_cast<size_t>(state.range(0))];
   const auto rows = static_cast<int>(state.range(1));
   const auto layers = static_cast<int>(state.range(2));
   const int64_t threads = state.range(3);
   const kve::KvCache cache = make_cache(preset, rows, layers);
-  const std::vector<float> q = pseudo_random_values(kHeads * kWidth);
+  const std::vector<float> q = pseudo_random_values(int64_t{queries} * kHeads * kWidth);
   std::vector<float> out(q.size());
   kve::Backend& device = backend(threads);
   using Clock = std::chrono::steady_clock;
@@ -77,8 +78,9 @@ void cached(benchmark::State& state) {
   for (auto _ : state) {
     const Clock::time_point start = Clock::now();
     for (int layer = 0; layer < layers; ++layer) {
-      const kve::AttendTask task = {kve::ConstMat(q.data(), 1, kHeads * kWidth), cache.view(layer),
-                                    rows - 1, kve::Mat(out.data(), 1, kHeads * kWidth)};
+      const kve::AttendTask task = {kve::ConstMat(q.data(), queries, kHeads * kWidth),
+                                    cache.view(layer), rows - queries,
+                                    kve::Mat(out.data(), queries, kHeads * kWidth)};
       device.attend(kAttendParams, {&task, 1});
     }
     least = std::min(least, Clock::now() - start);
@@ -91,6 +93,9 @@ void cached(benchmark::State& state) {
       benchmark::Counter::kIsIterationInvariantRate | benchmark::Counter::kInvert);
 }
 
+void cached(benchmark::State& state) { attend_cached(state, 1); }
+void cached_prompt(benchmark::State& state) { attend_cached(state, kChunk); }
+
 void cached_arguments(benchmark::internal::Benchmark* bench) {
   bench->ArgNames({"preset", "rows", "layers", "threads"});
   for (size_t preset = 0; preset < presets().size(); ++preset) {
@@ -102,6 +107,18 @@ void cached_arguments(benchmark::internal::Benchmark* bench) {
   }
 }
 
+void prompt_arguments(benchmark::internal::Benchmark* bench) {
+  bench->ArgNames({"preset", "rows", "layers", "threads"});
+  for (size_t preset = 0; preset < presets().size(); ++preset) {
+    for (const int64_t threads : thread_counts()) {
+      for (const int64_t rows : {2048, 7936}) {
+        bench->Args({static_cast<int64_t>(preset), rows, 1, threads});
+      }
+    }
+  }
+}
+
+BENCHMARK(cached_prompt)->Apply(prompt_arguments)->UseRealTime()->Unit(benchmark::kMicrosecond);
 BENCHMARK(cached)->Apply(cached_arguments)->UseRealTime()->Unit(benchmark::kMicrosecond);
 
 }  // namespace

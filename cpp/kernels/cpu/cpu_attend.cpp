@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "base/error.h"
+#include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/strip_side.h"
 #include "kernels/few_rows.h"
@@ -21,6 +22,8 @@ constexpr int32_t kStripPartRows = 256;
 constexpr int32_t kMostStripPartRows = 1024;
 // Chunks of many queries, if they are long enough: several for each thread, whose speed differs.
 constexpr int64_t kChunks = 48;
+// As many chunks are enough if each has to begin with its queries and to end with a merge.
+constexpr int64_t kPartChunks = 24;
 constexpr int64_t kLeastBlockVectors = 48;
 // What a job costs beside its rows, in rows.
 constexpr int64_t kJobRows = 48;
@@ -79,7 +82,7 @@ int32_t row_of(const HeadView& head, int32_t position) {
 
 // Rows of one part when `blocks` blocks of many queries share the work.
 int32_t part_rows(int64_t rows, int64_t blocks) {
-  const int64_t parts = std::max<int64_t>(1, kChunks / blocks);
+  const int64_t parts = std::max<int64_t>(1, kPartChunks / blocks);
   const int64_t least = divide_up(divide_up(rows, parts), kAttendTile) * kAttendTile;
   return static_cast<int32_t>(std::max<int64_t>(least, kPartRows));
 }
@@ -94,8 +97,8 @@ int32_t block_queries(const AttendParams& params, const AttendTask& task, int32_
   }
   const int64_t parts =
       std::max<int64_t>(1, (row_of(task.heads[0], task.first_pos) + n) / kPartRows);
-  const int64_t wanted = std::clamp<int64_t>(n * params.n_heads * parts / kChunks,
-                                             kLeastBlockVectors, kMaxAttendVectors);
+  const int64_t wanted =
+      std::clamp<int64_t>(n * params.n_heads * parts / kChunks, kLeastBlockVectors, most_vectors);
   const int64_t most = std::max<int64_t>(1, wanted / group_step);
   return static_cast<int32_t>(divide_up(n, divide_up(n, most)));
 }
@@ -140,7 +143,10 @@ int64_t CpuBackend::plan(const AttendParams& params, const AttendTask& task, int
   const AttendMethod how = method(params, task);
   const bool strips = how == AttendMethod::strips;
   const bool codes = params.precision == Precision::fast;
-  const int32_t most_vectors = strips ? kMaxStripVectors : kMaxAttendVectors;
+  const int32_t most_vectors = strips ? kMaxStripVectors
+                               : how == AttendMethod::rows
+                                   ? kMaxAttendVectors
+                                   : most_tile_vectors(params.key_dim, params.value_dim);
   const int32_t few_rows = strips ? kStripPartRows : kPartRows;
   const int32_t group_step = std::min(group, most_vectors);
   const auto n_queries = static_cast<int32_t>(task.q.rows);

@@ -22,7 +22,7 @@ static AttendState carve_state(Carver& carver, int64_t n_vectors, int key_dim, i
 
 size_t attend_scratch(int key_dim, int value_dim) {
   Carver carver(nullptr);
-  carve_state(carver, kMaxAttendVectors, key_dim, value_dim);
+  carve_state(carver, kMaxTileVectors, key_dim, value_dim);
   const size_t rows = attend_rows_scratch(key_dim, value_dim);
   const size_t tiles = attend_tiles_scratch(key_dim, value_dim);
   const size_t strips = attend_strips_scratch(key_dim, value_dim);
@@ -68,7 +68,7 @@ static void finish(const AttendChunk& chunk, const AttendState& state) {
   const int64_t n = state.n_vectors;
   if (chunk.out == nullptr) {
     const int64_t stride = state.value_stride + chunk.kept_floats;
-    for (int64_t i = 0; i < n; ++i) {
+    for (int64_t i = 0; state.sums != chunk.partial && i < n; ++i) {
       memcpy(chunk.partial + i * stride, state.sums + i * state.value_stride,
              sizeof(float) * static_cast<size_t>(state.value_stride));
     }
@@ -94,8 +94,10 @@ static void finish(const AttendChunk& chunk, const AttendState& state) {
 
 void attend(const AttendChunk& chunk) {
   Carver carver(chunk.scratch);
-  const AttendState state =
+  AttendState state =
       carve_state(carver, int64_t{chunk.n_tokens} * chunk.n_group, chunk.k.width, chunk.v.width);
+  // Partial results lie like the sums where there is nothing beside them.
+  if (chunk.out == nullptr && chunk.kept_floats == 0) state.sums = chunk.partial;
   start(chunk, state);
   const int32_t last = chunk.query_pos + chunk.n_tokens - 1 - chunk.first_pos;
   const int32_t end = last + 1 < chunk.end_row ? last + 1 : chunk.end_row;

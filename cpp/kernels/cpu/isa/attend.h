@@ -7,6 +7,7 @@
 
 #include <math.h>
 
+#include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/isa/isa.h"
 #include "simd/math.h"
 

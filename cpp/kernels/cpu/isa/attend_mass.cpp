@@ -146,7 +146,7 @@ class WordMass {
  public:
   WordMass(const MassChunk& job, const AttendState& state, MassWork& work)
       : job_(job), n_vectors_(state.n_vectors), work_(work) {
-    quantize_queries(state.queries, state.key_stride, n_vectors_, work.tile.key_words,
+    quantize_queries(state.queries, state.key_stride, n_vectors_, work.tile.key_words, kWordLanes,
                      work.query_rows, work.words, work.scales);
     const int64_t padded = round_up(n_vectors_, kWordLanes);
     for (int64_t v = 0; v < padded; ++v) {

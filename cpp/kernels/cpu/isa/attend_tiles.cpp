@@ -34,10 +34,10 @@ struct TileWork {
     rows = carve_rows(carver, key_stride > value_stride ? key_stride : value_stride);
     keys = carver.take<float>(key_stride * kTile);
     values = carver.take<float>(kTile / 2 * rows.stride);
-    queries = carver.take<float>(kMaxAttendVectors * query_stride);
+    queries = carver.take<float>(kMaxTileVectors * query_stride);
     scores = carver.take<float>(kGemmTokens * kTile);
     sum_stride = value_stride;
-    coded_sums = carver.take<float>(kMaxAttendVectors * sum_stride);
+    coded_sums = carver.take<float>(kMaxTileVectors * sum_stride);
     coded_tiles =
         carver.take<std::byte>(static_cast<int64_t>(coded_tiles_bytes(key_dim, value_dim)));
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));

@@ -12,9 +12,10 @@
 #include <math.h>
 #include <string.h>
 
+#include "kernels/cpu/isa/basis.h"
 #include "kernels/cpu/isa/next_tile.h"
 #include "kernels/cpu/isa/tile_rows.h"
-#include "kernels/cpu/isa/word_tiles.h"
+#include "kernels/cpu/isa/word_keys.h"
 
 namespace kve::KVE_ISA {
 
@@ -37,7 +38,6 @@ struct Lanes {
 
 struct WordWork {
   TileRows rows;
-  float* columns;  // [key width][kTile]: coded keys
   WordTile tile;
   Lanes lanes;
   int32_t* query_rows;  // [kLanes][key_words]
@@ -47,19 +47,18 @@ struct WordWork {
   int64_t channels;     // of sums
   float* sums;          // [group][channels][kWordLanes]
   float* coded;         // the same of values in their basis
-  float* coded_rows;    // [n_vectors][channels]
-  std::byte* coded_tiles;
+  float* lift;          // [value_dim][channels]
+  WordKeys keys;
   std::byte* lifting;
   size_t size;
 
   // lifted: numbers of the rows that are rebuilt.
   WordWork(std::byte* data, int key_dim, int value_dim, int lifted) {
-    constexpr int64_t kMost = (kMaxAttendVectors + kWordLanes - 1) / kWordLanes * kWordLanes;
+    constexpr int64_t kMost = (kMaxTileVectors + kWordLanes - 1) / kWordLanes * kWordLanes;
     Carver carver(data);
     const int64_t key_stride = round_up(key_dim, 2 * kLanes);
     channels = round_up(value_dim, 2 * kLanes);
     rows = carve_rows(carver, key_stride > channels ? key_stride : channels);
-    columns = carver.take<float>(key_stride * kTile);
     tile = carve_word_tile(carver, key_dim, value_dim);
     float** const numbers[] = {&lanes.scale, &lanes.unit,     &lanes.weight, &lanes.first,
                                &lanes.last,  &lanes.position, &lanes.slope};
@@ -70,9 +69,9 @@ struct WordWork {
     weights = carver.take<int32_t>(kTile / 2 * kWordLanes);
     sums = carver.take<float>(kMost * channels);
     coded = carver.take<float>(kMost * channels);
-    coded_rows = carver.take<float>(kMost * channels);
-    coded_tiles =
-        carver.take<std::byte>(static_cast<int64_t>(coded_tiles_bytes(key_dim, value_dim)));
+    lift = carver.take<float>(value_dim * channels);
+    const auto key_bytes = static_cast<int64_t>(word_keys_bytes(key_dim, value_dim));
+    keys = carve_word_keys(key_dim, value_dim, carver.take<std::byte>(key_bytes));
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
     size = carver.size();
   }
@@ -92,7 +91,8 @@ struct WordTask {
   int32_t base;
   int32_t n;
   int64_t value_width;
-  float* sums;  // of work, which the tile's values are added to
+  float* sums;     // of work, which the tile's values are added to
+  bool has_coded;  // whether there are any sums in a basis
 };
 
 // The rows of a tile that are computed, of which those from `end` on are not seen.
@@ -155,6 +155,10 @@ static void limit_group(const WordTask& task, int64_t lane, Span span, float* to
   }
 }
 
+static inline void scale_lanes(float* sums, int64_t channels, F32 factor) {
+  for (int64_t c = 0; c < channels; ++c, sums += kWordLanes) store(sums, load(sums) * factor);
+}
+
 // Factors of the tile's sums, after units that were exceeded by more than the slack were raised.
 static void update_units(const WordTask& task, int64_t lane, const float* top, const float* totals,
                          float* factors) {
@@ -169,13 +173,8 @@ static void update_units(const WordTask& task, int64_t lane, const float* top, c
       const F32 now = select(raised, peak, unit);
       const F32 factor = exp2(unit - now);
       weight = weight * factor;
-      float* const both[] = {task.work.sums, task.work.coded};
-      for (float* sums : both) {
-        float* sum = sums + lane * channels + v;
-        for (int64_t c = 0; c < channels; ++c) {
-          store(sum + c * kWordLanes, load(sum + c * kWordLanes) * factor);
-        }
-      }
+      scale_lanes(task.work.sums + lane * channels + v, channels, factor);
+      if (task.has_coded) scale_lanes(task.work.coded + lane * channels + v, channels, factor);
       store(lanes.unit + lane + v, now);
       unit = now;
     }
@@ -224,16 +223,15 @@ static void attend_group(const WordTask& task, int64_t lane) {
 
 // Sums whose lanes are queries to rows.
 static void turn_sums(const float* sums, int64_t channels, int64_t n_vectors, float* rows,
-                      int64_t stride, int64_t width, bool add) {
+                      int64_t stride) {
   for (int64_t first = 0; first < n_vectors; first += kLanes) {
     const float* from = sums + first / kWordLanes * channels * kWordLanes + first % kWordLanes;
-    for (int64_t c = 0; c < width; c += kLanes) {
+    for (int64_t c = 0; c < stride; c += kLanes) {
       F32 square[kLanes];
       for (int i = 0; i < kLanes; ++i) square[i] = load(from + (c + i) * kWordLanes);
       transpose(square);
       for (int64_t i = 0; i < least(n_vectors - first, kLanes); ++i) {
-        float* to = rows + (first + i) * stride + c;
-        store(to, add ? load(to) + square[i] : square[i]);
+        store(rows + (first + i) * stride + c, square[i]);
       }
     }
   }
@@ -250,19 +248,17 @@ class WordLoop {
         work_(work),
         keys_(chunk.k, chunk.first_pos, false, work.lifting),
         values_(chunk.v, chunk.first_pos, false, work.lifting),
-        tiles_(carve_coded_tiles(chunk.k.width, chunk.v.width, work.coded_tiles)),
         padded_(round_up(state.n_vectors, kWordLanes)) {
     quantize_queries(state.queries, state.key_stride, state.n_vectors, work.tile.key_words,
-                     work.query_rows, work.queries, work.lanes.scale);
+                     kWordLanes, work.query_rows, work.queries, work.lanes.scale);
     clear(work.sums);
-    clear(work.coded);
     for (int64_t v = 0; v < padded_; ++v) prepare_lane(v);
   }
 
   void attend(int32_t first, int32_t end) {
     const int64_t shares = padded_ / kWordLanes;
     for_tiles(chunk_, first, end, [&](int32_t base, int32_t n) {
-      WordTask task = {chunk_, work_, state_.n_vectors, base, n, 0, nullptr};
+      WordTask task = {chunk_, work_, state_.n_vectors, base, n, 0, nullptr, false};
       read_keys(task);
       read_values(&task);
       NextTile ahead(chunk_, keys_, values_, base + n, end, shares);
@@ -294,9 +290,9 @@ class WordLoop {
 
   void read_keys(const WordTask& task) {
     const PageView* page = keys_.coded_page(task.base, task.n);
-    if (page != nullptr && read_coded_keys(&tiles_, chunk_.k, *page, {task.base, chunk_.first_pos},
-                                           false, work_.columns)) {
-      return quantize_key_columns(work_.columns, chunk_.k.width, task.n, &work_.tile);
+    if (page != nullptr && read_word_keys(&work_.keys, chunk_.k, *page,
+                                          {task.base, chunk_.first_pos}, task.n, &work_.tile)) {
+      return;
     }
     read_rows<F32Tile>(work_.rows, keys_, chunk_.k.width, task.base, task.n);
     quantize_key_rows(work_.rows.rows, work_.rows.stride, chunk_.k.width, task.n, &work_.tile);
@@ -309,47 +305,40 @@ class WordLoop {
     task->value_width = width;
     task->sums = in_basis ? work_.coded : work_.sums;
     if (in_basis && page->basis != basis_) {
-      if (basis_ >= 0) {
-        lift();
-        fold();
-      }
+      lift();
+      clear(work_.coded);
       basis_ = page->basis;
     }
+    task->has_coded = basis_ >= 0;
     if (page == nullptr) {
       read_rows<F32Tile>(work_.rows, values_, width, task->base, task->n);
     } else {
       value_elements(chunk_.v.strips[page->basis], *page, false, work_.rows.rows, work_.rows.stride,
-                     tiles_.params);
+                     work_.keys.tiles.params);
     }
     quantize_value_rows(work_.rows.rows, work_.rows.stride, width, task->n, &work_.tile);
   }
 
-  // Sums in a basis are added to state.sums.
+  // Sums in a basis are added to those of values.
   void lift() {
     if (basis_ < 0) return;
-    turn_sums(work_.coded, work_.channels, state_.n_vectors, work_.coded_rows, work_.channels,
-              work_.channels, false);
-    lift_values({chunk_.v.bases + basis_, work_.coded_rows, work_.channels,
-                 static_cast<int32_t>(state_.n_vectors), state_.sums, state_.value_stride});
-    clear(work_.coded);
-    basis_ = -1;
-  }
-
-  // state.sums, which is not rescaled when units are raised, to the sums that are.
-  void fold() {
-    const int64_t stride = state_.value_stride;
-    for (int64_t v = 0; v < state_.n_vectors; ++v) {
-      float* to = work_.sums + v / kWordLanes * work_.channels * kWordLanes + v % kWordLanes;
-      float* from = state_.sums + v * stride;
-      for (int64_t c = 0; c < stride; ++c) to[c * kWordLanes] += from[c];
-      memset(from, 0, sizeof(float) * static_cast<size_t>(stride));
+    const BasisView& basis = chunk_.v.bases[basis_];
+    expand_lift(basis, work_.channels, work_.lift);
+    for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
+      const float* from = work_.coded + lane * work_.channels;
+      float* to = work_.sums + lane * work_.channels;
+      for (int64_t b = 0; b < basis.dim / basis.block; ++b) {
+        gemm(basis.block, kWordLanes, basis.block_width, work_.lift, work_.channels,
+             from + b * basis.block_width * kWordLanes, kWordLanes,
+             to + b * basis.block * kWordLanes, kWordLanes, true);
+      }
     }
+    basis_ = -1;
   }
 
   void finish() {
     lift();
-    turn_sums(work_.sums, work_.channels, state_.n_vectors, state_.sums, state_.value_stride,
-              state_.value_stride, true);
+    turn_sums(work_.sums, work_.channels, state_.n_vectors, state_.sums, state_.value_stride);
     for (int64_t v = 0; v < state_.n_vectors; ++v) {
       const float weight = work_.lanes.weight[v];
       state_.unit[v] = weight == 0 ? -INFINITY : work_.lanes.unit[v];
@@ -362,7 +351,6 @@ class WordLoop {
   WordWork& work_;
   SideReader keys_;
   SideReader values_;
-  CodedTiles tiles_;
   int64_t padded_;      // queries
   int32_t basis_ = -1;  // of the coded sums; -1: there are none
 };

@@ -83,6 +83,9 @@ static void multiply(int64_t m, int64_t n, int64_t k, const float* a, int64_t ld
     if (kGemmVectors == 4 && n > 3 * kLanes) {
       width = 4 * kLanes;
       columns<kElement, kGemmVectors>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
+    } else if (kGemmVectors == 4 && n > 2 * kLanes) {
+      width = 3 * kLanes;
+      columns<kElement, 3>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);
     } else if (n > kLanes) {
       width = 2 * kLanes;
       columns<kElement, 2>(m, n, k, a, lda, b, ldb, c, ldc, accumulate);

@@ -8,27 +8,30 @@ namespace kve::KVE_ISA {
 
 // ---- products ----
 
-// kWordRows rows of `a` (words apart) times the group's vectors at `b`.
+// kRows rows of `a` (words apart) times the vectors of a group at `b`.
+template <int kRows, int kVectors>
 struct WordSums {
-  I32 at[kWordRows][kWordVectors];
+  I32 at[kRows][kVectors];
 };
+template <int kRows, int kVectors>
 __attribute__((always_inline)) static inline void multiply_words(const int32_t* a, int64_t a_row,
                                                                  int64_t a_step, const int32_t* b,
-                                                                 int64_t n, WordSums* sums) {
+                                                                 int64_t n,
+                                                                 WordSums<kRows, kVectors>* sums) {
   KVE_UNROLL(8)
-  for (int r = 0; r < kWordRows; ++r) {
-    KVE_UNROLL(3)
-    for (int v = 0; v < kWordVectors; ++v) sums->at[r][v] = set_i32(0);
+  for (int r = 0; r < kRows; ++r) {
+    KVE_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) sums->at[r][v] = set_i32(0);
   }
-  for (int64_t i = 0; i < n; ++i, a += a_step, b += kWordLanes) {
-    I32 x[kWordVectors];
-    KVE_UNROLL(3)
-    for (int v = 0; v < kWordVectors; ++v) x[v] = load_i32(b + v * kLanes);
+  for (int64_t i = 0; i < n; ++i, a += a_step, b += kVectors * kLanes) {
+    I32 x[kVectors];
+    KVE_UNROLL(4)
+    for (int v = 0; v < kVectors; ++v) x[v] = load_i32(b + v * kLanes);
     KVE_UNROLL(8)
-    for (int r = 0; r < kWordRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
       const I32 y = broadcast_i32(a + r * a_row);
-      KVE_UNROLL(3)
-      for (int v = 0; v < kWordVectors; ++v) {
+      KVE_UNROLL(4)
+      for (int v = 0; v < kVectors; ++v) {
         sums->at[r][v] = dot2_words(sums->at[r][v], y, x[v]);
       }
     }
@@ -37,7 +40,7 @@ __attribute__((always_inline)) static inline void multiply_words(const int32_t* 
 
 void score_rows(const WordTile& tile, int64_t row, int64_t words, const int32_t* queries,
                 const float* scale, const float* raise, float* scores, float* top) {
-  WordSums sums;
+  WordSums<kWordRows, kWordVectors> sums;
   multiply_words(tile.keys + row * tile.key_words, tile.key_words, 1, queries, words, &sums);
   F32 most[kWordVectors];
   F32 factor[kWordVectors];
@@ -63,7 +66,7 @@ void score_rows(const WordTile& tile, int64_t row, int64_t words, const int32_t*
 
 void add_channels(const int32_t* values, int64_t value_words, const int32_t* weights, int64_t pairs,
                   const float* factor, float* sums) {
-  WordSums dots;
+  WordSums<kWordRows, kWordVectors> dots;
   multiply_words(values, 1, value_words, weights, pairs, &dots);
   KVE_UNROLL(3)
   for (int v = 0; v < kWordVectors; ++v) {
@@ -72,6 +75,38 @@ void add_channels(const int32_t* values, int64_t value_words, const int32_t* wei
     for (int c = 0; c < kWordRows; ++c) {
       float* sum = sums + c * kWordLanes + v * kLanes;
       store(sum, fma(to_f32(dots.at[c][v]), f, load(sum)));
+    }
+  }
+}
+
+// kLiftRows rows of a tile with one group of rows of a lift; `vectors` of its registers are stored.
+constexpr int kLiftRows = 4;
+__attribute__((noinline)) static void lift_group(const WordTile& tile, int64_t row, int64_t words,
+                                                 const int32_t* lift, const float* scale,
+                                                 int64_t vectors, float* to, int64_t stride) {
+  WordSums<kLiftRows, kLiftVectors> sums;
+  multiply_words(tile.keys + row * tile.key_words, tile.key_words, 1, lift, words, &sums);
+  F32 factor[kLiftVectors];
+  KVE_UNROLL(4)
+  for (int v = 0; v < kLiftVectors; ++v) factor[v] = load(scale + v * kLanes);
+  KVE_UNROLL(4)
+  for (int r = 0; r < kLiftRows; ++r) {
+    const F32 step = set(tile.key_scale[row + r]);
+    KVE_UNROLL(4)
+    for (int v = 0; v < kLiftVectors; ++v) {
+      if (v < vectors)
+        store(to + r * stride + v * kLanes, to_f32(sums.at[r][v]) * step * factor[v]);
+    }
+  }
+}
+
+void lift_rows(const WordTile& tile, int64_t n, int64_t words, const int32_t* lift,
+               const float* scale, float* rows, int64_t stride) {
+  for (int64_t j = 0; j < stride; j += kLiftLanes) {
+    const int64_t vectors = least(kLiftVectors, (stride - j) / kLanes);
+    for (int64_t r = 0; r < n; r += kLiftRows) {
+      lift_group(tile, r, words, lift + j * tile.key_words, scale + j, vectors,
+                 rows + r * stride + j, stride);
     }
   }
 }

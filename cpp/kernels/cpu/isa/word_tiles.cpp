@@ -123,8 +123,8 @@ static float query_step(const float* query, int64_t width, float* scale) {
 }
 
 void quantize_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
-                      int32_t* codes, int32_t* words, float* scales) {
-  const int64_t padded = round_up(n, kWordLanes);
+                      int64_t lanes, int32_t* codes, int32_t* words, float* scales) {
+  const int64_t padded = round_up(n, lanes);
   for (int64_t first = 0; first < padded; first += kLanes) {
     for (int64_t i = 0; i < kLanes; ++i) {
       const int64_t v = first + i;
@@ -135,12 +135,12 @@ void quantize_queries(const float* queries, int64_t stride, int64_t n, int64_t k
       const float inverse = query_step(queries + v * stride, stride, scales + v);
       put_row(queries + v * stride, inverse, stride, row);
     }
-    int32_t* to = words + first / kWordLanes * key_words * kWordLanes + first % kWordLanes;
+    int32_t* to = words + first / lanes * key_words * lanes + first % lanes;
     for (int64_t w = 0; w < key_words; w += kLanes) {
       F32 square[kLanes];
       for (int i = 0; i < kLanes; ++i) square[i] = as_f32(load_i32(codes + i * key_words + w));
       transpose(square);
-      for (int i = 0; i < kLanes; ++i) store_i32(to + (w + i) * kWordLanes, as_i32(square[i]));
+      for (int i = 0; i < kLanes; ++i) store_i32(to + (w + i) * lanes, as_i32(square[i]));
     }
   }
 }

@@ -18,6 +18,8 @@ namespace kve::KVE_ISA {
 constexpr int kWordVectors = 3;                    // registers of queries in a group
 constexpr int kWordLanes = kWordVectors * kLanes;  // queries of a group
 constexpr int kWordRows = 8;                       // rows, or channels, of one product
+constexpr int kLiftVectors = 4;                    // registers of rows of a lift
+constexpr int kLiftLanes = kLiftVectors * kLanes;
 constexpr float kWordKeyNorm = 32767;
 constexpr float kWordQueryNorm = 65000;
 constexpr int64_t kWordValue = 4095;
@@ -55,11 +57,11 @@ void quantize_key_columns(const float* columns, int width, int32_t n, WordTile* 
 // The values, from rows [n][stride].
 void quantize_value_rows(const float* rows, int64_t stride, int width, int32_t n, WordTile* tile);
 
-// Queries [n][stride] to words [group][key_words][kWordLanes] and a scale each, which is not a
-// number where the query has infinities or such; the rest of the last group becomes zero. The
-// memory at `codes` holds kLanes * key_words words.
+// Queries [n][stride] to words [group][key_words][lanes], a group being `lanes` of them, and a
+// scale each, which is not a number where the query has infinities or such; the rest of the last
+// group becomes zero. The memory at `codes` holds kLanes * key_words words.
 void quantize_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
-                      int32_t* codes, int32_t* words, float* scales);
+                      int64_t lanes, int32_t* codes, int32_t* words, float* scales);
 
 // word_products.cpp. Scores [row][kWordLanes] of kWordRows rows of the tile, from `row` on, with a
 // group of queries of `words` words and their scales; `raise` [row] is added. `top` becomes the
@@ -71,6 +73,10 @@ void score_rows(const WordTile& tile, int64_t row, int64_t words, const int32_t*
 // `inverse`, of their row.
 void weigh_rows(const float* scores, const float* top, const float* inverse, int64_t first,
                 int64_t end, int32_t* weights, float* totals);
+// n rows from their coefficients in `tile`, rows[r][j] = coefficients r . row j of a lift, up to
+// the stride, a multiple of kLanes. The lift is quantized as queries are, in groups of kLiftLanes.
+void lift_rows(const WordTile& tile, int64_t n, int64_t words, const int32_t* lift,
+               const float* scale, float* rows, int64_t stride);
 // Adds kWordRows channels of values, times the weights of `pairs` pairs of rows, times `factor`, to
 // sums [channel][kWordLanes].
 void add_channels(const int32_t* values, int64_t value_words, const int32_t* weights, int64_t pairs,

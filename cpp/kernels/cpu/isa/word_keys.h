@@ -1,0 +1,36 @@
+// Coded keys as tiles of int16: what their basis and their anchor do to a page is done to rows,
+// with a lift in int16 where the basis is dense.
+#pragma once
+
+#include "kernels/cpu/isa/coded_tiles.h"
+#include "kernels/cpu/isa/word_tiles.h"
+
+#if defined(KVE_WORD_TILES)
+
+namespace kve::KVE_ISA {
+
+// Scratch memory.
+struct WordKeys {
+  CodedTiles tiles;
+  float* columns;  // [width][kTile], where the basis is not dense
+  WordTile coefficients;
+  int32_t* lift_codes;  // [kLanes][key_words]
+  int32_t* lift;        // [group][key_words][kLiftLanes], of the basis of that number
+  float* lift_scale;
+  int64_t stride;
+  float* rows;    // [kTile][stride]
+  float* cosine;  // [stride]: factors of a row's values,
+  float* sine;    // and of the other values of their pairs
+  int32_t basis;  // -1: none
+};
+WordKeys carve_word_keys(int key_dim, int value_dim, std::byte* memory);
+size_t word_keys_bytes(int key_dim, int value_dim);
+
+// The keys of a page to `tile`, of which `n` rows count. False where this way does not serve;
+// nothing is written then.
+bool read_word_keys(WordKeys* keys, const SideArgs& side, const PageView& page, PagePlace place,
+                    int32_t n, WordTile* tile);
+
+}  // namespace kve::KVE_ISA
+
+#endif
