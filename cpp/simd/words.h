@@ -4,6 +4,7 @@
 //   pair_words(low, high)   lanes of the low 16 bits of two vectors, the first in the low half
 //   store_words(p, a)       the low 16 bits of the lanes
 //   as_i32(a)               the bits of floats as lanes
+//   scaled_bytes<i>(a)      bytes i and i + 1 of the lanes, which have a sign, as int16 times 2^5
 //   swap_pairs(a)           lanes 2 i and 2 i + 1 exchanged
 //   blend_bits(mask, a, b)  bits of a where the mask has ones, else of b
 #pragma once
@@ -26,6 +27,15 @@ static inline void store_words(int16_t* p, I32 a) {
   _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
 }
 static inline I32 as_i32(F32 a) { return {_mm512_castps_si512(a.v)}; }
+template <int kFirst>
+static inline I32 scaled_bytes(I32 a) {
+  // To the upper halves of the words, and back.
+  constexpr int kOrder = 0x00800080 | kFirst << 8 | (kFirst + 1) << 24;
+  const __m512i order = _mm512_add_epi32(
+      _mm512_set1_epi32(kOrder),
+      _mm512_broadcast_i32x4(_mm_setr_epi32(0, 0x04000400, 0x08000800, 0x0c000c00)));
+  return {_mm512_srai_epi16(_mm512_shuffle_epi8(a.v, order), 3)};
+}
 static inline F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 static inline I32 blend_bits(I32 mask, I32 a, I32 b) {
   return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xca)};

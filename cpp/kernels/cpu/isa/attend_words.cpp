@@ -16,6 +16,7 @@
 #include "kernels/cpu/isa/next_tile.h"
 #include "kernels/cpu/isa/tile_rows.h"
 #include "kernels/cpu/isa/word_keys.h"
+#include "kernels/cpu/isa/word_values.h"
 
 namespace kve::KVE_ISA {
 
@@ -48,6 +49,9 @@ struct WordWork {
   float* sums;          // [group][channels][kWordLanes]
   float* coded;         // the same of values in their basis
   float* lift;          // [value_dim][channels]
+  WordTile lift_tile;
+  int32_t* lift_lanes;  // [channels / 2][kWordLanes]
+  float* lift_scale;    // [kWordLanes]
   WordKeys keys;
   std::byte* lifting;
   size_t size;
@@ -69,7 +73,10 @@ struct WordWork {
     weights = carver.take<int32_t>(kTile / 2 * kWordLanes);
     sums = carver.take<float>(kMost * channels);
     coded = carver.take<float>(kMost * channels);
-    lift = carver.take<float>(value_dim * channels);
+    lift = carver.take<float>(round_up(value_dim, kLanes) * channels);
+    lift_tile = carve_word_tile(carver, value_dim, 1);
+    lift_lanes = carver.take<int32_t>(channels / 2 * kWordLanes);
+    lift_scale = carver.take<float>(kWordLanes);
     const auto key_bytes = static_cast<int64_t>(word_keys_bytes(key_dim, value_dim));
     keys = carve_word_keys(key_dim, value_dim, carver.take<std::byte>(key_bytes));
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
@@ -312,6 +319,9 @@ class WordLoop {
     task->has_coded = basis_ >= 0;
     if (page == nullptr) {
       read_rows<F32Tile>(work_.rows, values_, width, task->base, task->n);
+    } else if (read_word_values(chunk_.v.strips[page->basis], *page, work_.keys.tiles.params,
+                                &work_.tile)) {
+      return;
     } else {
       value_elements(chunk_.v.strips[page->basis], *page, false, work_.rows.rows, work_.rows.stride,
                      work_.keys.tiles.params);
@@ -324,6 +334,43 @@ class WordLoop {
     if (basis_ < 0) return;
     const BasisView& basis = chunk_.v.bases[basis_];
     expand_lift(basis, work_.channels, work_.lift);
+    if (basis.block == basis.dim && basis.dim % kWordRows == 0) {
+      lift_dense(basis);
+    } else {
+      lift_blocks(basis);
+    }
+    basis_ = -1;
+  }
+
+  // In int16: rows of the lift are a tile of keys.
+  void lift_dense(const BasisView& basis) {
+    const int64_t words = (basis.block_width + 1) / 2;
+    WordTile* tile = &work_.lift_tile;
+    for (int64_t first = 0; first < basis.dim; first += kTile) {
+      const auto n = static_cast<int32_t>(least(kTile, basis.dim - first));
+      clear_row_ends(basis.block_width, n, work_.lift + first * work_.channels);
+      quantize_key_rows(work_.lift + first * work_.channels, work_.channels, basis.block_width, n,
+                        tile);
+      for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
+        quantize_lanes(work_.coded + lane * work_.channels, words, work_.lift_lanes,
+                       work_.lift_scale);
+        float* to = work_.sums + lane * work_.channels + first * kWordLanes;
+        for (int32_t r = 0; r < n; r += kWordRows) {
+          add_lifted(*tile, r, words, work_.lift_lanes, work_.lift_scale, to + r * kWordLanes);
+        }
+      }
+    }
+  }
+  // Rows of the lift are zero past their end.
+  void clear_row_ends(int64_t width, int64_t n, float* rows) const {
+    for (int64_t r = 0; r < n; ++r) {
+      for (int64_t c = round_up(width, kLanes); c < work_.channels; c += kLanes) {
+        store(rows + r * work_.channels + c, zero());
+      }
+    }
+  }
+
+  void lift_blocks(const BasisView& basis) {
     for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
       const float* from = work_.coded + lane * work_.channels;
       float* to = work_.sums + lane * work_.channels;
@@ -333,7 +380,6 @@ class WordLoop {
              to + b * basis.block * kWordLanes, kWordLanes, true);
       }
     }
-    basis_ = -1;
   }
 
   void finish() {

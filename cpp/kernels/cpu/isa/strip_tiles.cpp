@@ -55,16 +55,24 @@ static float offset_of(const StripSide& side, int64_t channel) {
   return bits == 0 ? 0.0f : static_cast<float>(1 << (bits - 1));
 }
 
-// Entries as bytes with a common unit, which is returned.
-static float round_table(const StripSide& side, int8_t* table) {
-  if (side.levels != StripLevels::table) return 1;
+float round_entries(const StripSide& side, int8_t* table) {
   float top = 0;
   for (int i = 0; i < 1 << side.bits; ++i)
     top = top > fabsf(side.table[i]) ? top : fabsf(side.table[i]);
   const float unit = top > 0 ? top / 127 : 1.0f;
   for (int i = 0; i < 16; ++i) {
     const float level = i < 1 << side.bits ? rintf(side.table[i] / unit) : 0;
-    table[i] = static_cast<int8_t>(static_cast<uint8_t>(static_cast<int>(level + kTableBias)));
+    table[i] = static_cast<int8_t>(level);
+  }
+  return unit;
+}
+
+// The same without signs, if there is a table.
+static float round_table(const StripSide& side, int8_t* table) {
+  if (side.levels != StripLevels::table) return 1;
+  const float unit = round_entries(side, table);
+  for (int i = 0; i < 16; ++i) {
+    table[i] = static_cast<int8_t>(static_cast<uint8_t>(table[i] + static_cast<int>(kTableBias)));
   }
   return unit;
 }

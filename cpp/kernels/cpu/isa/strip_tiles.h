@@ -9,6 +9,10 @@ namespace kve::KVE_ISA {
 // Scratch floats for pages of at most so many coefficients in a row.
 int64_t strip_tile_floats(int width);
 
+// The entries of a side's table, which may have 16, as bytes with a sign and a common unit, which
+// is returned.
+float round_entries(const StripSide& side, int8_t* table);
+
 // Coefficients of a page of keys, elements[c / per_element][kAttendTile]: lanes are tokens.
 void key_elements(const StripSide& side, const PageView& page, bool rounded, float* elements,
                   float* scratch);

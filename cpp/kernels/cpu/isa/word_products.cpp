@@ -111,6 +111,21 @@ void lift_rows(const WordTile& tile, int64_t n, int64_t words, const int32_t* li
   }
 }
 
+void add_lifted(const WordTile& tile, int64_t row, int64_t words, const int32_t* lanes,
+                const float* scale, float* sums) {
+  WordSums<kWordRows, kWordVectors> dots;
+  multiply_words(tile.keys + row * tile.key_words, tile.key_words, 1, lanes, words, &dots);
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) {
+    const F32 f = load(scale + v * kLanes);
+    KVE_UNROLL(8)
+    for (int r = 0; r < kWordRows; ++r) {
+      float* sum = sums + r * kWordLanes + v * kLanes;
+      store(sum, fma(to_f32(dots.at[r][v]) * set(tile.key_scale[row + r]), f, load(sum)));
+    }
+  }
+}
+
 // ---- weights ----
 
 // 2^(x / 2^23 - 127) to 1.1e-4, at least 2^-126, which is what no number gives; x < 2^31. The

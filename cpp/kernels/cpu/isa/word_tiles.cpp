@@ -100,7 +100,20 @@ void quantize_key_columns(const float* columns, int width, int32_t n, WordTile* 
   }
 }
 
-// One over the step of the codes of a query, and the step.
+// One over the step of the codes of numbers of so large a norm and so large a number, and the step.
+static inline float word_step(float norm, float largest, float* scale) {
+  if (norm - norm != 0) {
+    *scale = NAN;
+    return 0;
+  }
+  const float by_norm = kWordQueryNorm / norm;
+  const float by_top = 32767 / largest;
+  const float inverse = by_norm < by_top ? by_norm : by_top;
+  const bool none = norm < kLeastSize;
+  *scale = none ? 0.0f : 1 / inverse;
+  return none ? 0.0f : inverse;
+}
+
 static float query_step(const float* query, int64_t width, float* scale) {
   F32 squares = zero();
   F32 largest = zero();
@@ -109,17 +122,7 @@ static float query_step(const float* query, int64_t width, float* scale) {
     squares = fma(x, x, squares);
     largest = max(largest, abs(x));
   }
-  const float norm = sqrtf(sum(squares));
-  const float by_norm = kWordQueryNorm / norm;
-  const float by_top = 32767 / max_of(largest);
-  const float inverse = by_norm < by_top ? by_norm : by_top;
-  if (norm - norm != 0) {
-    *scale = NAN;
-    return 0;
-  }
-  const bool none = norm < kLeastSize;
-  *scale = none ? 0.0f : 1 / inverse;
-  return none ? 0.0f : inverse;
+  return word_step(sqrtf(sum(squares)), max_of(largest), scale);
 }
 
 void quantize_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
@@ -141,6 +144,33 @@ void quantize_queries(const float* queries, int64_t stride, int64_t n, int64_t k
       for (int i = 0; i < kLanes; ++i) square[i] = as_f32(load_i32(codes + i * key_words + w));
       transpose(square);
       for (int i = 0; i < kLanes; ++i) store_i32(to + (w + i) * lanes, as_i32(square[i]));
+    }
+  }
+}
+
+void quantize_lanes(const float* rows, int64_t words, int32_t* to, float* scale) {
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    F32 squares = zero();
+    F32 largest = zero();
+    for (int64_t c = 0; c < 2 * words; ++c) {
+      const F32 x = load(rows + c * kWordLanes + v);
+      squares = fma(x, x, squares);
+      largest = max(largest, abs(x));
+    }
+    alignas(64) float inverses[kLanes];
+    alignas(64) float norms[kLanes];
+    alignas(64) float tops[kLanes];
+    store(norms, squares);
+    store(tops, largest);
+    for (int i = 0; i < kLanes; ++i) {
+      inverses[i] = word_step(sqrtf(norms[i]), tops[i], scale + v + i);
+    }
+    const F32 inverse = load(inverses);
+    for (int64_t w = 0; w < words; ++w) {
+      const float* from = rows + 2 * w * kWordLanes + v;
+      const I32 low = to_i32(load(from) * inverse);
+      const I32 high = to_i32(load(from + kWordLanes) * inverse);
+      store_i32(to + w * kWordLanes + v, pair_words(low, high));
     }
   }
 }

@@ -77,6 +77,13 @@ void weigh_rows(const float* scores, const float* top, const float* inverse, int
 // the stride, a multiple of kLanes. The lift is quantized as queries are, in groups of kLiftLanes.
 void lift_rows(const WordTile& tile, int64_t n, int64_t words, const int32_t* lift,
                const float* scale, float* rows, int64_t stride);
+// The numbers of a group as words, from rows [2 * words][kWordLanes], with a scale each; as
+// quantize_queries(), but that a number is a lane.
+void quantize_lanes(const float* rows, int64_t words, int32_t* to, float* scale);
+// Adds kWordRows rows of a lift in `tile`, from `row` on, times the numbers of a group, to sums
+// [row][kWordLanes].
+void add_lifted(const WordTile& tile, int64_t row, int64_t words, const int32_t* lanes,
+                const float* scale, float* sums);
 // Adds kWordRows channels of values, times the weights of `pairs` pairs of rows, times `factor`, to
 // sums [channel][kWordLanes].
 void add_channels(const int32_t* values, int64_t value_words, const int32_t* weights, int64_t pairs,
