@@ -248,11 +248,8 @@ std::shared_ptr<const Basis> Basis::make(const Stored& stored,
 }
 
 Basis::Basis(const Stored& stored, const std::shared_ptr<MemoryCounter>& counter)
-    : view_(stored.shape),
-      n_strip_bits_(stored.strip_bits.size()),
-      memory_(CountedAllocator<std::byte>(counter)) {
-  // Every array begins on a cache line. The memory keeps its place: it is of its final size before
-  // the first array is written.
+    : view_(stored.shape), n_strip_bits_(stored.strip_bits.size()) {
+  // Every array begins on a cache line.
   size_t size = 0;
   const auto reserve = [&](size_t bytes) {
     const size_t at = size;
@@ -265,7 +262,8 @@ Basis::Basis(const Stored& stored, const std::shared_ptr<MemoryCounter>& counter
   const size_t row_at = reserve(stored.row.size() * sizeof(float));
   const size_t column_at = reserve(stored.column.size() * sizeof(float));
   const size_t strips_at = reserve(stored.strip_bits.size());
-  memory_.resize(size);
+  memory_ = LargeBlock(counter, size);
+  std::memset(memory_.data(), 0, size);
   const auto write = [&]<class T>(const std::vector<T>& values, size_t at) -> const T* {
     if (values.empty()) return nullptr;
     std::memcpy(memory_.data() + at, values.data(), values.size() * sizeof(T));
@@ -278,6 +276,8 @@ Basis::Basis(const Stored& stored, const std::shared_ptr<MemoryCounter>& counter
   view_.row = write(stored.row, row_at);
   view_.column = write(stored.column, column_at);
   view_.strip_bits = write(stored.strip_bits, strips_at);
+  counter->source().send(memory_.data(), size);
+  counter->source().wait();  // other threads may have a device read them
 }
 
 std::vector<std::byte> Basis::save() const {

@@ -32,7 +32,8 @@ struct BasisData {
 // where binary16 asks for it; the other direction is scaled to fit what was rounded, so that a
 // component alone survives projecting and lifting up to float32 rounding. Or, at half the bytes, it
 // is rounded to int8: columns that were orthonormal (in the weights `row`) are then a hundredth
-// off, and projecting twice (BasisView) leaves 1e-4.
+// off, and projecting twice (BasisView) leaves 1e-4. The numbers lie in memory of the counter's
+// source, where a device reads them as well.
 class Basis {
  public:
   // Throws CapacityError.
@@ -43,7 +44,7 @@ class Basis {
   BasisView view() const { return view_; }
   std::span<const uint8_t> strip_bits() const { return {view_.strip_bits, n_strip_bits_}; }
   // Counted bytes, those of this object and of the count of its holders included.
-  size_t bytes() const { return memory_.capacity() + own_bytes_; }
+  size_t bytes() const { return memory_.size() + own_bytes_; }
 
   // Little-endian: u32 version | i32 dim, width, block, block_width | u32 is int8, has row, has
   // column, number of strips | lift | factors of an int8 lift | row | column | strip_bits.
@@ -65,7 +66,7 @@ class Basis {
   BasisView view_;
   size_t n_strip_bits_;
   size_t own_bytes_ = 0;
-  CountedVector<std::byte> memory_;
+  LargeBlock memory_;
 };
 
 // values [n, dim] to coefficients [n, width]: the direction of encoding.

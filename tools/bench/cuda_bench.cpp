@@ -89,15 +89,62 @@ CodecSpec coded(Coding coding, int bits, Per per, int group) {
   return codec;
 }
 
+// A dense basis: keys have one of int8 and anchors, values one of binary16, as the recommended
+// caches do. The numbers do not matter.
+class Lift {
+ public:
+  Lift(Device& device, bool values, size_t n_pages, Noise* noise)
+      : values_(values),
+        lift_(device, halves(noise)),
+        lift8_(device, std::vector<int8_t>(kHeadDim * kHeadDim, 7)),
+        scale_(device, std::vector<float>(kHeadDim, 0.001f)),
+        angles_(device, noise->values(values ? 0 : n_pages * kHeadDim)) {}
+
+  SideBasis basis() const {
+    SideBasis basis{.block = kHeadDim, .block_width = kHeadDim};
+    if (values_) {
+      basis.lift = lift_.data();
+      return basis;
+    }
+    basis.lift8 = lift8_.data();
+    basis.lift8_scale = scale_.data();
+    basis.query_factor = 1024;
+    basis.score_factor = 128.0f / 1024;
+    basis.angles = angles_.data();
+    basis.n_pairs = kHeadDim / 2;
+    return basis;
+  }
+
+ private:
+  static std::vector<uint16_t> halves(Noise* noise) {
+    std::vector<uint16_t> made;
+    for (const float value : noise->values(kHeadDim * kHeadDim)) {
+      made.push_back(float_to_half(value / 11));
+    }
+    return made;
+  }
+
+  bool values_;
+  DeviceArray<uint16_t> lift_;
+  DeviceArray<int8_t> lift8_;
+  DeviceArray<float> scale_;
+  DeviceArray<float> angles_;
+};
+
 // Copies of one side of a cache of `tokens` rows: a few pages of noise, over and over.
 class Side {
  public:
-  Side(Device& device, const CodecSpec& codec, bool values, int tokens, int copies, Noise* noise)
+  Side(Device& device, const CodecSpec& codec, bool in_basis, bool values, int tokens, int copies,
+       Noise* noise)
       : format_(page_format(codec, kRowWidth, values)),
         page_bytes_((page_bytes(format_) + 255) / 256 * 256),
         n_pages_(static_cast<size_t>(tokens / kPageTokens)),
+        in_basis_(in_basis),
+        lift_(device, values, n_pages_, noise),
         memory_(device, page_bytes_ * n_pages_ * static_cast<size_t>(copies)),
-        addresses_(device, addresses(copies)) {
+        places_(device, places(copies)),
+        kind_(device, std::vector<PageKind>{
+                          {side_format(format_), in_basis ? lift_.basis() : SideBasis{}}}) {
     constexpr size_t kDistinct = 16;
     std::vector<std::byte> pages(page_bytes_ * kDistinct);
     std::vector<std::byte> scratch(encode_scratch(format_) + 64);
@@ -113,19 +160,22 @@ class Side {
   }
 
   SideRows of_head(int copy, int head) const {
-    return {.format = side_format(format_),
-            .first_channel = head * kHeadDim,
-            .pages = addresses_.data() + static_cast<size_t>(copy) * n_pages_,
+    return {.first_channel = head * kHeadDim,
+            .n_channels = kHeadDim,
+            .kinds = kind_.data(),
+            .n_tiers = 1,
+            .in_basis = in_basis_,
+            .pages = places_.data() + static_cast<size_t>(copy) * n_pages_,
             .page_rows = static_cast<int32_t>(n_pages_) * kPageTokens,
             .row_stride = kRowWidth};
   }
   double bytes() const { return static_cast<double>(page_bytes(format_) * n_pages_); }
 
  private:
-  std::vector<const std::byte*> addresses(int copies) const {
-    std::vector<const std::byte*> made;
+  std::vector<PagePlace> places(int copies) const {
+    std::vector<PagePlace> made;
     for (size_t p = 0; p < n_pages_ * static_cast<size_t>(copies); ++p) {
-      made.push_back(memory_.data() + p * page_bytes_);
+      made.push_back({memory_.data() + p * page_bytes_, 0, static_cast<int32_t>(p % n_pages_)});
     }
     return made;
   }
@@ -133,29 +183,44 @@ class Side {
   PageFormat format_;
   size_t page_bytes_;
   size_t n_pages_;
+  bool in_basis_;
+  Lift lift_;
   DeviceArray<std::byte> memory_;
-  DeviceArray<const std::byte*> addresses_;
+  DeviceArray<PagePlace> places_;
+  DeviceArray<PageKind> kind_;
 };
 
 struct NamedCache {
   const char* name;
   CodecSpec keys;
   CodecSpec values;
+  bool in_basis = false;
 };
 
+// What is recommended at so many bits.
+NamedCache best(const char* name, int bits) {
+  NamedCache made{name, coded(Coding::asym, bits, Per::channel, 64),
+                  coded(Coding::lloyd, bits, Per::token, kHeadDim), true};
+  made.keys.coding.scale = made.values.coding.scale = ScaleFormat::log8;
+  return made;
+}
+
 std::vector<NamedCache> caches() {
-  std::vector<NamedCache> made = {{"f16", {.id = CodecId::f16}, {.id = CodecId::f16}}};
+  std::vector<NamedCache> made = {{"f16", {.id = CodecId::f16}, {.id = CodecId::f16}, false}};
   for (const int bits : {8, 4, 3, 2}) {
     static const char* const kNames[] = {"asym2", "asym3", "asym4", "", "", "", "asym8"};
     made.push_back({kNames[bits - 2], coded(Coding::asym, bits, Per::channel, 64),
-                    coded(Coding::asym, bits, Per::token, 32)});
+                    coded(Coding::asym, bits, Per::token, 32), false});
   }
   made.push_back({"asym4, keys per token", coded(Coding::asym, 4, Per::token, 32),
-                  coded(Coding::asym, 4, Per::token, 32)});
+                  coded(Coding::asym, 4, Per::token, 32), false});
+  made.push_back(best("best4", 4));
+  made.push_back(best("best3", 3));
+  made.push_back(best("best2", 2));
   made.push_back({"lloyd4", coded(Coding::lloyd, 4, Per::token, 128),
-                  coded(Coding::lloyd, 4, Per::token, 128)});
-  made.push_back(
-      {"q8_0", coded(Coding::q8_0, 8, Per::token, 32), coded(Coding::q8_0, 8, Per::token, 32)});
+                  coded(Coding::lloyd, 4, Per::token, 128), false});
+  made.push_back({"q8_0", coded(Coding::q8_0, 8, Per::token, 32),
+                  coded(Coding::q8_0, 8, Per::token, 32), false});
   return made;
 }
 
@@ -164,8 +229,8 @@ void bench_attend(Device& device, const NamedCache& cache, int tokens, int n_que
   Noise noise;
   const double once = static_cast<double>(tokens) * kRowWidth * 2;  // of f16 keys or values
   const int copies = std::clamp(static_cast<int>(kMoreThanCache / once * 2) + 1, 2, 16);
-  const Side keys(device, cache.keys, false, tokens, copies, &noise);
-  const Side values(device, cache.values, true, tokens, copies, &noise);
+  const Side keys(device, cache.keys, cache.in_basis, false, tokens, copies, &noise);
+  const Side values(device, cache.values, cache.in_basis, true, tokens, copies, &noise);
   std::vector<HeadRows> heads;
   for (int c = 0; c < copies; ++c) {
     for (int h = 0; h < kKvHeads; ++h) {
@@ -188,8 +253,11 @@ void bench_attend(Device& device, const NamedCache& cache, int tokens, int n_que
   const DeviceArray<std::byte> scratch(device, attend_scratch(params, n_queries, tokens));
   const double ms = time_ms(2 * copies, [&](int i) {
     attend(params,
-           {ConstMat(device_q.data(), n_queries, width),
-            device_heads.data() + i % copies * kKvHeads, tokens, Mat(out.data(), n_queries, width)},
+           {.q = ConstMat(device_q.data(), n_queries, width),
+            .heads = device_heads.data() + i % copies * kKvHeads,
+            .most_rows = tokens,
+            .needs = {cache.in_basis, false, kHeadDim, kHeadDim},
+            .out = Mat(out.data(), n_queries, width)},
            scratch.data());
   });
   const double bytes = keys.bytes() + values.bytes();
@@ -253,7 +321,7 @@ void run(int tokens) {
     for (const NamedCache& cache : caches()) bench_attend(device, cache, n, 1, rate);
   }
   const int prompt = small ? 64 : 8192;
-  for (const NamedCache& cache : {caches()[0], caches()[2]}) {
+  for (const NamedCache& cache : {caches()[0], caches()[2], best("best4", 4)}) {
     bench_attend(device, cache, prompt, small ? 16 : 512, rate);
   }
   const int64_t width = small ? 256 : 4096;

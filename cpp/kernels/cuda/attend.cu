@@ -2,13 +2,20 @@
 
 #include <math.h>
 
-#include "kernels/cuda/attend_tile.h"
+#include <algorithm>
+#include <type_traits>
+
+#include "kernels/cuda/attend_basis.h"
 #include "kernels/few_rows.h"
 
 namespace kve::cuda {
 namespace {
 
-constexpr int kPartTiles = 16;  // of a part of the rows, for few queries
+constexpr int kPartTiles = 16;     // of a part of the rows, for few queries
+constexpr int kStateNumbers = 16;  // of a block of columns and one of values, in each thread
+
+template <int kValue>
+using Number = std::integral_constant<int, kValue>;
 
 // Adds up the warps' sums in order, each scaled to the common maximum; columns' totals are in
 // partial[0 * columns + column] afterwards.
@@ -87,77 +94,179 @@ __device__ __forceinline__ void write_log_sum(const AttendArgs& args, int vector
   args.log_sums[at] = total.most + log2f(total.sum) - kLift;
 }
 
-// A block: one part of the rows of one kv head, for kBlocks * 8 vectors (a query of one of the
-// query heads that read the kv head). Warps take tiles in turn.
-template <int kBlocks, int kValueBlocks>
-__global__ void __launch_bounds__(kAttendThreads) attend_kernel(AttendArgs args) {
-  constexpr int kAll = kBlocks * kColumns;
-  KVE_SHARED(memory);
-  const Shared shared = divide_shared(args, kAll, memory);
-  const int part = static_cast<int>(blockIdx.x);
-  const int kv_head = static_cast<int>(blockIdx.y);
-  const int first_vector = static_cast<int>(blockIdx.z) * kAll;
-  const int n_vectors = args.n_queries * args.group;
-  const HeadRows& head = args.heads[kv_head];
-  fill_table(head.k.format, shared.key_table);
-  fill_table(head.v.format, shared.value_table);
-  fill_queries<kBlocks>(args, kv_head, first_vector, shared.queries);
-  __syncthreads();
-
-  // What the block's queries see.
-  const int last_vector = least(first_vector + kAll, n_vectors) - 1;
-  const int end = least(head.n_rows, head.first_row + last_vector / args.group + 1);
-  int begin = 0;
+// Which tiles a block reads, and which rows its queries see of them.
+struct Walk {
+  int kv_head;
+  int first_vector;
+  int sink_tiles;
+  int first_tile;
+  int end_tile;
+  int begin;
+  int end;
+};
+__device__ __forceinline__ Walk plan_walk(const AttendArgs& args, const HeadRows& head,
+                                          int columns) {
+  Walk walk{};
+  walk.kv_head = static_cast<int>(blockIdx.y);
+  walk.first_vector = static_cast<int>(blockIdx.z) * columns;
+  const int last_vector = least(walk.first_vector + columns, args.n_queries * args.group) - 1;
+  walk.end = least(head.n_rows, head.first_row + last_vector / args.group + 1);
   if (args.window > 0) {
-    begin = most_of(0, head.first_row + first_vector / args.group - args.window + 1);
+    const int oldest = head.first_row + walk.first_vector / args.group - args.window + 1;
+    walk.begin = most_of(0, oldest);
   }
-  const int sink_tiles = (head.sink_rows + kTileRows - 1) / kTileRows;
-  const int tiles = sink_tiles + (head.n_rows - head.sink_rows + kTileRows - 1) / kTileRows;
-  const int first_tile = part * args.part_tiles;
-  const int end_tile = least(tiles, first_tile + args.part_tiles);
+  walk.sink_tiles = (head.sink_rows + kTileRows - 1) / kTileRows;
+  const int tiles = walk.sink_tiles + (head.n_rows - head.sink_rows + kTileRows - 1) / kTileRows;
+  walk.first_tile = static_cast<int>(blockIdx.x) * args.part_tiles;
+  walk.end_tile = least(tiles, walk.first_tile + args.part_tiles);
+  return walk;
+}
 
-  WarpState<kBlocks, kValueBlocks> state;
+template <int kBlocks, int kValueBlocks>
+__device__ __forceinline__ void begin_state(const AttendArgs& args, const HeadRows& head,
+                                            const Walk& walk,
+                                            WarpState<kBlocks, kValueBlocks>* state) {
   KVE_UNROLL
   for (int b = 0; b < kBlocks; ++b) {
     KVE_UNROLL
     for (int n = 0; n < 2; ++n) {
-      const int vector = first_vector + b * kColumns + lane_id() % 4 * 2 + n;
-      state.last[b][n] = head.first_row + vector / args.group;
-      state.most[b][n] = -INFINITY;
-      state.sum[b][n] = 0;
+      const int vector = walk.first_vector + b * kColumns + lane_id() % 4 * 2 + n;
+      state->last[b][n] = head.first_row + vector / args.group;
+      state->slope[b][n] = 0;
+      if (args.alibi != nullptr) {
+        state->slope[b][n] = args.alibi[walk.kv_head * args.group + vector % args.group] * kLog2E;
+      }
+      state->most[b][n] = -INFINITY;
+      state->sum[b][n] = 0;
     }
     KVE_UNROLL
     for (int c = 0; c < kValueBlocks; ++c) {
       KVE_UNROLL
       for (int k = 0; k < 4; ++k) {
         KVE_UNROLL
-        for (int n = 0; n < 4; ++n) state.out[b][c][k][n] = 0;
+        for (int n = 0; n < 4; ++n) state->out[b][c][k][n] = 0;
       }
     }
   }
-  uint16_t* weights = shared.weights + warp_id() * kAll * kWeightStride;
-  for (int tile = first_tile + warp_id(); tile < end_tile; tile += kAttendWarps) {
-    const bool sinks = tile < sink_tiles;
-    const int base = sinks ? tile * kTileRows : head.sink_rows + (tile - sink_tiles) * kTileRows;
+}
+
+// What a warp has of bases, beside its state.
+template <int kBlocks>
+struct WarpBases {
+  Projected projected;
+  const SideBasis* open = nullptr;  // that the sums are coefficients in
+  Lifted<kBlocks> lifted;
+};
+
+// Makes the sums those of values. `ends`: no coefficients follow.
+template <int kBlocks, int kValueBlocks>
+__device__ __forceinline__ void close_basis(const AttendArgs& args, const HeadRows& head,
+                                            const Shared& shared, bool ends,
+                                            WarpBases<kBlocks>* bases,
+                                            WarpState<kBlocks, kValueBlocks>* state) {
+  if (bases->open == nullptr) return;
+  lift_sums(args, *bases->open, head.v.n_channels, shared.bases, state);
+  add_lifted(shared.lifted, bases->lifted, state);
+  if (!ends) keep_lifted(shared.lifted, &bases->lifted, state);
+  bases->projected = {};  // which lay there
+  bases->open = nullptr;
+}
+
+// One run. `in_basis`: its values are coefficients.
+template <int kBlocks, int kValueBlocks, bool kBasis>
+__device__ __forceinline__ void attend_run(const AttendArgs& args, const HeadRows& head,
+                                           const Walk& walk, const Shared& shared, int tile,
+                                           const Run& run, bool in_basis, WarpBases<kBlocks>* bases,
+                                           WarpState<kBlocks, kValueBlocks>* state) {
+  const RunRows keys = rows_of(head.k, head.sink_rows, run, args.key_dim, shared.key_tables);
+  const RunRows values = rows_of(head.v, head.sink_rows, run, args.value_dim, shared.value_tables);
+  const Words2* queries = shared.queries;
+  float factor = 1;
+  if constexpr (kBasis) {
+    if (in_basis) {
+      const SideBasis& basis = values.kind->basis;
+      const SideBasis* open = bases->open;
+      if (open != nullptr && (open->lift != basis.lift || open->lift8 != basis.lift8)) {
+        close_basis(args, head, shared, false, bases, state);
+      }
+      bases->open = &basis;
+    }
+    if (keys.kind != nullptr && head.k.in_basis) {
+      const int next = tile + kAttendWarps;
+      const bool paged =
+          next < walk.end_tile && (next - walk.sink_tiles) * kTileRows < head.k.page_rows;
+      queries = queries_for<kBlocks>(args, head.k, walk.sink_tiles, walk.kv_head, walk.first_vector,
+                                     tile, paged ? next : -1, shared.bases, &bases->projected);
+      factor = keys.kind->basis.score_factor;
+    }
+  }
+  uint16_t* weights = shared.weights + warp_id() * kBlocks * kColumns * kWeightStride;
+  float scores[kBlocks][4][4] = {};
+  find_scores<kBlocks>(keys, queries, scores);
+  weigh(args, head, run, factor, scores, weights, state);
+  __syncwarp();
+  add_values(values, run, weights, state);
+  __syncwarp();
+}
+
+// Warps take tiles in turn. `in_basis`: only runs whose values are coefficients, else only others.
+template <int kBlocks, int kValueBlocks, bool kBasis>
+__device__ __forceinline__ void attend_tiles(const AttendArgs& args, const HeadRows& head,
+                                             const Walk& walk, const Shared& shared, bool in_basis,
+                                             WarpBases<kBlocks>* bases,
+                                             WarpState<kBlocks, kValueBlocks>* state) {
+  for (int tile = walk.first_tile + warp_id(); tile < walk.end_tile; tile += kAttendWarps) {
+    const bool sinks = tile < walk.sink_tiles;
+    const int base =
+        sinks ? tile * kTileRows : head.sink_rows + (tile - walk.sink_tiles) * kTileRows;
     const int tile_end = least(kTileRows, (sinks ? head.sink_rows : head.n_rows) - base);
-    if (base >= end || base + tile_end <= begin) continue;
+    if (base >= walk.end || base + tile_end <= walk.begin) continue;
     Run run{base, 0, 0};
     while (run.end < tile_end) {
       // Up to where one of the sides goes from its pages to its tail.
       run.first = run.end;
       run.end = tile_end;
-      const int key_end = head.sink_rows + head.k.page_rows - base;
-      const int value_end = head.sink_rows + head.v.page_rows - base;
-      if (!sinks && key_end > run.first) run.end = least(run.end, key_end);
-      if (!sinks && value_end > run.first) run.end = least(run.end, value_end);
-      float scores[kBlocks][4][4] = {};
-      find_scores<kBlocks>(args, head.k, rows_of(head.k, head.sink_rows, run), shared, scores);
-      weigh(args, head, run, scores, weights, &state);
-      __syncwarp();
-      add_values(args, head.v, rows_of(head.v, head.sink_rows, run), run, shared, weights, &state);
-      __syncwarp();
+      const int key_end = sinks ? 0 : head.sink_rows + head.k.page_rows - base;
+      const int value_end = sinks ? 0 : head.sink_rows + head.v.page_rows - base;
+      if (key_end > run.first) run.end = least(run.end, key_end);
+      if (value_end > run.first) run.end = least(run.end, value_end);
+      const bool coefficients = kBasis && head.v.in_basis && value_end > run.first;
+      if (coefficients != in_basis) continue;
+      attend_run<kBlocks, kValueBlocks, kBasis>(args, head, walk, shared, tile, run, in_basis,
+                                                bases, state);
     }
   }
+}
+
+// A block: one part of the rows of one kv head, for kBlocks * 8 vectors. kBasis: pages may be in
+// one; coefficients of values come first, and are lifted before values are added to them.
+template <int kBlocks, int kValueBlocks, bool kBasis>
+__global__ void __launch_bounds__(kAttendThreads) attend_kernel(AttendArgs args) {
+  constexpr int kAll = kBlocks * kColumns;
+  KVE_SHARED(memory);
+  const Shared shared =
+      divide_shared(args, kAll, kBlocks * kValueBlocks * kStateNumbers, kBasis, memory);
+  const int part = static_cast<int>(blockIdx.x);
+  const HeadRows& head = args.heads[blockIdx.y];
+  const Walk walk = plan_walk(args, head, kAll);
+  const int kv_head = walk.kv_head;
+  const int first_vector = walk.first_vector;
+  const int n_vectors = args.n_queries * args.group;
+  fill_tables(head.k, shared.key_tables);
+  fill_tables(head.v, shared.value_tables);
+  fill_queries<kBlocks>(args, kv_head, first_vector, shared.queries);
+  __syncthreads();
+
+  WarpState<kBlocks, kValueBlocks> state;
+  begin_state(args, head, walk, &state);
+  WarpBases<kBlocks> bases;
+  if constexpr (kBasis) {
+    if (head.v.in_basis) {
+      attend_tiles<kBlocks, kValueBlocks, kBasis>(args, head, walk, shared, true, &bases, &state);
+      close_basis(args, head, shared, true, &bases, &state);
+    }
+  }
+  attend_tiles<kBlocks, kValueBlocks, kBasis>(args, head, walk, shared, false, &bases, &state);
   merge_warps(args, shared, &state);
 
   for (int n = static_cast<int>(threadIdx.x); n < kAll * args.value_dim; n += kAttendThreads) {
@@ -215,25 +324,52 @@ int32_t parts_of(int64_t n_queries, int64_t most_rows) {
   return static_cast<int32_t>(divide_up(most_rows / kTileRows + 2, kPartTiles));
 }
 
-template <int kBlocks, int kValueBlocks>
-void launch_attend(const AttendArgs& args, int32_t n_kv_heads) {
-  constexpr int kAll = kBlocks * kColumns;
-  const size_t bytes = shared_offsets(args, kAll).end;
-  const GridSize grid{static_cast<unsigned>(args.n_parts), static_cast<unsigned>(n_kv_heads),
-                      static_cast<unsigned>(divide_up(args.n_queries * args.group, kAll))};
-  launch("attend", attend_kernel<kBlocks, kValueBlocks>, grid, kAttendThreads, bytes, args);
+// Twice as many vectors to a block read rows half as often, as far as there are registers.
+template <class Visit>
+void choose_blocks(const AttendArgs& args, const Visit& run) {
+  const bool few = args.n_queries * args.group <= kColumns;
+  const int dim = std::max(args.value_dim, args.value_numbers);
+  if (dim <= 64) return few ? run(Number<1>(), Number<1>()) : run(Number<2>(), Number<1>());
+  if (dim <= 128) return few ? run(Number<1>(), Number<2>()) : run(Number<2>(), Number<2>());
+  return run(Number<1>(), Number<4>());
 }
 
-// Twice as many vectors to a block read rows half as often, as far as there are registers.
+size_t shared_bytes(const AttendArgs& args, bool in_basis) {
+  size_t bytes = 0;
+  choose_blocks(args, [&](auto blocks, auto value_blocks) {
+    bytes = shared_offsets(args, blocks * kColumns, blocks * value_blocks * kStateNumbers, in_basis)
+                .end;
+  });
+  return bytes;
+}
+
+template <bool kBasis>
 void launch_attend(const AttendArgs& args, int32_t n_kv_heads) {
-  const bool few = args.n_queries * args.group <= kColumns;
-  if (args.value_dim <= 64) {
-    return few ? launch_attend<1, 1>(args, n_kv_heads) : launch_attend<2, 1>(args, n_kv_heads);
-  }
-  if (args.value_dim <= 128) {
-    return few ? launch_attend<1, 2>(args, n_kv_heads) : launch_attend<2, 2>(args, n_kv_heads);
-  }
-  return launch_attend<1, 4>(args, n_kv_heads);
+  const size_t bytes = shared_bytes(args, kBasis);
+  choose_blocks(args, [&](auto blocks, auto value_blocks) {
+    const auto columns = divide_up(args.n_queries * args.group, blocks * kColumns);
+    const GridSize grid{static_cast<unsigned>(args.n_parts), static_cast<unsigned>(n_kv_heads),
+                        static_cast<unsigned>(columns)};
+    launch("attend", attend_kernel<blocks(), value_blocks(), kBasis>, grid, kAttendThreads, bytes,
+           args);
+  });
+}
+
+AttendArgs args_of(const AttendParams& params, const ReadNeeds& needs, int64_t n_queries) {
+  AttendArgs args{};
+  args.n_queries = static_cast<int32_t>(n_queries);
+  args.n_heads = params.n_heads;
+  args.group = params.n_heads / params.n_kv_heads;
+  args.key_dim = params.key_dim;
+  args.value_dim = params.value_dim;
+  args.key_numbers = std::max(params.key_dim, needs.key_numbers);
+  args.value_numbers = std::max(params.value_dim, needs.value_numbers);
+  args.lifts = needs.several_lifts ? 2 : 1;
+  args.window = params.window;
+  args.scale = params.scale * kLog2E;
+  args.softcap = params.softcap * kLog2E;
+  args.inverse_softcap = params.softcap > 0 ? params.scale / params.softcap : 0;
+  return args;
 }
 
 }  // namespace
@@ -245,28 +381,28 @@ size_t attend_scratch(const AttendParams& params, int64_t n_queries, int64_t mos
          static_cast<size_t>(params.value_dim + 2) * sizeof(float);
 }
 
+size_t attend_shared(const AttendParams& params, const ReadNeeds& needs, int64_t n_queries) {
+  return shared_bytes(args_of(params, needs, n_queries), needs.bases);
+}
+
 void attend(const AttendParams& params, const AttendJob& job, std::byte* scratch) {
   if (job.q.rows == 0) return;
-  AttendArgs args{};
+  AttendArgs args = args_of(params, job.needs, job.q.rows);
   args.q = job.q.data;
   args.q_stride = job.q.stride;
   args.heads = job.heads;
   args.out = job.out.data;
   args.out_stride = job.out.stride;
   args.log_sums = job.log_sums;
-  args.n_queries = static_cast<int32_t>(job.q.rows);
-  args.n_heads = params.n_heads;
-  args.group = params.n_heads / params.n_kv_heads;
-  args.key_dim = params.key_dim;
-  args.value_dim = params.value_dim;
+  args.alibi = job.alibi;
   args.n_parts = parts_of(job.q.rows, job.most_rows);
   args.part_tiles = args.n_parts == 1 ? INT32_MAX / 2 : kPartTiles;
   args.partials = args.n_parts == 1 ? nullptr : reinterpret_cast<float*>(scratch);
-  args.window = params.window;
-  args.scale = params.scale * kLog2E;
-  args.softcap = params.softcap * kLog2E;
-  args.inverse_softcap = params.softcap > 0 ? params.scale / params.softcap : 0;
-  launch_attend(args, params.n_kv_heads);
+  if (job.needs.bases) {
+    launch_attend<true>(args, params.n_kv_heads);
+  } else {
+    launch_attend<false>(args, params.n_kv_heads);
+  }
   if (args.n_parts == 1) return;
   const GridSize grid{static_cast<unsigned>(args.n_queries * args.group),
                       static_cast<unsigned>(params.n_kv_heads), 1};

@@ -29,12 +29,17 @@ struct AttendArgs {
   int32_t group;  // query heads to a kv head
   int32_t key_dim;
   int32_t value_dim;
+  // The most channels that rows of pages have.
+  int32_t key_numbers;
+  int32_t value_numbers;
+  int32_t lifts;  // of a side of values: 0, 1, or 2 for several
   int32_t n_parts;
   int32_t part_tiles;
   int32_t window;
   float scale;  // with log2(e)
   float softcap;
   float inverse_softcap;
+  const float* alibi;  // [n_heads], null: none
 };
 
 // Maximum and sum, in base 2, of the weights of one vector in a part.
@@ -46,48 +51,82 @@ struct PartialSums {
 __device__ __forceinline__ int least(int a, int b) { return a < b ? a : b; }
 __device__ __forceinline__ int most_of(int a, int b) { return a > b ? a : b; }
 
+constexpr int kTableCodes = 256;
+
 // Memory shared by a block.
 struct Shared {
   Words2* queries;       // [key_dim / 16][column blocks][32 threads]: fragments of B
   uint16_t* weights;     // [warps][columns][kWeightStride]
   float* sums;           // [columns][value_dim]
   PartialSums* partial;  // [warps][columns]
-  uint16_t* key_table;   // [256]
-  uint16_t* value_table;
+  uint16_t* key_tables;  // [kMostTiers][kTableCodes]
+  uint16_t* value_tables;
+  // Of a warp, where pages are in a basis (attend_basis.h).
+  unsigned char* bases;
+  float* lifted;  // [numbers of WarpState::out][32 threads], or null
 };
 struct SharedOffsets {
   size_t weights;
   size_t sums;
   size_t partial;
   size_t tables;
+  size_t bases;
+  size_t lifted;
   size_t end;
+  size_t warp_bases;  // bytes of a warp
+  size_t warp_lifted;
 };
-KVE_HD SharedOffsets shared_offsets(const AttendArgs& args, int columns) {
+KVE_HD SharedOffsets shared_offsets(const AttendArgs& args, int columns, int out_numbers,
+                                    bool in_basis) {
   SharedOffsets at{};
   at.weights = static_cast<size_t>(args.key_dim) * columns * 2;
   at.sums = at.weights + sizeof(uint16_t) * kAttendWarps * columns * kWeightStride;
   at.partial = at.sums + sizeof(float) * columns * args.value_dim;
   at.tables = at.partial + sizeof(PartialSums) * kAttendWarps * columns;
-  at.end = at.tables + 2 * 256 * sizeof(uint16_t);
+  at.bases = at.tables + 2 * kMostTiers * kTableCodes * sizeof(uint16_t);
+  if (in_basis) {
+    // Turned and projected queries, or sums of coefficients.
+    const size_t queries = static_cast<size_t>(args.key_dim + args.key_numbers) * kWarpThreads;
+    const size_t sums = sizeof(float) * columns * args.value_numbers;
+    at.warp_bases = queries > sums ? queries : sums;
+    if (args.lifts > 1) at.warp_lifted = sizeof(float) * kWarpThreads * out_numbers;
+  }
+  at.lifted = at.bases + kAttendWarps * at.warp_bases;
+  at.end = at.lifted + kAttendWarps * at.warp_lifted;
   return at;
 }
 __device__ __forceinline__ Shared divide_shared(const AttendArgs& args, int columns,
+                                                int out_numbers, bool in_basis,
                                                 unsigned char* memory) {
-  const SharedOffsets at = shared_offsets(args, columns);
+  const SharedOffsets at = shared_offsets(args, columns, out_numbers, in_basis);
   auto* tables = reinterpret_cast<uint16_t*>(memory + at.tables);
+  auto* lifted = reinterpret_cast<float*>(memory + at.lifted + warp_id() * at.warp_lifted);
   return {reinterpret_cast<Words2*>(memory),
           reinterpret_cast<uint16_t*>(memory + at.weights),
           reinterpret_cast<float*>(memory + at.sums),
           reinterpret_cast<PartialSums*>(memory + at.partial),
           tables,
-          tables + 256};
+          tables + kMostTiers * kTableCodes,
+          memory + at.bases + warp_id() * at.warp_bases,
+          at.warp_lifted > 0 ? lifted : nullptr};
 }
 
-__device__ __forceinline__ void fill_table(const SideFormat& format, uint16_t* table) {
-  if (!format.coded || !format.has_table) return;
-  for (int code = static_cast<int>(threadIdx.x); code < 1 << format.bits; code += kAttendThreads) {
-    table[code] = float_to_half(level(format.coding, format.bits, static_cast<unsigned>(code)));
+__device__ __forceinline__ void fill_tables(const SideRows& side, uint16_t* tables) {
+  for (int tier = 0; tier < side.n_tiers; ++tier) {
+    const SideFormat& format = side.kinds[tier].format;
+    if (!format.coded || !format.has_table) continue;
+    for (int code = static_cast<int>(threadIdx.x); code < 1 << format.bits;
+         code += kAttendThreads) {
+      tables[tier * kTableCodes + code] =
+          float_to_half(level(format.coding, format.bits, static_cast<unsigned>(code)));
+    }
   }
+}
+
+// A vector is a query of one of the query heads that read the kv head.
+__device__ __forceinline__ const float* query_of(const AttendArgs& args, int kv_head, int vector) {
+  return args.q + vector / args.group * args.q_stride +
+         int64_t{kv_head * args.group + vector % args.group} * args.key_dim;
 }
 
 // The block's queries as fragments; columns past the last vector are zeros.
@@ -104,8 +143,7 @@ __device__ __forceinline__ void fill_queries(const AttendArgs& args, int kv_head
       queries[n] = {0, 0};
       continue;
     }
-    const float* q = args.q + vector / args.group * args.q_stride +
-                     int64_t{kv_head * args.group + vector % args.group} * args.key_dim + channel;
+    const float* q = query_of(args, kv_head, vector) + channel;
     queries[n] = {pack_halves(q[0], q[2]), pack_halves(q[1], q[3])};
   }
 }

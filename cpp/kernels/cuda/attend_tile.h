@@ -16,20 +16,32 @@ struct Run {
 
 // Where rows of a run are.
 struct RunRows {
-  const std::byte* page;  // coded; else null
+  const PageKind* kind;  // of rows in a page; else null
+  CodedRows coded;       // of codes; else without a page
   FloatRows floats;
+  int n_channels;
 };
-__device__ __forceinline__ RunRows rows_of(const SideRows& side, int sink_rows, const Run& run) {
-  RunRows rows{nullptr, {nullptr, 0, run.first, run.end, false}};
+// `dim`: channels of rows that are not in a page; tables: as in Shared.
+__device__ __forceinline__ RunRows rows_of(const SideRows& side, int sink_rows, const Run& run,
+                                           int dim, const uint16_t* tables) {
+  RunRows rows{nullptr,
+               {nullptr, nullptr, 0, nullptr},
+               {nullptr, 0, run.first, run.end, FloatKind::f16},
+               dim};
   const int body = run.base - sink_rows;  // negative: sinks
   if (body >= 0 && body + run.first < side.page_rows) {
-    const std::byte* page = side.pages[body / kPageTokens];
-    if (side.format.coded) {
-      rows.page = page;
+    const PagePlace place = side.pages[body / kPageTokens];
+    const SideFormat& format = side.kinds[place.kind].format;
+    rows.kind = side.kinds + place.kind;
+    rows.n_channels = side.n_channels;
+    if (format.coded) {
+      rows.coded = {&format, place.data, side.first_channel,
+                    format.has_table ? tables + place.kind % side.n_tiers * kTableCodes : nullptr};
     } else {
-      rows.floats.data = page + 2 * static_cast<int64_t>(side.first_channel);
-      rows.floats.stride = 2 * static_cast<int64_t>(side.format.width);
-      rows.floats.is_bf16 = side.format.is_bf16;
+      const int64_t bytes = format.floats == FloatKind::f32 ? 4 : 2;
+      rows.floats.data = place.data + bytes * side.first_channel;
+      rows.floats.stride = bytes * format.width;
+      rows.floats.floats = format.floats;
     }
     return rows;
   }
@@ -43,31 +55,30 @@ __device__ __forceinline__ RunRows rows_of(const SideRows& side, int sink_rows, 
 // State of a warp: scores and sums of kBlocks blocks of columns, as fragments of C.
 template <int kBlocks, int kValueBlocks>
 struct WarpState {
-  int last[kBlocks][2];    // row that is seen, of columns 2i, 2i + 1
-  float most[kBlocks][2];  // of columns 2i, 2i + 1
-  float sum[kBlocks][2];   // of this thread's rows
+  int last[kBlocks][2];     // row that is seen, of columns 2i, 2i + 1
+  float slope[kBlocks][2];  // of linear biases, with log2(e)
+  float most[kBlocks][2];   // of columns 2i, 2i + 1
+  float sum[kBlocks][2];    // of this thread's rows
   float out[kBlocks][kValueBlocks][4][4];
 };
 
-// scores = keys * queries: [product][word of C], rows being tokens.
+// scores = keys * queries: [product][word of C], rows being tokens. queries: as Shared::queries.
 template <int kBlocks>
-__device__ __forceinline__ void find_scores(const AttendArgs& args, const SideRows& side,
-                                            const RunRows& rows, const Shared& shared,
+__device__ __forceinline__ void find_scores(const RunRows& rows, const Words2* queries,
                                             float (&scores)[kBlocks][4][4]) {
   const int g = lane_id() / 4;
   const int i = lane_id() % 4;
-  const uint16_t* table = side.format.has_table ? shared.key_table : nullptr;
-  for (int j = 0; j < args.key_dim / 16; ++j) {
+  for (int j = 0; j < rows.n_channels / 16; ++j) {
     const FragmentPlace place{g / 2, g % 2, g / 2 * 16 + g % 2 * 4, 16 * j + 4 * i};
     Fragments a;
-    if (rows.page != nullptr) {
-      decode_cell(side, rows.page, side.first_channel / 4 + 4 * j + i, place, table, &a);
+    if (rows.coded.page != nullptr) {
+      decode_cell(rows.coded, rows.coded.first_channel / 4 + 4 * j + i, place, &a);
     } else {
       key_fragments(rows.floats, place, &a);
     }
     KVE_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      const Words2 q = shared.queries[(j * kBlocks + b) * kWarpThreads + lane_id()];
+      const Words2 q = queries[(j * kBlocks + b) * kWarpThreads + lane_id()];
       KVE_UNROLL
       for (int k = 0; k < 4; ++k) mma_f16(scores[b][k], a[k], q.x, q.y);
     }
@@ -76,13 +87,11 @@ __device__ __forceinline__ void find_scores(const AttendArgs& args, const SideRo
 
 // out += values^T * weights, rows being channels.
 template <int kBlocks, int kValueBlocks>
-__device__ __forceinline__ void add_values(const AttendArgs& args, const SideRows& side,
-                                           const RunRows& rows, const Run& run,
-                                           const Shared& shared, const uint16_t* weights,
+__device__ __forceinline__ void add_values(const RunRows& rows, const Run& run,
+                                           const uint16_t* weights,
                                            WarpState<kBlocks, kValueBlocks>* state) {
   const int g = lane_id() / 4;
   const int i = lane_id() % 4;
-  const uint16_t* table = side.format.has_table ? shared.value_table : nullptr;
   const bool ragged = run.first > 0 || run.end < kTileRows;
   for (int t = 0; t < kTileRows / 16; ++t) {
     if (16 * t + 16 <= run.first || 16 * t >= run.end) continue;
@@ -97,14 +106,14 @@ __device__ __forceinline__ void add_values(const AttendArgs& args, const SideRow
       const int block = 4 * c + g / 2;
       const FragmentPlace place{i, g % 2, 16 * block + g % 2 * 4, token};
       Fragments a{};
-      if (16 * block < args.value_dim) {
-        if (rows.page != nullptr) {
-          decode_cell(side, rows.page, 4 * (side.first_channel / 16 + block) + t, place, table, &a);
+      if (16 * block < rows.n_channels) {
+        if (rows.coded.page != nullptr) {
+          decode_cell(rows.coded, 4 * (rows.coded.first_channel / 16 + block) + t, place, &a);
         } else {
           value_fragments(rows.floats, place, &a);
         }
       }
-      if (ragged && rows.page != nullptr) {
+      if (ragged && rows.coded.page != nullptr) {
         // What lies in unused rows may be anything, and NaN times 0 is NaN.
         uint32_t keep[2];
         KVE_UNROLL
@@ -130,11 +139,11 @@ __device__ __forceinline__ void add_values(const AttendArgs& args, const SideRow
 }
 
 // Scores to weights: updates the maxima and sums, scales `out` to the new maxima and writes the
-// weights, the tokens of a step of four in the order 0, 2, 1, 3.
+// weights, the tokens of a step of four in the order 0, 2, 1, 3. `factor` belongs to the scores.
 template <int kBlocks, int kValueBlocks>
 __device__ __forceinline__ void weigh(const AttendArgs& args, const HeadRows& head, const Run& run,
-                                      float (&scores)[kBlocks][4][4], uint16_t* weights,
-                                      WarpState<kBlocks, kValueBlocks>* state) {
+                                      float factor, float (&scores)[kBlocks][4][4],
+                                      uint16_t* weights, WarpState<kBlocks, kValueBlocks>* state) {
   const int g = lane_id() / 4;
   const int i = lane_id() % 4;
   const int token = g / 2 * 16 + g % 2 * 4;
@@ -152,9 +161,16 @@ __device__ __forceinline__ void weigh(const AttendArgs& args, const HeadRows& he
         bool visible = t >= run.first && t < run.end && row <= last;
         if (args.window > 0) visible = visible && row > last - args.window;
         if (visible && dead != nullptr) visible = (dead[row / 64] >> (row % 64) & 1) == 0;
-        float score = scores[b][k][n] * args.scale;
+        float score = scores[b][k][n] * (args.scale * factor);
         if (args.softcap > 0) {
-          score = args.softcap * tanhf(scores[b][k][n] * args.inverse_softcap);
+          score = args.softcap * tanhf(scores[b][k][n] * (args.inverse_softcap * factor));
+        }
+        if (args.alibi != nullptr && visible) {
+          const int distance =
+              head.positions == nullptr
+                  ? row - last
+                  : head.positions[row] - head.positions[least(last, head.n_rows - 1)];
+          score += state->slope[b][n % 2] * static_cast<float>(distance);
         }
         scores[b][k][n] = visible ? score : -INFINITY;
         most[n % 2] = fmaxf(most[n % 2], scores[b][k][n]);
@@ -167,7 +183,7 @@ __device__ __forceinline__ void weigh(const AttendArgs& args, const HeadRows& he
         most[n] = fmaxf(most[n], shuffle_xor(most[n], mask));
       }
       const float base = most[n] == -INFINITY ? 0.0f : most[n];
-      const float factor = exp2f(state->most[b][n] - base);
+      const float change = exp2f(state->most[b][n] - base);
       state->most[b][n] = most[n];
       float sum = 0;
       float weight[2][4];  // of the first and the second row of products
@@ -179,13 +195,13 @@ __device__ __forceinline__ void weigh(const AttendArgs& args, const HeadRows& he
           sum += weight[m][k];
         }
       }
-      state->sum[b][n] = state->sum[b][n] * factor + sum;
+      state->sum[b][n] = state->sum[b][n] * change + sum;
       KVE_UNROLL
       for (int c = 0; c < kValueBlocks; ++c) {
         KVE_UNROLL
         for (int k = 0; k < 4; ++k) {
-          state->out[b][c][k][n] *= factor;
-          state->out[b][c][k][n + 2] *= factor;
+          state->out[b][c][k][n] *= change;
+          state->out[b][c][k][n + 2] *= change;
         }
       }
       uint16_t* to = weights + (b * kColumns + 2 * i + n) * kWeightStride + token;

@@ -28,7 +28,8 @@ CudaBackend::CudaBackend(std::unique_ptr<Backend> host)
     : host_(std::move(host)),
       memory_(device_),
       operands_(device_, memory_),
-      tables_(device_, memory_),
+      rotations_(device_),
+      heads_(device_, memory_, operands_, rotations_),
       name_("cuda (" + device_.name() + ")") {}
 
 Operands& CudaBackend::on_device() {

@@ -16,9 +16,10 @@
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/encode.h"
+#include "kernels/cuda/head_tables.h"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/operands.h"
-#include "kernels/cuda/page_tables.h"
+#include "kernels/cuda/project.h"
 #include "kernels/cuda/twin_memory.h"
 
 namespace kve::cuda {
@@ -61,9 +62,10 @@ class CudaBackend final : public Backend {
   // cuda_backend_cache.cpp
   bool can_attend(const AttendParams& params, const AttendTask& task) const;
   void attend_on_device(const AttendParams& params, const AttendTask& task);
-  const std::byte* const* find_pages(std::span<const PageView> pages);
-  SideRows find_rows(const SideView& side);
   bool can_seal(const SealJob& job) const;
+  // Has rows projected before they are coded.
+  void add_projection(const SealJob& job, EncodeJob* to);
+  AnchorAngles find_angles(const SealJob& job);
   // Of `jobs` the chosen ones; as seal().
   int64_t seal_on_device(std::span<const SealJob> jobs, std::span<const int64_t> chosen);
   int64_t seal_on_host(std::span<const SealJob> jobs, std::span<const int64_t> chosen);
@@ -72,14 +74,14 @@ class CudaBackend final : public Backend {
   Device device_;
   TwinMemory memory_;
   Operands operands_;
-  PageTables tables_;
+  Rotations rotations_;
+  HeadTables heads_;
   std::string name_;
   bool was_on_host_ = false;
   // Of one operation; kept for their memory.
   std::vector<std::byte> packed_;
-  std::vector<const std::byte*> pages_;
-  std::vector<HeadRows> heads_;
   std::vector<EncodeJob> encode_jobs_;
+  std::vector<ProjectJob> project_jobs_;
   std::vector<int64_t> chosen_;
   std::vector<SealJob> others_;
   std::vector<int32_t> failed_;

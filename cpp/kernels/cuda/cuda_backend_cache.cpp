@@ -6,25 +6,7 @@
 namespace kve::cuda {
 namespace {
 
-constexpr size_t kJobsTogether = 4096;
-
-// Why the kernels cannot read the pages of a side: a sentence; empty where they can.
-std::string side_refusal(const SideView& side) {
-  if (side.bases != nullptr)
-    return "cuda: expected rows as they are, found coefficients in a basis";
-  if (!side.older.empty()) return "cuda: expected pages of one format, found several";
-  return format_refusal(side.format, side.first_channel, side.n_channels);
-}
-
-int32_t rows_in_pages(const SideView& side) {
-  if (side.pages.empty()) return 0;
-  return static_cast<int32_t>(side.pages.size() - 1) * kPageTokens + side.pages.back().rows;
-}
-
-// Of `rows` rows of a head among those of others.
-size_t values_between(int32_t rows, const SideView& side) {
-  return rows == 0 ? 0 : static_cast<size_t>(rows - 1) * side.row_stride + side.width;
-}
+constexpr size_t kJobsTogether = 1024;
 
 // Values from the first of a job's rows to the last.
 size_t rows_to_seal(const SealJob& job) {
@@ -37,10 +19,9 @@ size_t bytes_to_seal(const SealJob& job) {
   return end_of_page(job.format) + page_bytes(job.coefficients);
 }
 
-int32_t row_of(const HeadView& head, int32_t position) {
-  if (head.positions == nullptr) return position - head.first_pos;
-  const int32_t* end = head.positions + head.n_rows;
-  return static_cast<int32_t>(std::lower_bound(head.positions, end, position) - head.positions);
+// The position that the rows of a page are turned back to.
+int64_t first_of_page(const SealJob& job) {
+  return job.positions != nullptr ? job.positions[0] : int64_t{job.position} - job.first_row;
 }
 
 }  // namespace
@@ -59,60 +40,30 @@ void CudaBackend::fetch_rows(const SideView& side) {
 }
 
 bool CudaBackend::can_attend(const AttendParams& params, const AttendTask& task) const {
-  if (!attend_refusal(params).empty()) return false;
-  return std::ranges::all_of(task.heads, [](const HeadView& head) {
-    const auto fits = [](const SideView& side) {
-      return (side.pages.empty() || side_refusal(side).empty()) && side.row_stride % 4 == 0;
-    };
-    return fits(head.k) && fits(head.v);
-  });
-}
-
-const std::byte* const* CudaBackend::find_pages(std::span<const PageView> pages) {
-  if (pages.empty()) return nullptr;
-  // The pages of a side all lie in the same memory.
-  if (memory_.find(pages[0].data).bytes > 0) return tables_.find(pages);
-  pages_.clear();
-  for (const PageView& page : pages) {
-    pages_.push_back(operands_.read(page.data, static_cast<size_t>(page.bytes)));
+  if (!attend_refusal(params).empty() || task.q.stride % 4 != 0) return false;
+  const auto fits = [](const SideView& side) {
+    return (side.pages.empty() || side_refusal(side).empty()) && side.row_stride % 4 == 0;
+  };
+  if (!std::ranges::all_of(task.heads,
+                           [&](const HeadView& head) { return fits(head.k) && fits(head.v); })) {
+    return false;
   }
-  return operands_.send(std::span<const std::byte* const>(pages_));
-}
-
-SideRows CudaBackend::find_rows(const SideView& side) {
-  SideRows rows;
-  if (!side.pages.empty()) rows.format = side_format(side.format);
-  rows.first_channel = side.first_channel;
-  rows.pages = find_pages(side.pages);
-  rows.page_rows = rows_in_pages(side);
-  rows.sinks = operands_.read(side.sinks, values_between(side.sink_rows, side));
-  rows.tail = operands_.read(side.tail, values_between(side.tail_rows, side));
-  rows.row_stride = side.row_stride;
-  return rows;
+  const ReadNeeds needs = needs_of(task.heads);
+  return attend_shared(params, needs, task.q.rows) <= device_.block_memory();
 }
 
 void CudaBackend::attend_on_device(const AttendParams& params, const AttendTask& task) {
   Operands& at = operands_;
-  tables_.begin();
-  heads_.clear();
-  int32_t most_rows = 0;
-  for (const HeadView& head : task.heads) {
-    HeadRows& rows = heads_.emplace_back();
-    rows.k = find_rows(head.k);
-    rows.v = find_rows(head.v);
-    rows.sink_rows = head.k.sink_rows;
-    rows.n_rows = head.n_rows;
-    rows.first_row = row_of(head, task.first_pos);
-    rows.dead = at.read(head.dead, static_cast<size_t>(head.n_rows + 63) / 64);
-    most_rows = std::max(most_rows, head.n_rows);
-  }
+  const TaskHeads heads = heads_.find(task.heads, task.first_pos, params.alibi != nullptr);
   AttendJob job;
   job.q = at.read(task.q);
-  job.heads = at.send(std::span<const HeadRows>(heads_));
-  job.most_rows = most_rows;
+  job.heads = heads.rows;
+  job.most_rows = heads.most_rows;
+  job.needs = needs_of(task.heads);
+  job.alibi = at.read(params.alibi, static_cast<size_t>(params.n_heads));
   job.out = at.write(task.out);
   job.log_sums = at.write(Mat(task.log_sums, task.q.rows, params.n_heads)).data;
-  cuda::attend(params, job, at.scratch(attend_scratch(params, task.q.rows, most_rows)));
+  cuda::attend(params, job, at.scratch(attend_scratch(params, task.q.rows, heads.most_rows)));
 }
 
 void CudaBackend::attend(const AttendParams& params, std::span<const AttendTask> tasks) {
@@ -146,14 +97,69 @@ void CudaBackend::attention_mass(const AttendParams& params, MassOf what,
 }
 
 bool CudaBackend::can_seal(const SealJob& job) const {
-  return job.basis == nullptr && job.coded == nullptr && job.coefficients.width == 0 &&
-         encodes(job.format) && memory_.find(job.page).bytes > 0;
+  if (job.coded != nullptr || job.coefficients.width > 0 || job.latent_heads > 0) return false;
+  if (!encodes(job.format) || memory_.find(job.page).bytes == 0) return false;
+  if (job.basis == nullptr) return true;
+  const BasisView& basis = *job.basis;
+  if (project_shared(basis.block) > device_.block_memory()) return false;
+  return basis.anchor == 0 || (basis.anchor == kPageTokens && job.width == basis.dim);
+}
+
+AnchorAngles CudaBackend::find_angles(const SealJob& job) {
+  if (job.positions != nullptr) {
+    return rotations_.find(*job.basis, job.page_offset,
+                           job.positions[job.first_row + job.n_rows - 1]);
+  }
+  return rotations_.find(*job.basis, first_of_page(job), int64_t{job.position} + job.n_rows);
+}
+
+void CudaBackend::add_projection(const SealJob& job, EncodeJob* to) {
+  Operands& at = operands_;
+  const BasisView& basis = *job.basis;
+  const auto rows = static_cast<size_t>(basis.block);
+  const auto columns = static_cast<size_t>(basis.block_width);
+  ProjectJob& project = project_jobs_.emplace_back();
+  project.f32 = to->f32;
+  project.f16 = to->f16;
+  project.stride = job.stride;
+  project.n_rows = job.n_rows;
+  project.width = job.width;
+  project.block = basis.block;
+  project.block_width = basis.block_width;
+  project.lift = at.read(basis.lift, rows * columns);
+  project.lift8 = at.read(basis.lift8, rows * columns);
+  project.lift8_scale = at.read(basis.lift8_scale, rows);
+  project.row = at.read(basis.row, rows);
+  project.column = at.read(basis.column, columns);
+  project.twice = basis.projected_twice;
+  if (basis.anchor > 0) {
+    const AnchorAngles angles = find_angles(job);
+    project.angles = angles.rows + int64_t{angles.row_of(first_of_page(job))} * 2 * basis.n_pairs;
+    project.n_pairs = basis.n_pairs;
+    project.interleaved = basis.interleaved;
+  }
+  const auto n = static_cast<size_t>(job.n_rows) * static_cast<size_t>(job.format.width);
+  project.coefficients = at.scratch<float>(n);
+  to->f32 = project.coefficients;
+  to->f16 = nullptr;
+  to->stride = job.format.width;
 }
 
 int64_t CudaBackend::seal_on_device(std::span<const SealJob> jobs,
                                     std::span<const int64_t> chosen) {
   Operands& at = on_device();
   encode_jobs_.clear();
+  project_jobs_.clear();
+  int32_t most_rows = 0;
+  int32_t most_block = 0;
+  // First what moves tables of angles.
+  for (const int64_t number : chosen) {
+    const SealJob& job = jobs[static_cast<size_t>(number)];
+    if (job.basis == nullptr) continue;
+    if (job.basis->anchor > 0) find_angles(job);
+    most_rows = std::max(most_rows, job.n_rows);
+    most_block = std::max(most_block, job.basis->block);
+  }
   for (const int64_t number : chosen) {
     const SealJob& job = jobs[static_cast<size_t>(number)];
     EncodeJob& to = encode_jobs_.emplace_back();
@@ -168,10 +174,17 @@ int64_t CudaBackend::seal_on_device(std::span<const SealJob> jobs,
     } else {
       to.f16 = at.read(job.f16, n);
     }
+    if (job.format.coded.strip_bits != nullptr) {
+      const auto strips = static_cast<size_t>(n_strips(job.format.coded));
+      to.format.coded.strip_bits = at.read(job.format.coded.strip_bits, strips);
+    }
     to.work = at.scratch(encode_work_bytes(to));
+    if (job.basis != nullptr) add_projection(job, &to);
   }
   auto* failed = at.scratch<int32_t>(chosen.size());
   device_.zero(failed, chosen.size() * sizeof(int32_t));
+  project(at.send(std::span<const ProjectJob>(project_jobs_)),
+          static_cast<int>(project_jobs_.size()), most_rows, most_block);
   encode(at.send(std::span<const EncodeJob>(encode_jobs_)), static_cast<int>(chosen.size()),
          failed);
   failed_.resize(chosen.size());

@@ -39,6 +39,7 @@ Device::Device() {
   check(cudaGetDeviceProperties(&properties, index), "the properties of the GPU");
   name_ = properties.name;
   multiprocessors_ = properties.multiProcessorCount;
+  block_memory_ = properties.sharedMemPerBlockOptin;
   if (properties.major < kLeastMajor ||
       (properties.major == kLeastMajor && properties.minor < kLeastMinor)) {
     throw DeviceError(message("cuda: expected a GPU of compute capability ", kLeastMajor, ".",

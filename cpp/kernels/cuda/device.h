@@ -38,7 +38,8 @@ class Device {
 
   const std::string& name() const { return name_; }
   int multiprocessors() const { return multiprocessors_; }
-  size_t live() const { return live_; }  // bytes
+  size_t block_memory() const { return block_memory_; }  // bytes that a block may share
+  size_t live() const { return live_; }                  // bytes
   size_t peak() const { return peak_; }
 
  private:
@@ -46,6 +47,7 @@ class Device {
 
   std::string name_;
   int multiprocessors_ = 0;
+  size_t block_memory_ = 0;
   std::atomic<size_t> live_ = 0;
   std::atomic<size_t> peak_ = 0;
 };

@@ -51,6 +51,7 @@ __global__ void floats_kernel(EncodeArgs args) {
 __device__ void code_groups(const EncodeJob& job, const float* rows, uint8_t* codes, int stride) {
   const CodedPage& page = job.format.coded;
   const bool by_token = page.per == Per::token;
+  const int coded_channels = coded_width(page);
   const int along = by_token ? page.width / page.group : page.width;  // groups of a row (of rows)
   const int n_groups = by_token ? job.n_rows * along : job.n_rows / page.group * along;
   for (int n = static_cast<int>(threadIdx.x); n < n_groups; n += kThreads) {
@@ -59,9 +60,32 @@ __device__ void code_groups(const EncodeJob& job, const float* rows, uint8_t* co
     const int64_t at = int64_t{row} * stride + channel;
     const int64_t step = by_token ? 1 : stride;
     GroupParams params{};
-    encode_lanes<float>(page.coding, {rows + at, step, page.group, codes + at, step}, &params);
+    GroupCoding coding = page.coding;
+    if (page.strip_bits != nullptr) {
+      if (channel >= coded_channels) continue;
+      coding.bits = page.strip_bits[channel / 4];
+    }
+    encode_lanes<float>(coding, {rows + at, step, page.group, codes + at, step}, &params);
     put_params(page, &params, 1, scale_index(page, job.first_row + row, channel),
                zero_index(page, job.first_row + row, channel), job.page);
+  }
+}
+
+// Zeros of channels without bits: the means of their groups, which are of tokens.
+__device__ void put_means(const EncodeJob& job, const float* rows, int stride) {
+  const CodedPage& page = job.format.coded;
+  const int first = coded_width(page);
+  const int along = page.width - first;
+  std::byte* zeros = job.page + page_offsets(page).zeros;
+  for (int n = static_cast<int>(threadIdx.x); n < job.n_rows / page.group * along; n += kThreads) {
+    const int row = n / along * page.group;
+    const int channel = first + n % along;
+    double sum = 0;
+    for (int i = row; i < row + page.group; ++i) {
+      sum += static_cast<double>(rows[int64_t{i} * stride + channel]);
+    }
+    write_u16(zeros + 2 * zero_index(page, job.first_row + row, channel),
+              saturate_to_half(static_cast<float>(sum / page.group)));
   }
 }
 
@@ -85,12 +109,18 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
   if (!finite) args.failed[blockIdx.x] = 1;
   __syncthreads();
   code_groups(job, rows, codes, stride);
+  if (page.strip_bits != nullptr) put_means(job, rows, stride);
   __syncthreads();
   // Tokens share bytes, strips do not.
-  const size_t bytes = strip_bytes(page.coding.bits);
   for (int s = static_cast<int>(threadIdx.x); s < n_strips(page); s += kThreads) {
+    if (bits_of_strip(page, s) == 0) break;  // bits fall
+    int before = s * page.coding.bits;
+    if (page.strip_bits != nullptr) {
+      before = 0;
+      for (int i = 0; i < s; ++i) before += page.strip_bits[i];
+    }
     write_strip(page, s, {codes, stride, 1}, job.first_row, job.n_rows,
-                job.page + static_cast<size_t>(s) * bytes);
+                job.page + strip_bytes(before));
   }
   if (threadIdx.x == 0) clear_gaps(page, job.page);
 }
@@ -100,7 +130,9 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
 bool encodes(const PageFormat& format) {
   if (format.id != CodecId::coded) return true;
   const CodedPage& page = format.coded;
-  return page.channels == Channels::plain && page.outliers == 0 && page.strip_bits == nullptr;
+  const bool lines = !page.values && page.per == Per::channel && page.coding.coding == Coding::asym;
+  return page.channels == Channels::plain && page.outliers == 0 &&
+         (page.strip_bits == nullptr || lines);
 }
 
 size_t encode_work_bytes(const EncodeJob& job) {

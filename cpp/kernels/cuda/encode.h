@@ -8,11 +8,11 @@
 
 namespace kve::cuda {
 
-// Whether encode() knows the format: floats, and codes without factors, outliers or bits that
-// differ.
+// Whether encode() knows the format: floats, and codes without factors and outliers; of which bits
+// differ only as those of components of keys do.
 bool encodes(const PageFormat& format);
 
-// As in SealJob; of device memory.
+// As in SealJob; of device memory, and so are the format's strip_bits.
 struct EncodeJob {
   PageFormat format{};
   const float* f32 = nullptr;  // or, where null:

@@ -109,10 +109,22 @@ __device__ __forceinline__ LevelPairs find_levels(uint32_t codes, uint32_t zero_
 // differ between steps, [0] of steps 0, 2 and [1] of steps 1, 3.
 using FragmentParams = uint32_t[4];
 
-// Four entries of an array of scales or zeros as binary16 numbers.
-__device__ __forceinline__ Words2 read_params(const std::byte* array, int64_t index, bool log8) {
-  if (!log8) return load_words2(array + 2 * index);
-  const uint32_t stored = load_word(array + index);
+// An array of scales or zeros, with `width` entries for a group of tokens.
+struct ParamArray {
+  const std::byte* data;
+  int width;
+  bool log8;
+  bool aligned;  // to 8 bytes
+};
+
+// Four entries as binary16 numbers.
+__device__ __forceinline__ Words2 read_params(const ParamArray& array, int64_t index) {
+  if (!array.log8) {
+    const std::byte* from = array.data + 2 * index;
+    if (array.aligned) return load_words2(from);
+    return {load_word(from), load_word(from + 4)};
+  }
+  const uint32_t stored = load_word(array.data + index);
   float scale[4];
   KVE_UNROLL
   for (int n = 0; n < 4; ++n) {
@@ -122,54 +134,77 @@ __device__ __forceinline__ Words2 read_params(const std::byte* array, int64_t in
 }
 
 // Whether the array runs along the lanes of cells, else along their steps.
-__device__ __forceinline__ bool params_by_row(const SideRows& side) {
-  return side.format.by_token != side.format.values;
+__device__ __forceinline__ bool params_by_row(const SideFormat& format) {
+  return format.by_token != format.values;
 }
 
-__device__ __forceinline__ int64_t param_index(const SideRows& side, int token, int channel) {
-  const int absolute = side.first_channel + channel;
-  return side.format.by_token ? int64_t{absolute / side.format.group} * kPageTokens + token
-                              : int64_t{token / side.format.group} * side.format.width + absolute;
+// Of an array with `width` entries for a group of tokens. `channel`: in the page.
+__device__ __forceinline__ int64_t param_index(const SideFormat& format, int width, int token,
+                                               int channel) {
+  return format.by_token ? int64_t{channel / format.group} * kPageTokens + token
+                         : int64_t{token / format.group} * width + channel;
 }
 
-__device__ __forceinline__ void read_fragment_params(const SideRows& side, const std::byte* array,
-                                                     bool log8, const FragmentPlace& place,
+__device__ __forceinline__ void read_fragment_params(const SideFormat& format,
+                                                     const ParamArray& array,
+                                                     const FragmentPlace& place, int first_channel,
                                                      FragmentParams* params) {
-  const bool values = side.format.values;
-  const int64_t index = values ? param_index(side, place.step, place.lane)
-                               : param_index(side, place.lane, place.step);
-  const Words2 first = read_params(array, index, log8);
+  const int64_t index =
+      format.values ? param_index(format, array.width, place.step, first_channel + place.lane)
+                    : param_index(format, array.width, place.lane, first_channel + place.step);
+  const Words2 first = read_params(array, index);
   FragmentParams& out = *params;
-  if (!params_by_row(side)) {
+  if (!params_by_row(format)) {
     out[0] = low_pair(first.x, first.y);
     out[1] = high_pair(first.x, first.y);
     return;
   }
-  const Words2 second = read_params(array, index + 8, log8);
+  const Words2 second = read_params(array, index + 8);
   out[0] = low_pair(first.x, second.x);
   out[1] = high_pair(first.x, second.x);
   out[2] = low_pair(first.y, second.y);
   out[3] = high_pair(first.y, second.y);
 }
 
+// A page of codes that a head is part of.
+struct CodedRows {
+  const SideFormat* format;
+  const std::byte* page;
+  int first_channel;
+  const uint16_t* table;  // as in find_levels()
+};
+
 // Numbers from the codes of a cell.
-__device__ __forceinline__ void decode_cell(const SideRows& side, const std::byte* page,
-                                            int64_t strip, const FragmentPlace& place,
-                                            const uint16_t* table, Fragments* out) {
-  const int bits = side.format.bits;
+__device__ __forceinline__ void decode_cell(const CodedRows& rows, int strip,
+                                            const FragmentPlace& place, Fragments* out) {
+  const SideFormat& format = *rows.format;
+  int bits = format.bits;
+  int before = strip * bits;
+  if (format.strip_bits != nullptr) {
+    before = format.strip_bits[strip];
+    bits = format.strip_bits[strip + 1] - before;
+  }
   const CellCodes codes =
-      read_cell(page + strip * bits * (kStripCodes / 8), bits, place.cell, place.half);
+      read_cell(rows.page + before * (kStripCodes / 8), bits, place.cell, place.half);
   FragmentParams scales{};
   FragmentParams zeros{};
-  read_fragment_params(side, page + side.format.scales_at, side.format.log8, place, &scales);
-  if (side.format.has_zero) {
-    read_fragment_params(side, page + side.format.zeros_at, false, place, &zeros);
+  // Channels without codes have no scale.
+  if (bits > 0) {
+    read_fragment_params(format,
+                         {rows.page + format.scales_at, format.coded_width, format.log8, true},
+                         place, rows.first_channel, &scales);
   }
-  const bool by_row = params_by_row(side);
+  if (format.has_zero) {
+    // Behind scales of one byte for some of the channels zeros begin anywhere.
+    const bool aligned = format.strip_bits == nullptr;
+    read_fragment_params(format, {rows.page + format.zeros_at, format.width, false, aligned}, place,
+                         rows.first_channel, &zeros);
+  }
+  const bool by_row = params_by_row(format);
   KVE_UNROLL
   for (int k = 0; k < 4; ++k) {
-    const LevelPairs first = find_levels(codes.first[k], side.format.zero_level, table);
-    const LevelPairs second = find_levels(codes.second[k], side.format.zero_level, table);
+    const LevelPairs first = find_levels(codes.first[k], format.zero_level, rows.table);
+    const LevelPairs second = find_levels(codes.second[k], format.zero_level, rows.table);
     uint32_t* a = (*out)[k];
     if (by_row) {
       const uint32_t scale1 = low_pair(scales[k], scales[k]);
@@ -190,9 +225,14 @@ __device__ __forceinline__ void decode_cell(const SideRows& side, const std::byt
 }
 
 // Four consecutive values of a row of floats as binary16 numbers.
-__device__ __forceinline__ Words2 read_four(const std::byte* row, int channel, bool is_bf16) {
+__device__ __forceinline__ Words2 read_four(const std::byte* row, int channel, FloatKind floats) {
+  if (floats == FloatKind::f32) {
+    const Words4 words = load_words4(row + 4 * channel);
+    return {pack_halves(float_from_bits(words.x), float_from_bits(words.y)),
+            pack_halves(float_from_bits(words.z), float_from_bits(words.w))};
+  }
   const Words2 words = load_words2(row + 2 * channel);
-  if (!is_bf16) return words;
+  if (floats == FloatKind::f16) return words;
   return {pack_halves(bf16_to_float(static_cast<uint16_t>(words.x & 0xffffu)),
                       bf16_to_float(static_cast<uint16_t>(words.x >> 16))),
           pack_halves(bf16_to_float(static_cast<uint16_t>(words.y & 0xffffu)),
@@ -205,12 +245,12 @@ struct FloatRows {
   int64_t stride;  // bytes
   int first;
   int end;
-  bool is_bf16;
+  FloatKind floats;
 };
 
 __device__ __forceinline__ Words2 read_four(const FloatRows& rows, int token, int channel) {
   if (token < rows.first || token >= rows.end) return {0, 0};
-  return read_four(rows.data + token * rows.stride, channel, rows.is_bf16);
+  return read_four(rows.data + token * rows.stride, channel, rows.floats);
 }
 
 __device__ __forceinline__ void key_fragments(const FloatRows& rows, const FragmentPlace& place,

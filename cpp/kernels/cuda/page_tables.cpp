@@ -13,16 +13,16 @@ constexpr size_t kMostTables = 1 << 14;
 void PageTables::clear() {
   for (auto& [views, table] : tables_) {
     if (table.device == nullptr) continue;
-    device_.release(reinterpret_cast<std::byte*>(table.device), table.room * sizeof(std::byte*));
+    device_.release(reinterpret_cast<std::byte*>(table.device), table.room * sizeof(PagePlace));
   }
   tables_.clear();
 }
 
 void PageTables::grow(Table* table, size_t n) {
   const size_t room = n + n / 4 + 16;
-  auto* memory = reinterpret_cast<const std::byte**>(device_.allocate(room * sizeof(std::byte*)));
+  auto* memory = reinterpret_cast<PagePlace*>(device_.allocate(room * sizeof(PagePlace)));
   if (table->device != nullptr) {
-    device_.release(reinterpret_cast<std::byte*>(table->device), table->room * sizeof(std::byte*));
+    device_.release(reinterpret_cast<std::byte*>(table->device), table->room * sizeof(PagePlace));
   }
   table->device = memory;
   table->room = room;
@@ -36,22 +36,26 @@ void PageTables::begin() {
   generation_ = twins_.generation();
 }
 
-const std::byte* const* PageTables::find(std::span<const PageView> pages) {
+const PagePlace* PageTables::find(std::span<const PageView> pages, const PageAnchors& anchors) {
   Table& table = tables_[pages.data()];
   if (pages.size() > table.room) grow(&table, pages.size());
+  const auto place_of = [&](size_t i) {
+    return PagePlace{pages[i].data, pages[i].basis, anchors.of(i)};
+  };
   const size_t known = std::min(table.pages.size(), pages.size());
   size_t same = 0;
-  while (same < known && table.pages[same] == pages[same].data) ++same;
+  while (same < known && table.pages[same] == place_of(same)) ++same;
   table.pages.resize(pages.size());
   changed_.clear();
   Twin block;  // of the page before: there are many to a block
   for (size_t i = same; i < pages.size(); ++i) {
-    table.pages[i] = pages[i].data;
+    table.pages[i] = place_of(i);
     if (!block.has(pages[i].data)) block = twins_.find(pages[i].data);
-    changed_.push_back(block.at(pages[i].data));
+    changed_.push_back(table.pages[i]);
+    changed_.back().data = block.at(pages[i].data);
   }
   if (!changed_.empty()) {
-    device_.upload(table.device + same, changed_.data(), changed_.size() * sizeof(std::byte*));
+    device_.upload(table.device + same, changed_.data(), changed_.size() * sizeof(PagePlace));
   }
   return table.device;
 }

@@ -6,11 +6,26 @@
 #include <unordered_map>
 #include <vector>
 
+#include "kernels/cuda/attend.h"
 #include "kernels/cuda/device.h"
+#include "kernels/cuda/rotations.h"
 #include "kernels/cuda/twin_memory.h"
 #include "kernels/page_view.h"
 
 namespace kve::cuda {
+
+// Where the pages of a side are anchored; without angles: nowhere.
+struct PageAnchors {
+  AnchorAngles angles{};
+  const int32_t* positions = nullptr;  // of the rows of pages, null: consecutive from
+  int64_t first_position = 0;
+
+  int32_t of(size_t page) const {
+    if (angles.rows == nullptr) return 0;
+    const auto row = static_cast<int64_t>(page) * kPageTokens;
+    return angles.row_of(positions != nullptr ? positions[row] : first_position + row);
+  }
+};
 
 class PageTables {
  public:
@@ -22,13 +37,13 @@ class PageTables {
 
   // A new operation begins.
   void begin();
-  // The addresses of pages that have twins, in device memory: valid until the next operation.
-  const std::byte* const* find(std::span<const PageView> pages);
+  // Of pages that have twins, in device memory: valid until the next operation.
+  const PagePlace* find(std::span<const PageView> pages, const PageAnchors& anchors);
 
  private:
   struct Table {
-    std::vector<const std::byte*> pages;  // as the host knows them
-    const std::byte** device = nullptr;
+    std::vector<PagePlace> pages;  // as the host knows them
+    PagePlace* device = nullptr;
     size_t room = 0;
   };
   void clear();
@@ -38,7 +53,7 @@ class PageTables {
   const TwinMemory& twins_;
   uint64_t generation_ = 0;                            // of twins_, that the tables are of
   std::unordered_map<const PageView*, Table> tables_;  // by where a side has its views
-  std::vector<const std::byte*> changed_;
+  std::vector<PagePlace> changed_;
 };
 
 }  // namespace kve::cuda

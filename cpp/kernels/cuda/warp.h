@@ -214,6 +214,9 @@ __device__ __forceinline__ Words4 load_words4(const void* from) {
   const uint4 words = *static_cast<const uint4*>(from);
   return {words.x, words.y, words.z, words.w};
 }
+__device__ __forceinline__ void store_words4(void* to, Words4 words) {
+  *static_cast<uint4*>(to) = make_uint4(words.x, words.y, words.z, words.w);
+}
 #else
 inline Words2 load_words2(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 8 != 0) emulation::misaligned();
@@ -222,6 +225,10 @@ inline Words2 load_words2(const void* from) {
 inline Words4 load_words4(const void* from) {
   if (reinterpret_cast<uintptr_t>(from) % 16 != 0) emulation::misaligned();
   return *static_cast<const Words4*>(from);
+}
+inline void store_words4(void* to, Words4 words) {
+  if (reinterpret_cast<uintptr_t>(to) % 16 != 0) emulation::misaligned();
+  *static_cast<Words4*>(to) = words;
 }
 #endif
 

@@ -214,18 +214,35 @@ TEST_P(CudaBackendTest, AttendsAsItsDefinitionSays) {
   }
 }
 
+TEST_P(CudaBackendTest, AttendsWithLinearBiasesAndToRowsOfF32) {
+  for (const int queries : {1, 20}) {
+    test::Case alibi{.n_queries = queries};
+    alibi.alibi = true;
+    test::Case gaps = alibi;
+    gaps.gaps = true;
+    gaps.dead = true;
+    const test::Case wide{
+        .n_queries = queries, .k_codec = {CodecId::f32}, .v_codec = {CodecId::f32}};
+    for (const test::Case& c : {alibi, gaps, wide}) {
+      const test::Problem problem(c);
+      std::vector<float> log_sums;
+      EXPECT_LT(test::rms_error(problem.run(*backend_, &log_sums), problem.reference()), 2e-3);
+      EXPECT_FALSE(backend_->was_on_host());
+    }
+  }
+}
+
 // Not known to the kernels: the CPU, and said so.
 TEST_P(CudaBackendTest, LeavesOtherPagesToTheCpu) {
-  test::Case alibi;
-  alibi.alibi = true;
-  test::Case wide{.k_codec = {CodecId::f32}, .v_codec = {CodecId::f32}};
-  for (const test::Case& c : {alibi, wide}) {
-    const test::Problem problem(c);
-    std::vector<float> log_sums;
-    EXPECT_LT(test::rms_error(problem.run(*backend_, &log_sums), problem.reference()), 1e-5);
-    EXPECT_TRUE(backend_->was_on_host());
-  }
-  const test::Problem problem(wide);
+  CodecSpec centred{CodecId::coded, {Coding::asym, 4}};
+  centred.per = Per::channel;
+  centred.group = kPageTokens;
+  centred.channels = Channels::centred;
+  const test::Case c{.k_codec = centred};
+  const test::Problem problem(c);
+  std::vector<float> log_sums;
+  EXPECT_LT(test::rms_error(problem.run(*backend_, &log_sums), problem.reference()), 1e-5);
+  EXPECT_TRUE(backend_->was_on_host());
   EXPECT_EQ(backend_->read_path(problem.heads[0].k, Precision::fast), ReadPath::host);
   const test::Problem halves{test::Case{}};
   EXPECT_EQ(backend_->read_path(halves.heads[0].k, Precision::fast), ReadPath::fused);

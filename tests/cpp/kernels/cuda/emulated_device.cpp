@@ -11,7 +11,7 @@ namespace kve::cuda {
 
 constexpr std::align_val_t kAlignment{256};
 
-Device::Device() : name_("emulated"), multiprocessors_(4) {}
+Device::Device() : name_("emulated"), multiprocessors_(4), block_memory_(99 * 1024) {}
 
 std::byte* Device::allocate(size_t bytes) {
   if (bytes > size_t{1} << 40) throw CapacityError("emulated device: out of memory");

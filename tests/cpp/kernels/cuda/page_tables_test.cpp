@@ -10,12 +10,15 @@ class CudaPageTables : public CudaTest {
   // What kernels find is where the twins of the pages are.
   void check(const TwinMemory& twins, PageTables& tables, const std::vector<PageView>& pages) {
     tables.begin();
-    std::vector<const std::byte*> found(pages.size());
-    device().download(found.data(), tables.find(pages), found.size() * sizeof(found[0]));
+    std::vector<PagePlace> found(pages.size());
+    device().download(found.data(), tables.find(pages, anchors_), found.size() * sizeof(found[0]));
     for (size_t i = 0; i < pages.size(); ++i) {
-      EXPECT_EQ(found[i], twins.find(pages[i].data).at(pages[i].data)) << i;
+      EXPECT_EQ(found[i].data, twins.find(pages[i].data).at(pages[i].data)) << i;
+      EXPECT_EQ(found[i].kind, pages[i].basis) << i;
+      EXPECT_EQ(found[i].anchor, anchors_.of(i)) << i;
     }
   }
+  PageAnchors anchors_;
 };
 
 TEST_P(CudaPageTables, FollowPagesThatComeGoAndChange) {
@@ -34,6 +37,19 @@ TEST_P(CudaPageTables, FollowPagesThatComeGoAndChange) {
   std::swap(pages[3].data, pages[50].data);
   check(twins, tables, pages);
   pages.erase(pages.begin(), pages.begin() + 20);
+  check(twins, tables, pages);
+  pages[4].basis = 3;
+  check(twins, tables, pages);
+  const float row[2] = {};
+  anchors_.angles = {row, 4, kPageTokens};
+  anchors_.first_position = 4 + 2 * kPageTokens;
+  EXPECT_EQ(anchors_.of(5), 7);
+  check(twins, tables, pages);
+  // Rows between which others are gone.
+  std::vector<int32_t> positions;
+  for (int32_t n = 0; n < 120 * kPageTokens; ++n) positions.push_back(4 + 3 * n);
+  anchors_.positions = positions.data();
+  EXPECT_EQ(anchors_.of(5), 15);
   check(twins, tables, pages);
   pages.resize(5);
   check(twins, tables, pages);
