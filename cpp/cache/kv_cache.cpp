@@ -252,6 +252,7 @@ void KvCache::append(Backend& backend, int layer, ConstMat k, ConstMat v) {
       head.append(static_cast<int>(k.rows), first_new - state_->shift,
                   state_->repeat || (cache.weighs() && state_->is_observing(cache)));
     }
+    for (SealJob& job : jobs) job.layer = layer;
     if (backend.seal(jobs) >= 0) {
       backend.fetch(k);
       backend.fetch(v);

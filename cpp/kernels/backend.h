@@ -169,6 +169,7 @@ struct SealJob {
   // comes first, leaves of the row.
   PageFormat coefficients{};
   bool codes_first = false;
+  int32_t layer = 0;  // that end_pass() names
 };
 
 // How attention reads pages: as they lie in memory; after it has rebuilt their rows; or, where the
@@ -183,6 +184,13 @@ class Backend {
   virtual MemorySource& memory() { return host_memory(); }
   void fetch(ConstMat mat) { memory().fetch(mat.data, bytes_of(mat)); }
   void send(ConstMat mat) { memory().send(mat.data, bytes_of(mat)); }
+  // What one thread has done between the two is a forward pass, which is like the one before as a
+  // rule. A device need not begin before it ends, unless the host asks for results. The latter
+  // waits, and returns the first layer of the pass that had rows to seal() which are not finite, or
+  // -1. A pass that fails ends with cancel_pass(), which may be called at any time.
+  virtual void begin_pass() {}
+  virtual int32_t end_pass() { return -1; }
+  virtual void cancel_pass() noexcept {}
   // Bytes that stay as they are and where they are as long as this backend is used.
   virtual void keep(std::span<const std::byte> /*constants*/) {}
   // Whether the latest operation was computed by the CPU, although this backend is a device.
@@ -222,7 +230,7 @@ class Backend {
   // May be called from several threads at once.
   virtual void dot_halves(const HalfDots& job) const = 0;
   // Codes all jobs, no two of which write to one page of codes; returns the index of a job that
-  // holds a NaN or infinity, or -1.
+  // holds a NaN or infinity, or -1. Within a pass a device may leave that to end_pass().
   virtual int64_t seal(std::span<const SealJob> jobs) = 0;
 
  private:

@@ -45,6 +45,7 @@ class TracingBackend final : public Backend {
   MemorySource& memory() override { return backend_->memory(); }
   void keep(std::span<const std::byte> constants) override { backend_->keep(constants); }
   bool was_on_host() const override { return backend_->was_on_host(); }
+  // Passes are not known to a device: every operation is waited for.
 
   size_t repacked_bytes(const Weight& weight) const override {
     return backend_->repacked_bytes(weight);

@@ -31,9 +31,16 @@ void Decoder::forward(const Batch& batch) {
   try {
     run(batch);
   } catch (...) {
+    backend_.cancel_pass();
     for (const Batch::Slice& slice : batch.slices) slice.cache->rollback();
     throw;
   }
+}
+
+void Decoder::end_pass() {
+  const int32_t layer = backend_.end_pass();
+  if (layer < 0) return;
+  throw Error(message("layer ", layer, ": expected finite keys and values, found NaN or infinity"));
 }
 
 void Decoder::check_positions(const Batch& batch) const {
@@ -87,6 +94,7 @@ void Decoder::run(const Batch& batch) {
                                   : reads_prompt ? PrecisionPlan::prompt()
                                                  : PrecisionPlan::decode();
   act_ = plan_memory(batch.n_tokens());
+  backend_.begin_pass();
   embed(batch);
 
   for (size_t i = 0; i < spec_.layers.size(); ++i) {
@@ -109,12 +117,14 @@ void Decoder::run(const Batch& batch) {
     backend_.add(act_.x, act_.block);
   }
 
-  write_logits(batch, precision);
+  const ConstMat unread = write_logits(batch, precision);
   for (const Batch::Slice& slice : batch.slices) {
     if (!slice.commit) continue;
     slice.cache->prepare_commit(backend_, static_cast<int>(slice.tokens.size()),
                                 slice.prompt_goes_on);
   }
+  end_pass();
+  if (unread.rows > 0) read_logits(batch.slices, unread);
   for (const Batch::Slice& slice : batch.slices) {
     if (slice.commit) slice.cache->finish_commit(static_cast<int>(slice.tokens.size()));
   }
@@ -122,10 +132,22 @@ void Decoder::run(const Batch& batch) {
   backend_.memory().wait();
 }
 
+void Decoder::read_logits(std::span<const Batch::Slice> slices, ConstMat shared) {
+  backend_.fetch(shared);
+  int64_t row = 0;
+  for (const Batch::Slice& slice : slices) {
+    for (int64_t r = 0; r < slice.logits.rows; ++r) {
+      std::copy_n(shared.row(row++), shared.cols, slice.logits.row(r));
+    }
+  }
+}
+
 // Slices that want a few rows share one product, so that the output matrix, the largest of all, is
-// read once for them and not once for each.
-void Decoder::write_logits(const Batch& batch, const PrecisionPlan& precision) {
+// read once for them and not once for each. Where all of them do, or the results are on a device,
+// which is not to wait in the midst of a pass, they are returned for read_logits().
+ConstMat Decoder::write_logits(const Batch& batch, const PrecisionPlan& precision) {
   constexpr int64_t kSharedRows = 32;  // bounds the scratch memory
+  const bool on_device = &backend_.memory() != &host_memory();
   const std::span<const Batch::Slice> slices = batch.slices;
   int64_t end = 0;
   for (size_t first = 0, last = 0; first < slices.size(); first = last) {
@@ -140,21 +162,17 @@ void Decoder::write_logits(const Batch& batch, const PrecisionPlan& precision) {
     } while (last < slices.size() && rows <= kSharedRows - kFewRows &&
              std::max(slices[first].logits.rows, slices[last].logits.rows) <= kFewRows);
     const ConstMat normed = act_.normed.block(0, rows);
-    if (last == first + 1) {
+    if (last == first + 1 && (!on_device || rows > kSharedRows)) {
       multiply_logits(normed, slices[first].logits, precision);
       continue;
     }
     const int64_t vocab_size = weights_.output.rows;
     const Mat shared(logits_.get<float>(static_cast<size_t>(rows * vocab_size)), rows, vocab_size);
     multiply_logits(normed, shared, precision);
-    backend_.fetch(shared);
-    int64_t row = 0;
-    for (size_t i = first; i < last; row += slices[i++].logits.rows) {
-      for (int64_t r = 0; r < slices[i].logits.rows; ++r) {
-        std::copy_n(shared.row(row + r), vocab_size, slices[i].logits.row(r));
-      }
-    }
+    if (first == 0 && last == slices.size()) return shared;
+    read_logits(slices.subspan(first, last - first), shared);
   }
+  return {};
 }
 
 void Decoder::multiply_logits(ConstMat normed, Mat logits, const PrecisionPlan& precision) {

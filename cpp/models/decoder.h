@@ -80,7 +80,9 @@ class Decoder {
   void run(const Batch& batch);
   void embed(const Batch& batch);
   void norm(ConstMat x, const NormWeights& weights, Mat out);
-  void write_logits(const Batch& batch, const PrecisionPlan& precision);
+  ConstMat write_logits(const Batch& batch, const PrecisionPlan& precision);
+  void read_logits(std::span<const Batch::Slice> slices, ConstMat shared);
+  void end_pass();
   void multiply_logits(ConstMat normed, Mat logits, const PrecisionPlan& precision);
   Activations plan_memory(int64_t n);
 

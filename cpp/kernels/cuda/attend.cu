@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <type_traits>
 
-#include "kernels/cuda/attend_basis.h"
+#include "kernels/cuda/attend_lift.h"
 #include "kernels/few_rows.h"
 
 namespace kve::cuda {
@@ -94,34 +94,6 @@ __device__ __forceinline__ void write_log_sum(const AttendArgs& args, int vector
   args.log_sums[at] = total.most + log2f(total.sum) - kLift;
 }
 
-// Which tiles a block reads, and which rows its queries see of them.
-struct Walk {
-  int kv_head;
-  int first_vector;
-  int sink_tiles;
-  int first_tile;
-  int end_tile;
-  int begin;
-  int end;
-};
-__device__ __forceinline__ Walk plan_walk(const AttendArgs& args, const HeadRows& head,
-                                          int columns) {
-  Walk walk{};
-  walk.kv_head = static_cast<int>(blockIdx.y);
-  walk.first_vector = static_cast<int>(blockIdx.z) * columns;
-  const int last_vector = least(walk.first_vector + columns, args.n_queries * args.group) - 1;
-  walk.end = least(head.n_rows, head.first_row + last_vector / args.group + 1);
-  if (args.window > 0) {
-    const int oldest = head.first_row + walk.first_vector / args.group - args.window + 1;
-    walk.begin = most_of(0, oldest);
-  }
-  walk.sink_tiles = (head.sink_rows + kTileRows - 1) / kTileRows;
-  const int tiles = walk.sink_tiles + (head.n_rows - head.sink_rows + kTileRows - 1) / kTileRows;
-  walk.first_tile = static_cast<int>(blockIdx.x) * args.part_tiles;
-  walk.end_tile = least(tiles, walk.first_tile + args.part_tiles);
-  return walk;
-}
-
 template <int kBlocks, int kValueBlocks>
 __device__ __forceinline__ void begin_state(const AttendArgs& args, const HeadRows& head,
                                             const Walk& walk,
@@ -131,11 +103,7 @@ __device__ __forceinline__ void begin_state(const AttendArgs& args, const HeadRo
     KVE_UNROLL
     for (int n = 0; n < 2; ++n) {
       const int vector = walk.first_vector + b * kColumns + lane_id() % 4 * 2 + n;
-      state->last[b][n] = head.first_row + vector / args.group;
-      state->slope[b][n] = 0;
-      if (args.alibi != nullptr) {
-        state->slope[b][n] = args.alibi[walk.kv_head * args.group + vector % args.group] * kLog2E;
-      }
+      state->view[b][n] = view_of(args, head, walk.kv_head, vector);
       state->most[b][n] = -INFINITY;
       state->sum[b][n] = 0;
     }
@@ -316,8 +284,6 @@ __global__ void merge_parts_kernel(AttendArgs args) {
   if (threadIdx.x == 0) write_log_sum(args, vector, kv_head, total);
 }
 
-int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
-
 int32_t parts_of(int64_t n_queries, int64_t most_rows) {
   if (n_queries > kFewRows) return 1;
   // Sinks end a tile of their own.
@@ -355,23 +321,6 @@ void launch_attend(const AttendArgs& args, int32_t n_kv_heads) {
   });
 }
 
-AttendArgs args_of(const AttendParams& params, const ReadNeeds& needs, int64_t n_queries) {
-  AttendArgs args{};
-  args.n_queries = static_cast<int32_t>(n_queries);
-  args.n_heads = params.n_heads;
-  args.group = params.n_heads / params.n_kv_heads;
-  args.key_dim = params.key_dim;
-  args.value_dim = params.value_dim;
-  args.key_numbers = std::max(params.key_dim, needs.key_numbers);
-  args.value_numbers = std::max(params.value_dim, needs.value_numbers);
-  args.lifts = needs.several_lifts ? 2 : 1;
-  args.window = params.window;
-  args.scale = params.scale * kLog2E;
-  args.softcap = params.softcap * kLog2E;
-  args.inverse_softcap = params.softcap > 0 ? params.scale / params.softcap : 0;
-  return args;
-}
-
 }  // namespace
 
 size_t attend_scratch(const AttendParams& params, int64_t n_queries, int64_t most_rows) {
@@ -391,10 +340,10 @@ void attend(const AttendParams& params, const AttendJob& job, std::byte* scratch
   args.q = job.q.data;
   args.q_stride = job.q.stride;
   args.heads = job.heads;
+  args.alibi = job.alibi;
   args.out = job.out.data;
   args.out_stride = job.out.stride;
   args.log_sums = job.log_sums;
-  args.alibi = job.alibi;
   args.n_parts = parts_of(job.q.rows, job.most_rows);
   args.part_tiles = args.n_parts == 1 ? INT32_MAX / 2 : kPartTiles;
   args.partials = args.n_parts == 1 ? nullptr : reinterpret_cast<float*>(scratch);

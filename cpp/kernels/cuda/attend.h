@@ -5,7 +5,7 @@
 // and weights are rounded to binary16, the sums are binary32.
 //
 // Rows in a basis are never lifted: queries are turned to the anchor of a page and projected
-// (attend_basis.h), and what values add up to is lifted once for each warp.
+// (attend_queries.h), and what values add up to is lifted once for each warp.
 #pragma once
 
 #include <string>
@@ -131,5 +131,19 @@ size_t attend_shared(const AttendParams& params, const ReadNeeds& needs, int64_t
 // Bytes of scratch memory on the device.
 size_t attend_scratch(const AttendParams& params, int64_t n_queries, int64_t most_rows);
 void attend(const AttendParams& params, const AttendJob& job, std::byte* scratch);
+
+// The weights that queries give rows, as Backend::attention_mass().
+struct MassJob {
+  MassOf what = MassOf::sum;
+  ConstMat q;                       // [n, n_heads * key_dim]
+  const HeadRows* heads = nullptr;  // [n_kv_heads]
+  int32_t most_rows = 0;            // the largest n_rows
+  ReadNeeds needs{};
+  const float* alibi = nullptr;
+  const float* log_sums = nullptr;  // [n, n_heads]
+  float* mass = nullptr;            // [n_kv_heads][most_rows]
+};
+size_t mass_shared(const AttendParams& params, const ReadNeeds& needs);
+void attention_mass(const AttendParams& params, const MassJob& job);
 
 }  // namespace kve::cuda

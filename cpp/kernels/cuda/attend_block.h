@@ -1,6 +1,8 @@
 // What the threads of a block share in attention: its arguments, and the block's queries.
 #pragma once
 
+#include <algorithm>
+
 #include "kernels/cuda/fragments.h"
 
 namespace kve::cuda {
@@ -42,6 +44,25 @@ struct AttendArgs {
   const float* alibi;  // [n_heads], null: none
 };
 
+inline int64_t divide_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit; }
+
+inline AttendArgs args_of(const AttendParams& params, const ReadNeeds& needs, int64_t n_queries) {
+  AttendArgs args{};
+  args.n_queries = static_cast<int32_t>(n_queries);
+  args.n_heads = params.n_heads;
+  args.group = params.n_heads / params.n_kv_heads;
+  args.key_dim = params.key_dim;
+  args.value_dim = params.value_dim;
+  args.key_numbers = std::max(params.key_dim, needs.key_numbers);
+  args.value_numbers = std::max(params.value_dim, needs.value_numbers);
+  args.lifts = needs.several_lifts ? 2 : 1;
+  args.window = params.window;
+  args.scale = params.scale * kLog2E;
+  args.softcap = params.softcap * kLog2E;
+  args.inverse_softcap = params.softcap > 0 ? params.scale / params.softcap : 0;
+  return args;
+}
+
 // Maximum and sum, in base 2, of the weights of one vector in a part.
 struct PartialSums {
   float most;
@@ -61,7 +82,7 @@ struct Shared {
   PartialSums* partial;  // [warps][columns]
   uint16_t* key_tables;  // [kMostTiers][kTableCodes]
   uint16_t* value_tables;
-  // Of a warp, where pages are in a basis (attend_basis.h).
+  // Of a warp, where pages are in a basis (attend_queries.h).
   unsigned char* bases;
   float* lifted;  // [numbers of WarpState::out][32 threads], or null
 };

@@ -1,64 +1,16 @@
 // What one warp does with one tile of rows in attention: scores, weights, weighted values.
 #pragma once
 
-#include <math.h>
-
-#include "kernels/cuda/attend_block.h"
+#include "kernels/cuda/attend_rows.h"
 
 namespace kve::cuda {
-
-// A run of a head's rows that are all in one place on each side. Its tile begins at row `base`.
-struct Run {
-  int base;
-  int first;  // within the tile
-  int end;
-};
-
-// Where rows of a run are.
-struct RunRows {
-  const PageKind* kind;  // of rows in a page; else null
-  CodedRows coded;       // of codes; else without a page
-  FloatRows floats;
-  int n_channels;
-};
-// `dim`: channels of rows that are not in a page; tables: as in Shared.
-__device__ __forceinline__ RunRows rows_of(const SideRows& side, int sink_rows, const Run& run,
-                                           int dim, const uint16_t* tables) {
-  RunRows rows{nullptr,
-               {nullptr, nullptr, 0, nullptr},
-               {nullptr, 0, run.first, run.end, FloatKind::f16},
-               dim};
-  const int body = run.base - sink_rows;  // negative: sinks
-  if (body >= 0 && body + run.first < side.page_rows) {
-    const PagePlace place = side.pages[body / kPageTokens];
-    const SideFormat& format = side.kinds[place.kind].format;
-    rows.kind = side.kinds + place.kind;
-    rows.n_channels = side.n_channels;
-    if (format.coded) {
-      rows.coded = {&format, place.data, side.first_channel,
-                    format.has_table ? tables + place.kind % side.n_tiers * kTableCodes : nullptr};
-    } else {
-      const int64_t bytes = format.floats == FloatKind::f32 ? 4 : 2;
-      rows.floats.data = place.data + bytes * side.first_channel;
-      rows.floats.stride = bytes * format.width;
-      rows.floats.floats = format.floats;
-    }
-    return rows;
-  }
-  const uint16_t* data = body < 0 ? side.sinks : side.tail;
-  const int64_t row = body < 0 ? run.base : body - side.page_rows;
-  rows.floats.data = reinterpret_cast<const std::byte*>(data + row * side.row_stride);
-  rows.floats.stride = 2 * static_cast<int64_t>(side.row_stride);
-  return rows;
-}
 
 // State of a warp: scores and sums of kBlocks blocks of columns, as fragments of C.
 template <int kBlocks, int kValueBlocks>
 struct WarpState {
-  int last[kBlocks][2];     // row that is seen, of columns 2i, 2i + 1
-  float slope[kBlocks][2];  // of linear biases, with log2(e)
-  float most[kBlocks][2];   // of columns 2i, 2i + 1
-  float sum[kBlocks][2];    // of this thread's rows
+  VectorView view[kBlocks][2];  // of columns 2i, 2i + 1
+  float most[kBlocks][2];       // of columns 2i, 2i + 1
+  float sum[kBlocks][2];        // of this thread's rows
   float out[kBlocks][kValueBlocks][4][4];
 };
 
@@ -147,7 +99,6 @@ __device__ __forceinline__ void weigh(const AttendArgs& args, const HeadRows& he
   const int g = lane_id() / 4;
   const int i = lane_id() % 4;
   const int token = g / 2 * 16 + g % 2 * 4;
-  const uint64_t* dead = head.dead;
   KVE_UNROLL
   for (int b = 0; b < kBlocks; ++b) {
     float most[2] = {state->most[b][0], state->most[b][1]};
@@ -155,24 +106,8 @@ __device__ __forceinline__ void weigh(const AttendArgs& args, const HeadRows& he
     for (int k = 0; k < 4; ++k) {
       KVE_UNROLL
       for (int n = 0; n < 4; ++n) {
-        const int t = token + k + n / 2 * 8;
-        const int row = run.base + t;
-        const int last = state->last[b][n % 2];
-        bool visible = t >= run.first && t < run.end && row <= last;
-        if (args.window > 0) visible = visible && row > last - args.window;
-        if (visible && dead != nullptr) visible = (dead[row / 64] >> (row % 64) & 1) == 0;
-        float score = scores[b][k][n] * (args.scale * factor);
-        if (args.softcap > 0) {
-          score = args.softcap * tanhf(scores[b][k][n] * (args.inverse_softcap * factor));
-        }
-        if (args.alibi != nullptr && visible) {
-          const int distance =
-              head.positions == nullptr
-                  ? row - last
-                  : head.positions[row] - head.positions[least(last, head.n_rows - 1)];
-          score += state->slope[b][n % 2] * static_cast<float>(distance);
-        }
-        scores[b][k][n] = visible ? score : -INFINITY;
+        scores[b][k][n] = score_of(args, head, run, state->view[b][n % 2], token + k + n / 2 * 8,
+                                   scores[b][k][n], factor);
         most[n % 2] = fmaxf(most[n % 2], scores[b][k][n]);
       }
     }

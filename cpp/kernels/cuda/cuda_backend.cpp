@@ -10,6 +10,7 @@ namespace {
 
 constexpr size_t kPackedAlignment = 64;
 constexpr int64_t kPackedTogether = 64 << 20;  // bytes of a weight
+constexpr size_t kMostFlags = 1024;            // seals of a pass that are not waited for
 
 size_t padded(size_t bytes) {
   return (bytes + kPackedAlignment - 1) / kPackedAlignment * kPackedAlignment;
@@ -30,7 +31,26 @@ CudaBackend::CudaBackend(std::unique_ptr<Backend> host)
       operands_(device_, memory_),
       rotations_(device_),
       heads_(device_, memory_, operands_, rotations_),
-      name_("cuda (" + device_.name() + ")") {}
+      name_("cuda (" + device_.name() + ")"),
+      flags_(device_, kMostFlags) {}
+
+void CudaBackend::begin_pass() {
+  device_.begin_pass();
+  flagged_layers_.clear();
+  device_.zero(flags_.data(), flags_.size() * sizeof(int32_t));
+}
+
+int32_t CudaBackend::end_pass() {
+  if (!device_.in_pass()) return -1;
+  failed_.resize(flagged_layers_.size());
+  if (!failed_.empty()) {
+    device_.download(failed_.data(), flags_.data(), failed_.size() * sizeof(int32_t));
+  }
+  device_.end_pass();
+  const auto first = std::ranges::find(failed_, 1);
+  return first == failed_.end() ? -1
+                                : flagged_layers_[static_cast<size_t>(first - failed_.begin())];
+}
 
 Operands& CudaBackend::on_device() {
   was_on_host_ = false;

@@ -1,8 +1,8 @@
 // The backend of an NVIDIA GPU. Weights, activations, pages and tails lie in its memory, and
 // kernels of this folder compute. What they do not know yet the CPU does with bytes that are
-// fetched, which takes long: attention to pages in a basis or of formats that format_refusal()
-// names, attention_mass(), dot_halves(), and sealing in a basis. Rows of embeddings are taken from
-// the mapped file and sent. was_on_host(), ReadPath::host and traces tell.
+// fetched, which takes long: attention to pages that side_refusal() names, and what can_seal() does
+// not take. Rows of embeddings are taken from the mapped file and sent, and dot_halves() is of
+// numbers in the host's memory. was_on_host(), ReadPath::host and traces tell.
 //
 // Precision::exact is binary32 in products of matrices; attention rounds queries, rows and weights
 // to binary16 in any precision.
@@ -34,6 +34,11 @@ class CudaBackend final : public Backend {
   MemorySource& memory() override { return memory_; }
   void keep(std::span<const std::byte> constants) override { operands_.keep(constants); }
   bool was_on_host() const override { return was_on_host_; }
+  void begin_pass() override;
+  int32_t end_pass() override;
+  void cancel_pass() noexcept override { device_.cancel_pass(); }
+  // Passes, or parts of them, that were one graph for the device.
+  int64_t replays() const { return device_.replays(); }
 
   size_t repacked_bytes(const Weight& weight) const override;
   void repack(const Weight& weight, std::byte* memory) override;
@@ -62,6 +67,8 @@ class CudaBackend final : public Backend {
   // cuda_backend_cache.cpp
   bool can_attend(const AttendParams& params, const AttendTask& task) const;
   void attend_on_device(const AttendParams& params, const AttendTask& task);
+  bool can_weigh(const AttendParams& params, const MassTask& task) const;
+  void weigh_on_device(const AttendParams& params, MassOf what, const MassTask& task);
   bool can_seal(const SealJob& job) const;
   // Has rows projected before they are coded.
   void add_projection(const SealJob& job, EncodeJob* to);
@@ -78,6 +85,9 @@ class CudaBackend final : public Backend {
   HeadTables heads_;
   std::string name_;
   bool was_on_host_ = false;
+  // Of the seals of a pass: whether rows were not finite, in device memory, and their layers.
+  DeviceArray<int32_t> flags_;
+  std::vector<int32_t> flagged_layers_;
   // Of one operation; kept for their memory.
   std::vector<std::byte> packed_;
   std::vector<EncodeJob> encode_jobs_;
@@ -85,6 +95,8 @@ class CudaBackend final : public Backend {
   std::vector<int64_t> chosen_;
   std::vector<SealJob> others_;
   std::vector<int32_t> failed_;
+  std::vector<float> mass_;
+  std::vector<HeadView> keys_;
 };
 
 }  // namespace kve::cuda

@@ -8,6 +8,10 @@ namespace {
 
 constexpr size_t kJobsTogether = 1024;
 
+bool reads_on_device(const SideView& side) {
+  return (side.pages.empty() || side_refusal(side).empty()) && side.row_stride % 4 == 0;
+}
+
 // Values from the first of a job's rows to the last.
 size_t rows_to_seal(const SealJob& job) {
   return static_cast<size_t>((job.n_rows - 1) * job.stride + job.width);
@@ -41,11 +45,9 @@ void CudaBackend::fetch_rows(const SideView& side) {
 
 bool CudaBackend::can_attend(const AttendParams& params, const AttendTask& task) const {
   if (!attend_refusal(params).empty() || task.q.stride % 4 != 0) return false;
-  const auto fits = [](const SideView& side) {
-    return (side.pages.empty() || side_refusal(side).empty()) && side.row_stride % 4 == 0;
-  };
-  if (!std::ranges::all_of(task.heads,
-                           [&](const HeadView& head) { return fits(head.k) && fits(head.v); })) {
+  if (!std::ranges::all_of(task.heads, [](const HeadView& head) {
+        return reads_on_device(head.k) && reads_on_device(head.v);
+      })) {
     return false;
   }
   const ReadNeeds needs = needs_of(task.heads);
@@ -89,11 +91,57 @@ void CudaBackend::attend(const AttendParams& params, std::span<const AttendTask>
 
 void CudaBackend::attention_mass(const AttendParams& params, MassOf what,
                                  std::span<const MassTask> tasks) {
+  bool was_on_host = false;
   for (const MassTask& task : tasks) {
-    fetch(task.q);
-    for (const HeadView& head : task.heads) fetch_rows(head.k);
+    if (can_weigh(params, task)) {
+      on_device();
+      weigh_on_device(params, what, task);
+    } else {
+      fetch(task.q);
+      for (const HeadView& head : task.heads) fetch_rows(head.k);
+      on_host().attention_mass(params, what, {&task, 1});
+      was_on_host = true;
+    }
   }
-  on_host().attention_mass(params, what, tasks);
+  was_on_host_ = was_on_host;
+}
+
+bool CudaBackend::can_weigh(const AttendParams& params, const MassTask& task) const {
+  if (!attend_refusal(params).empty() || task.q.stride % 4 != 0) return false;
+  const bool fit =
+      std::ranges::all_of(task.heads, [](const HeadView& head) { return reads_on_device(head.k); });
+  return fit && mass_shared(params, needs_of(task.heads)) <= device_.block_memory();
+}
+
+// The mass lies in the host's memory, where selectors are.
+void CudaBackend::weigh_on_device(const AttendParams& params, MassOf what, const MassTask& task) {
+  Operands& at = operands_;
+  keys_.assign(task.heads.begin(), task.heads.end());
+  for (HeadView& head : keys_) head.v = {};
+  const TaskHeads heads = heads_.find(keys_, task.first_pos, params.alibi != nullptr);
+  const auto most_rows = static_cast<size_t>(heads.most_rows);
+  const size_t n = most_rows * task.heads.size();
+  mass_.assign(n, 0);
+  for (size_t h = 0; h < task.heads.size(); ++h) {
+    std::copy_n(task.mass[h], task.heads[h].n_rows, mass_.data() + h * most_rows);
+  }
+  auto* mass = at.scratch<float>(n);
+  device_.upload(mass, mass_.data(), n * sizeof(float));
+  MassJob job;
+  job.what = what;
+  job.q = at.read(task.q);
+  job.heads = heads.rows;
+  job.most_rows = heads.most_rows;
+  job.needs = needs_of(keys_);
+  job.alibi = at.read(params.alibi, static_cast<size_t>(params.n_heads));
+  job.log_sums = at.read(task.log_sums, static_cast<size_t>(task.q.rows * params.n_heads));
+  job.mass = mass;
+  cuda::attention_mass(params, job);
+  device_.download(mass_.data(), mass, n * sizeof(float));
+  for (size_t h = 0; h < task.heads.size(); ++h) {
+    std::copy_n(mass_.data() + h * most_rows, task.heads[h].n_rows, task.mass[h]);
+  }
+  operands_.finish();
 }
 
 bool CudaBackend::can_seal(const SealJob& job) const {
@@ -181,12 +229,20 @@ int64_t CudaBackend::seal_on_device(std::span<const SealJob> jobs,
     to.work = at.scratch(encode_work_bytes(to));
     if (job.basis != nullptr) add_projection(job, &to);
   }
-  auto* failed = at.scratch<int32_t>(chosen.size());
-  device_.zero(failed, chosen.size() * sizeof(int32_t));
+  // Within a pass nobody waits, and one mark is enough for all.
+  const bool later = device_.in_pass() && flagged_layers_.size() < flags_.size();
+  int32_t* failed = flags_.data() + flagged_layers_.size();
+  if (later) {
+    flagged_layers_.push_back(jobs[static_cast<size_t>(chosen[0])].layer);
+  } else {
+    failed = at.scratch<int32_t>(chosen.size());
+    device_.zero(failed, chosen.size() * sizeof(int32_t));
+  }
   project(at.send(std::span<const ProjectJob>(project_jobs_)),
           static_cast<int>(project_jobs_.size()), most_rows, most_block);
-  encode(at.send(std::span<const EncodeJob>(encode_jobs_)), static_cast<int>(chosen.size()),
+  encode(at.send(std::span<const EncodeJob>(encode_jobs_)), static_cast<int>(chosen.size()), later,
          failed);
+  if (later) return -1;
   failed_.resize(chosen.size());
   device_.download(failed_.data(), failed, chosen.size() * sizeof(int32_t));
   operands_.finish();

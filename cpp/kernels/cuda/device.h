@@ -1,7 +1,8 @@
 // kernels/cuda/: the operations of kernels/backend.h on NVIDIA GPUs, file by file as in
 // kernels/cpu/. Headers are plain C++, so that tests call the operations without CUDA; sources are
 // written as exec.h says. Pointers named so in a header are to device memory. Operations start in
-// the order of their calls and run on; Device::synchronize() and download() wait for them.
+// the order of their calls and run on; Device::synchronize() and download() wait for them. Within a
+// pass they may start only then (launch_queue.h).
 //
 // This header is the device and its memory.
 #pragma once
@@ -10,20 +11,25 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/driver.h"
+
 namespace kve::cuda {
+
+class LaunchQueue;
 
 // The GPU in use, and all its memory that we hold. Thread-safe.
 class Device {
  public:
-  // Throws DeviceError: there is no GPU, its driver is older than this program needs, or it cannot
-  // run kernels of this program.
+  // Throws as driver::find_device().
   Device();
   Device(const Device&) = delete;
   Device& operator=(const Device&) = delete;
+  ~Device();
 
   // At least 256-byte aligned, not initialised. Throws CapacityError.
   std::byte* allocate(size_t bytes);
@@ -36,18 +42,30 @@ class Device {
   void zero(void* to, size_t bytes);
   void synchronize();  // with what all threads have launched
 
-  const std::string& name() const { return name_; }
-  int multiprocessors() const { return multiprocessors_; }
-  size_t block_memory() const { return block_memory_; }  // bytes that a block may share
-  size_t live() const { return live_; }                  // bytes
+  // What the calling thread launches between the two is one pass, which is like the one before as a
+  // rule. One thread at a time. The latter waits; instead, where that has no sense any more,
+  // cancel_pass(), which may be called at any time.
+  void begin_pass();
+  void end_pass();
+  void cancel_pass() noexcept;
+  bool in_pass() const;
+  // How often all that came between two waits was what the device knew already.
+  int64_t replays() const;
+
+  const std::string& name() const { return properties_.name; }
+  int multiprocessors() const { return properties_.multiprocessors; }
+  size_t block_memory() const { return properties_.block_memory; }  // bytes that a block may share
+  size_t live() const { return live_; }                             // bytes
   size_t peak() const { return peak_; }
 
  private:
   void count(size_t bytes);
+  void flush();
 
-  std::string name_;
-  int multiprocessors_ = 0;
-  size_t block_memory_ = 0;
+  driver::Properties properties_;
+  std::unique_ptr<LaunchQueue> queue_;
+  std::mutex bounce_mutex_;
+  std::byte* bounce_ = nullptr;  // locked memory that downloads go through
   std::atomic<size_t> live_ = 0;
   std::atomic<size_t> peak_ = 0;
 };

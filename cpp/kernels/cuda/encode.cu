@@ -17,6 +17,7 @@ constexpr int kFloatBlocks = 16;  // of a job of floats
 struct EncodeArgs {
   const EncodeJob* jobs;
   int32_t* failed;
+  int64_t step;  // from the mark of one job to that of the next
 };
 
 __device__ __forceinline__ float source_value(const EncodeJob& job, int row, int channel) {
@@ -44,7 +45,7 @@ __global__ void floats_kernel(EncodeArgs args) {
           id == CodecId::f16 ? saturate_to_half(value) : saturate_to_bf16(value);
     }
   }
-  if (!finite) args.failed[blockIdx.x] = 1;
+  if (!finite) args.failed[blockIdx.x * args.step] = 1;
 }
 
 // Groups in turn: values, a code to each in `codes`, and the parameters in the page.
@@ -106,7 +107,7 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
     rows[n] = value;
     codes[n] = 0;
   }
-  if (!finite) args.failed[blockIdx.x] = 1;
+  if (!finite) args.failed[blockIdx.x * args.step] = 1;
   __syncthreads();
   code_groups(job, rows, codes, stride);
   if (page.strip_bits != nullptr) put_means(job, rows, stride);
@@ -141,9 +142,9 @@ size_t encode_work_bytes(const EncodeJob& job) {
   return (values * (sizeof(float) + 1) + 15) / 16 * 16;
 }
 
-void encode(const EncodeJob* jobs, int n_jobs, int32_t* failed) {
+void encode(const EncodeJob* jobs, int n_jobs, bool together, int32_t* failed) {
   if (n_jobs == 0) return;
-  const EncodeArgs args{jobs, failed};
+  const EncodeArgs args{jobs, failed, together ? 0 : 1};
   const auto n = static_cast<unsigned>(n_jobs);
   launch("encode_floats", floats_kernel, {n, kFloatBlocks, 1}, kThreads, 0, args);
   launch("encode_codes", codes_kernel, {n, 1, 1}, kThreads, 0, args);

@@ -26,7 +26,7 @@ struct EncodeJob {
 size_t encode_work_bytes(const EncodeJob& job);
 
 // Runs jobs that lie in device memory, no two of which write to one page. failed [n_jobs], zeros at
-// first: 1 where a value is NaN or infinite.
-void encode(const EncodeJob* jobs, int n_jobs, int32_t* failed);
+// first: 1 where a value is NaN or infinite. `together`: failed [1] is of all jobs.
+void encode(const EncodeJob* jobs, int n_jobs, bool together, int32_t* failed);
 
 }  // namespace kve::cuda

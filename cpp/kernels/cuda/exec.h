@@ -9,6 +9,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <type_traits>
+
+#include "kernels/cuda/operation.h"
 
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -30,28 +33,29 @@ inline void check(cudaError_t result, const char* what) {
   throw DeviceError(message("cuda: ", what, ": ", cudaGetErrorString(result)));
 }
 
-struct GridSize {
-  unsigned x = 1;
-  unsigned y = 1;
-  unsigned z = 1;
-};
+}  // namespace kve::cuda
+#else
+#include "kernels/cuda/emulation.h"
+#endif
+
+namespace kve::cuda {
 
 // Runs grid.x * grid.y * grid.z blocks of `threads` threads, after what was launched before.
 template <class Args>
 void launch(const char* name, void (*kernel)(Args), GridSize grid, unsigned threads,
             size_t shared_bytes, const Args& args) {
-  constexpr size_t kSharedByDefault = 48 * 1024;
-  if (shared_bytes > kSharedByDefault) {
-    check(cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                               cudaFuncAttributeMaxDynamicSharedMemorySize,
-                               static_cast<int>(shared_bytes)),
-          name);
-  }
-  kernel<<<dim3(grid.x, grid.y, grid.z), threads, shared_bytes, cudaStreamPerThread>>>(args);
-  check(cudaGetLastError(), name);
+  static_assert(std::is_trivially_copyable_v<Args>);
+  Operation operation;
+  operation.name = name;
+  operation.kernel = reinterpret_cast<const void*>(kernel);
+#ifndef __CUDACC__
+  operation.run = emulation::run_kernel<Args>;
+#endif
+  operation.grid = grid;
+  operation.threads = threads;
+  operation.shared_bytes = shared_bytes;
+  operation.bytes = sizeof(Args);
+  submit(operation, reinterpret_cast<const std::byte*>(&args));
 }
 
 }  // namespace kve::cuda
-#else
-#include "kernels/cuda/emulation.h"
-#endif

@@ -80,7 +80,7 @@ SideBasis HeadTables::find_basis(const BasisView& basis, const AnchorAngles& ang
   found.lift8_scale = operands_.read(basis.lift8_scale, rows);
   if (basis.lift8 != nullptr) {
     // Queries stay about as large as they are, and so do coefficients, which are an eighth of a
-    // byte's range smaller (attend_basis.h).
+    // byte's range smaller (attend_queries.h).
     const float most = *std::max_element(basis.lift8_scale, basis.lift8_scale + rows);
     if (most > 0) found.query_factor = std::ldexp(1.0f, -std::ilogb(most));
     found.score_factor = 128 / found.query_factor;

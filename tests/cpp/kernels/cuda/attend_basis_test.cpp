@@ -96,7 +96,7 @@ struct Case {
   std::vector<CodecSpec> key_codecs = {keys_of(4)};
   std::vector<CodecSpec> value_codecs = {values_of(4)};
   std::vector<uint8_t> strips{};  // of keys
-  int pairs = 32;               // 0: keys are not turned
+  int pairs = 32;                 // 0: keys are not turned
   bool interleaved = false;
   bool gaps = false;
   int n_queries = 1;
@@ -185,6 +185,35 @@ class CudaAttendBasis : public CudaTest {
     EXPECT_LT(test::rms_error(found, expected), 3e-3);
     EXPECT_LT(test::relative_error(found, expected), 9e-3);
     for (size_t n = 0; n < sums.size(); ++n) EXPECT_NEAR(sums[n], expected_sums[n], 0.02) << n;
+    check_mass(params, {.q = {q.data(), c.n_queries, int64_t{n_heads} * c.keys.dim},
+                        .heads = heads,
+                        .first_pos = last - c.n_queries + 1,
+                        .log_sums = expected_sums.data(),
+                        .mass = {}});
+  }
+
+  // What rows get of the queries.
+  void check_mass(const AttendParams& params, MassTask task) {
+    for (const MassOf what : {MassOf::sum, MassOf::most}) {
+      const auto run = [&](Backend& backend) {
+        std::vector<std::vector<float>> mass;
+        std::vector<float*> heads;
+        for (const HeadView& head : task.heads) {
+          mass.emplace_back(static_cast<size_t>(head.n_rows), 0.01f);
+        }
+        for (auto& each : mass) heads.push_back(each.data());
+        task.mass = heads;
+        backend.attention_mass(params, what, {&task, 1});
+        return mass;
+      };
+      const auto expected = run(*cpu_);
+      const auto found = run(*gpu_);
+      EXPECT_FALSE(gpu_->was_on_host());
+      for (size_t h = 0; h < expected.size(); ++h) {
+        const std::vector<double> own(expected[h].begin(), expected[h].end());
+        EXPECT_LT(test::relative_error(found[h], own), 2e-2) << h;
+      }
+    }
   }
 
   std::unique_ptr<Backend> cpu_ = make_cpu_backend(2);

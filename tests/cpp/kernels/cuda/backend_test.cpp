@@ -232,6 +232,33 @@ TEST_P(CudaBackendTest, AttendsWithLinearBiasesAndToRowsOfF32) {
   }
 }
 
+TEST_P(CudaBackendTest, WeighsRowsAsItsDefinitionSays) {
+  CodecSpec codec = {CodecId::coded, {Coding::asym, 8}};
+  codec.group = 32;
+  for (const int queries : {1, 3, 20}) {
+    for (const bool gaps : {false, true}) {
+      test::Case c{.n_queries = queries, .k_codec = codec, .sinks = 4};
+      c.gaps = c.dead = c.alibi = gaps;
+      const test::Problem problem(c);
+      std::vector<float> log_sums;
+      problem.run(*backend_, &log_sums);
+      for (const MassOf what : {MassOf::sum, MassOf::most}) {
+        std::vector<float> mass(static_cast<size_t>(c.n_kv_heads * c.n_rows));
+        std::vector<float*> heads;
+        for (int h = 0; h < c.n_kv_heads; ++h) heads.push_back(mass.data() + h * c.n_rows);
+        const MassTask task{.q = problem.queries(),
+                            .heads = problem.heads,
+                            .first_pos = problem.first_query(),
+                            .log_sums = log_sums.data(),
+                            .mass = heads};
+        backend_->attention_mass(problem.params, what, {&task, 1});
+        EXPECT_FALSE(backend_->was_on_host());
+        EXPECT_LT(test::relative_error(mass, problem.mass(what, 0)), 1e-2) << queries;
+      }
+    }
+  }
+}
+
 // Not known to the kernels: the CPU, and said so.
 TEST_P(CudaBackendTest, LeavesOtherPagesToTheCpu) {
   CodecSpec centred{CodecId::coded, {Coding::asym, 4}};

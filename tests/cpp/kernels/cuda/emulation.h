@@ -7,7 +7,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <functional>
+
+#include "kernels/cuda/operation.h"
 
 #define __global__
 #define __device__
@@ -17,12 +20,6 @@
 #define KVE_SHARED(name) unsigned char* const name = ::kve::cuda::emulation::shared_memory()
 
 namespace kve::cuda {
-
-struct GridSize {
-  unsigned x = 1;
-  unsigned y = 1;
-  unsigned z = 1;
-};
 
 // Of the running fiber, as CUDA names them.
 inline GridSize threadIdx;
@@ -50,16 +47,19 @@ void wait_for_warp();
 const Shown* exchange(const Shown& mine);
 void run(const char* name, GridSize grid, unsigned threads, size_t shared_bytes,
          const std::function<void()>& kernel);
+// Operation::run of kernels that take Args.
+template <class Args>
+void run_kernel(const Operation& operation, const std::byte* bytes) {
+  Args args;
+  std::memcpy(&args, bytes, sizeof(Args));
+  auto* kernel = reinterpret_cast<void (*)(Args)>(const_cast<void*>(operation.kernel));
+  run(operation.name, operation.grid, operation.threads, operation.shared_bytes,
+      [&] { kernel(args); });
+}
 
 }  // namespace emulation
 
 inline void __syncthreads() { emulation::wait_for_block(); }
 inline void __syncwarp() { emulation::wait_for_warp(); }
-
-template <class Args>
-void launch(const char* name, void (*kernel)(Args), GridSize grid, unsigned threads,
-            size_t shared_bytes, const Args& args) {
-  emulation::run(name, grid, threads, shared_bytes, [&] { kernel(args); });
-}
 
 }  // namespace kve::cuda

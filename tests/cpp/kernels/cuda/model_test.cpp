@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cache/kv_cache.h"
+#include "cache/registry.h"
 #include "engine/tiny_model.h"
 #include "gguf/gguf_file.h"
 #include "kernels/cuda/cuda_backend.h"
@@ -25,10 +26,11 @@ std::filesystem::path tiny_folder() {
 
 class CudaModelTest : public CudaTest {
  protected:
-  // Of n_tokens, read up to 40 at a time and the last one alone: those of the last token of each
-  // pass, [passes][vocab_size].
+  // Of n_tokens, read up to 40 at a time and the last `n_alone` one by one: those of the last token
+  // of each pass, [passes][vocab_size]. path: how pages are read at the end.
   static std::vector<float> logits(Backend& backend, const std::filesystem::path& path,
-                                   std::string_view cache_spec, int n_tokens, bool exact) {
+                                   std::string_view cache_spec, int n_tokens, bool exact,
+                                   int n_alone, ReadPath* read_path) {
     const auto file = GgufFile::open(path);
     const ModelSpec spec = describe(*file);
     ModelWeights weights(file, spec);
@@ -41,7 +43,7 @@ class CudaModelTest : public CudaTest {
     std::vector<float> out;
     std::vector<float> last(static_cast<size_t>(spec.vocab_size));
     for (int done = 0; done < n_tokens;) {
-      const int n = std::max(1, std::min(40, n_tokens - 1 - done));
+      const int n = std::max(1, std::min(40, n_tokens - n_alone - done));
       const auto chunk =
           std::span(tokens).subspan(static_cast<size_t>(done), static_cast<size_t>(n));
       const Batch::Slice slice{
@@ -50,6 +52,7 @@ class CudaModelTest : public CudaTest {
       out.insert(out.end(), last.begin(), last.end());
       done += n;
     }
+    *read_path = cache.read_path(backend, Precision::fast);
     return out;
   }
 
@@ -73,15 +76,21 @@ class CudaModelTest : public CudaTest {
     return sum * static_cast<double>(width) / static_cast<double>(expected.size());
   }
 
-  void check(const std::filesystem::path& path, std::string_view cache, int n_tokens, bool exact,
-             double bound) {
+  // Returns how many passes were replayed.
+  int64_t check(const std::filesystem::path& path, std::string_view cache, int n_tokens, bool exact,
+                double bound, int n_alone = 1) {
     CudaBackend gpu(make_cpu_backend(2));
     const auto cpu = make_cpu_backend(2);
-    const std::vector<float> expected = logits(*cpu, path, cache, n_tokens, true);
-    const std::vector<float> found = logits(gpu, path, cache, n_tokens, exact);
+    const std::vector<float> expected =
+        logits(*cpu, path, cache, n_tokens, true, n_alone, &read_path_);
+    const std::vector<float> found =
+        logits(gpu, path, cache, n_tokens, exact, n_alone, &read_path_);
     const auto width = static_cast<size_t>(describe(*GgufFile::open(path)).vocab_size);
     EXPECT_LT(std::abs(divergence(expected, found, width)), bound) << path.stem() << ", " << cache;
+    return gpu.replays();
   }
+
+  ReadPath read_path_{};  // of the GPU
 };
 
 std::vector<std::filesystem::path> tiny_models() {
@@ -120,6 +129,53 @@ TEST_P(CudaModelTest, EveryKindOfCacheGivesTheLogitsOfTheCpu) {
   }
   // More than a page and a tail.
   check(path, "k=int4:per=channel,group=32,tail=16+v=int2:group=32,tail=16", 84, true, 1e-4);
+}
+
+// Keys turned back and in a fitted basis of several sizes, values under Hadamard rotations.
+TEST_P(CudaModelTest, RecommendedCachesStayOnTheDevice) {
+  const test::TemporaryFolder folder;
+  const test::TinyModel tiny{.n_layers = 1, .type = WeightType::q8_0};
+  const std::filesystem::path path = folder / "tiny.gguf";
+  test::TinyWriter(tiny).build().write(path);
+  const std::string codes =
+      ":per=channel,group=64,fit=search,scale=log8,tail=4,sinks=4+v=hadamard+v=lm";
+  for (const std::string bits : {"4", "2"}) {
+    check(path,
+          "k=klt:fit=64,anchor=64+k=int" + bits + codes + bits +
+              ":group=head,fit=energy,scale=log8,tail=4",
+          96, true, 1e-3, 2);
+    EXPECT_EQ(read_path_, ReadPath::fused);
+  }
+  check(path, "hadamard+q8_0:tail=8,sinks=4", 48, true, 1e-4);
+  EXPECT_EQ(read_path_, ReadPath::fused);
+}
+
+// Nothing that a step's kernels are given changes between steps but what lies in device memory.
+TEST_P(CudaModelTest, StepsAreReplayed) {
+  const test::TemporaryFolder folder;
+  const test::TinyModel tiny{.n_layers = 2, .type = WeightType::q8_0};
+  const std::filesystem::path path = folder / "tiny.gguf";
+  test::TinyWriter(tiny).build().write(path);
+  EXPECT_GE(check(path, "f16", 20, true, 1e-4, 8), 5);
+  EXPECT_GE(
+      check(path, "k=int4:per=channel,group=32,tail=32+v=int4:group=32,tail=32", 20, true, 1e-4, 8),
+      5);
+}
+
+// Formats that are read as they lie (bases that are fitted are not there yet); the CPU reads those
+// with factors.
+TEST_P(CudaModelTest, MostPresetsAreRead) {
+  CudaBackend gpu(make_cpu_backend(1));
+  const std::vector<LayerShape> layers{{.n_kv_heads = 2, .key_dim = 128, .value_dim = 128}};
+  std::string others;
+  for (const CachePreset& preset : cache_presets()) {
+    if (preset.spec.find("FILE") != std::string_view::npos) continue;
+    const KvCache cache(CacheSpec::parse(preset.name), layers, {}, gpu.memory());
+    if (cache.read_path(gpu, Precision::fast) != ReadPath::fused) {
+      others += std::string(preset.name) + ' ';
+    }
+  }
+  EXPECT_EQ(others, "kvarn4 kvarn3 kvarn2 ");
 }
 
 // In one order: they take long, and the kernels are tested in both.
