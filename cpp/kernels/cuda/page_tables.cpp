@@ -44,7 +44,17 @@ const PagePlace* PageTables::find(std::span<const PageView> pages, const PageAnc
   };
   const size_t known = std::min(table.pages.size(), pages.size());
   size_t same = 0;
-  while (same < known && table.pages[same] == place_of(same)) ++same;
+  if (table.anchors.same(anchors)) {
+    // There are many pages, and in most steps nothing is new.
+    const PagePlace* places = table.pages.data();
+    const auto goes_on = [&](size_t i) {
+      return places[i].data == pages[i].data && places[i].kind == pages[i].basis;
+    };
+    while (same < known && goes_on(same)) ++same;
+  } else {
+    while (same < known && table.pages[same] == place_of(same)) ++same;
+  }
+  table.anchors = anchors;
   table.pages.resize(pages.size());
   changed_.clear();
   Twin block;  // of the page before: there are many to a block

@@ -25,6 +25,13 @@ struct PageAnchors {
     const auto row = static_cast<int64_t>(page) * kPageTokens;
     return angles.row_of(positions != nullptr ? positions[row] : first_position + row);
   }
+  // Whether of() gives the same for all pages, as far as that can be told without asking for them.
+  bool same(const PageAnchors& other) const {
+    return positions == nullptr && other.positions == nullptr &&
+           (angles.rows == nullptr) == (other.angles.rows == nullptr) &&
+           angles.offset == other.angles.offset && angles.step == other.angles.step &&
+           first_position == other.first_position;
+  }
 };
 
 class PageTables {
@@ -43,6 +50,7 @@ class PageTables {
  private:
   struct Table {
     std::vector<PagePlace> pages;  // as the host knows them
+    PageAnchors anchors{};
     PagePlace* device = nullptr;
     size_t room = 0;
   };
