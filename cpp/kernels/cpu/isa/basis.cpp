@@ -2,6 +2,8 @@
 
 #include <string.h>
 
+#include "kernels/cpu/isa/word_tiles.h"
+
 namespace kve::KVE_ISA {
 
 static Projection carve_projection(Carver& carver, int64_t dim, int64_t most_pages,
@@ -14,7 +16,18 @@ static Projection carve_projection(Carver& carver, int64_t dim, int64_t most_pag
   plan.queries = carver.take<float>(n_vectors * padded);
   plan.turned = carver.take<float>(padded);
   plan.rows = carver.take<float>(most_pages * n_vectors * padded);
-  plan.lift = carver.take<float>(round_up(dim, 2) * plan.lift_stride);
+  plan.lift = carver.take<float>(round_up(dim, kLanes) * round_up(dim, kGemmCols));
+#if defined(KVE_WORD_TILES)
+  const int64_t lanes = round_up(dim, kLiftLanes);
+  const int64_t rows = round_up(most_pages * n_vectors, kWordLiftRows);
+  plan.key_words = padded / 2;
+  plan.columns = carver.take<int32_t>(lanes * plan.key_words);
+  plan.column_scale = carver.take<float>(lanes);
+  plan.words = carver.take<int32_t>(rows * plan.key_words);
+  plan.word_scale = carver.take<float>(rows);
+  plan.query_inverse = carver.take<float>(n_vectors);
+  plan.codes = carver.take<int32_t>(kLanes * plan.key_words);
+#endif
   return plan;
 }
 
@@ -59,6 +72,32 @@ static void round_lift(const Projection& plan) {
 }
 #endif
 
+#if defined(KVE_WORD_TILES)
+// Columns of the lift and scales of the queries.
+static void plan_words(Projection* plan) {
+  const BasisView& basis = plan->basis;
+  const int64_t width = basis.block_width;
+  float* columns = plan->lift;
+  memset(columns, 0, sizeof(float) * static_cast<size_t>(width * plan->row_stride));
+  for (int64_t j = 0; j < basis.block; ++j) {
+    const int64_t row = lift_row(*plan, j);
+    float numbers[kLanes];
+    for (int64_t c = 0; c < width; c += kLanes) {
+      store(numbers, lift_numbers(basis, row, c));
+      for (int64_t i = 0; i < least(kLanes, width - c); ++i) {
+        columns[(c + i) * plan->row_stride + j] = numbers[i];
+      }
+    }
+  }
+  quantize_queries(columns, plan->row_stride, width, plan->key_words, kLiftLanes, plan->codes,
+                   plan->columns, plan->column_scale);
+  for (int64_t v = 0; v < plan->n_vectors; ++v) {
+    plan->query_inverse[v] =
+        row_step(plan->queries + v * plan->row_stride, basis.dim, plan->word_scale + v);
+  }
+}
+#endif
+
 // ---- queries ----
 
 // In the order that lift_row() asks for.
@@ -92,6 +131,12 @@ Projection plan_projection(const BasisView& basis, const float* queries, int64_t
 #if defined(KVE_BF16_DOT)
   if (plan.rounded) {
     round_lift(plan);
+    return plan;
+  }
+#elif defined(KVE_WORD_TILES)
+  plan.in_words = rounded && dense;
+  if (plan.in_words) {
+    plan_words(&plan);
     return plan;
   }
 #endif
@@ -157,8 +202,32 @@ static void put_row(const Projection& plan, const float* query, float* to) {
   memcpy(to, query, sizeof(float) * static_cast<size_t>(dim));
 }
 
+#if defined(KVE_WORD_TILES)
+static void project_words(const Projection& plan, const float* const* angles, int64_t n_pages,
+                          float* coefficients, int64_t stride) {
+  const int64_t n_rows = n_pages * plan.n_vectors;
+  WordTile tile = {};
+  tile.key_words = plan.key_words;
+  tile.keys = plan.words;
+  tile.key_scale = plan.word_scale;
+  for (int64_t r = 0; r < n_rows; ++r) {
+    const int64_t v = r % plan.n_vectors;
+    const float* turn = plan.basis.anchor == 0 ? nullptr : angles[r / plan.n_vectors];
+    const float* query = turned_query(plan, plan.queries + v * plan.row_stride, turn);
+    put_row_words(query, plan.basis.dim, plan.query_inverse[v], plan.key_words,
+                  plan.words + r * plan.key_words);
+    plan.word_scale[r] = plan.word_scale[v];
+  }
+  lift_rows(tile, n_rows, plan.key_words, plan.columns, plan.column_scale,
+            round_up(plan.basis.block_width, kLanes), coefficients, stride);
+}
+#endif
+
 void project_pages(const Projection& plan, const float* const* angles, int64_t n_pages,
                    float* coefficients, int64_t stride) {
+#if defined(KVE_WORD_TILES)
+  if (plan.in_words) return project_words(plan, angles, n_pages, coefficients, stride);
+#endif
   const BasisView& basis = plan.basis;
   float* row = plan.rows;
   for (int64_t p = 0; p < n_pages; ++p) {

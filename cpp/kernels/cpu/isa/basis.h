@@ -38,7 +38,8 @@ static inline void expand_lift(const BasisView& basis, int64_t stride, float* to
 // are put in the order first of each pair, second of each pair, rest, which rotation works on.
 struct Projection {
   BasisView basis;
-  bool rounded;  // elements hold two bf16 numbers
+  bool rounded;   // elements hold two bf16 numbers
+  bool in_words;  // or two int16 numbers, of a dense lift
   bool ordered;
   int64_t n_vectors;
   int64_t row_stride;   // elements
@@ -47,6 +48,15 @@ struct Projection {
   float* turned;        // [row_stride]: one query
   float* rows;          // [most pages * n_vectors][row_stride]
   float* lift;          // [block][lift_stride], or [block / 2][lift_stride] pairs
+  // In words: codes of the lift's columns, taken as queries (word_tiles.h), with their scales; of
+  // the turned queries, whose norm and therefore scale is that of the query, as keys.
+  int32_t* columns;      // [group][key_words][kLiftLanes]
+  float* column_scale;   // [width rounded up to groups]
+  int32_t* words;        // [most pages * n_vectors][key_words], a multiple of 4 rows
+  float* word_scale;     // of the same rows
+  float* query_inverse;  // [n_vectors]: one over the scale
+  int32_t* codes;        // [kLanes][key_words]: scratch
+  int64_t key_words;
 };
 
 // For bases of at most `dim` values and coefficients.

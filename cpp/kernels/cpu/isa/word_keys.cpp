@@ -102,7 +102,7 @@ bool read_word_keys(WordKeys* keys, const SideArgs& side, const PageView& page, 
   key_elements(side.strips[page.basis], page, false, keys->tiles.coefficients, keys->tiles.params);
   quantize_key_columns(keys->tiles.coefficients, basis->block_width, n, coefficients);
   lift_rows(*coefficients, n, (basis->block_width + 1) / 2, keys->lift, keys->lift_scale,
-            keys->rows, keys->stride);
+            keys->stride, keys->rows, keys->stride);
   if (basis->anchor != 0) {
     const float* angles = angles_at(side, *basis, place);
     basis->interleaved ? turn_neighbours(*keys, angles, basis->n_pairs, n)

@@ -79,18 +79,20 @@ void add_channels(const int32_t* values, int64_t value_words, const int32_t* wei
   }
 }
 
-// kLiftRows rows of a tile with one group of rows of a lift; `vectors` of its registers are stored.
-constexpr int kLiftRows = 4;
-__attribute__((noinline)) static void lift_group(const WordTile& tile, int64_t row, int64_t words,
-                                                 const int32_t* lift, const float* scale,
-                                                 int64_t vectors, float* to, int64_t stride) {
-  WordSums<kLiftRows, kLiftVectors> sums;
+// Rows [row, row + rows) of a tile with one group of rows of a lift; `vectors` of the registers of
+// each are stored.
+__attribute__((noinline)) static void lift_group(const WordTile& tile, int64_t row, int64_t rows,
+                                                 int64_t words, const int32_t* lift,
+                                                 const float* scale, int64_t vectors, float* to,
+                                                 int64_t stride) {
+  WordSums<kWordLiftRows, kLiftVectors> sums;
   multiply_words(tile.keys + row * tile.key_words, tile.key_words, 1, lift, words, &sums);
   F32 factor[kLiftVectors];
   KVE_UNROLL(4)
   for (int v = 0; v < kLiftVectors; ++v) factor[v] = load(scale + v * kLanes);
   KVE_UNROLL(4)
-  for (int r = 0; r < kLiftRows; ++r) {
+  for (int r = 0; r < kWordLiftRows; ++r) {
+    if (r >= rows) break;
     const F32 step = set(tile.key_scale[row + r]);
     KVE_UNROLL(4)
     for (int v = 0; v < kLiftVectors; ++v) {
@@ -101,11 +103,11 @@ __attribute__((noinline)) static void lift_group(const WordTile& tile, int64_t r
 }
 
 void lift_rows(const WordTile& tile, int64_t n, int64_t words, const int32_t* lift,
-               const float* scale, float* rows, int64_t stride) {
-  for (int64_t j = 0; j < stride; j += kLiftLanes) {
-    const int64_t vectors = least(kLiftVectors, (stride - j) / kLanes);
-    for (int64_t r = 0; r < n; r += kLiftRows) {
-      lift_group(tile, r, words, lift + j * tile.key_words, scale + j, vectors,
+               const float* scale, int64_t width, float* rows, int64_t stride) {
+  for (int64_t j = 0; j < width; j += kLiftLanes) {
+    const int64_t vectors = least(kLiftVectors, (width - j) / kLanes);
+    for (int64_t r = 0; r < n; r += kWordLiftRows) {
+      lift_group(tile, r, n - r, words, lift + j * tile.key_words, scale + j, vectors,
                  rows + r * stride + j, stride);
     }
   }

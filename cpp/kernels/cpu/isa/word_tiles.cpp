@@ -9,6 +9,10 @@ namespace kve::KVE_ISA {
 
 constexpr float kLeastSize = 0x1p-60f;  // of what has a scale other than that of zeros
 
+static inline F32 load_part(const float* row, int64_t d, int64_t width) {
+  return d + kLanes <= width ? load(row + d) : load_n(row + d, width - d);
+}
+
 // ---- keys and queries ----
 
 // The sums of the squares of kLanes rows.
@@ -58,6 +62,28 @@ void quantize_key_rows(const float* rows, int64_t stride, int width, int32_t n, 
       tile->broken_keys |= broken_row(squares[r - first], r);
       put_row(rows + r * stride, inverse, padded, tile->keys + r * tile->key_words);
     }
+  }
+}
+
+float row_step(const float* row, int64_t width, float* scale) {
+  F32 squares = zero();
+  for (int64_t d = 0; d < width; d += kLanes) {
+    const F32 x = load_part(row, d, width);
+    squares = fma(x, x, squares);
+  }
+  const float total = sum(squares);
+  const float inverse = key_step(total, scale);
+  if (total - total != 0) *scale = NAN;
+  return inverse;
+}
+
+void put_row_words(const float* row, int64_t width, float inverse, int64_t key_words,
+                   int32_t* words) {
+  auto* to = reinterpret_cast<int16_t*>(words);
+  const F32 factor = set(inverse);
+  for (int64_t d = 0; d < 2 * key_words; d += kLanes) {
+    const F32 x = d < width ? load_part(row, d, width) : zero();
+    store_words(to + d, to_i32(x * factor));
   }
 }
 
@@ -176,10 +202,6 @@ void quantize_lanes(const float* rows, int64_t words, int32_t* to, float* scale)
 }
 
 // ---- values ----
-
-static inline F32 load_part(const float* row, int64_t d, int64_t width) {
-  return d + kLanes <= width ? load(row + d) : load_n(row + d, width - d);
-}
 
 // The largest magnitudes of kLanes rows; *broken becomes other than zero where a number is none.
 static inline F32 tops(const float* rows, int64_t stride, int64_t width, F32* broken) {

@@ -19,6 +19,7 @@ constexpr int kWordVectors = 3;                    // registers of queries in a 
 constexpr int kWordLanes = kWordVectors * kLanes;  // queries of a group
 constexpr int kWordRows = 8;                       // rows, or channels, of one product
 constexpr int kLiftVectors = 4;                    // registers of rows of a lift
+constexpr int kWordLiftRows = 4;                   // at a time
 constexpr int kLiftLanes = kLiftVectors * kLanes;
 constexpr float kWordKeyNorm = 32767;
 constexpr float kWordQueryNorm = 65000;
@@ -73,10 +74,16 @@ void score_rows(const WordTile& tile, int64_t row, int64_t words, const int32_t*
 // `inverse`, of their row.
 void weigh_rows(const float* scores, const float* top, const float* inverse, int64_t first,
                 int64_t end, int32_t* weights, float* totals);
-// n rows from their coefficients in `tile`, rows[r][j] = coefficients r . row j of a lift, up to
-// the stride, a multiple of kLanes. The lift is quantized as queries are, in groups of kLiftLanes.
+// One over the scale of a single row as the keys' are, which rotations leave as it is, and the
+// scale: none where the row has infinities or such. Its words, zero past the width.
+float row_step(const float* row, int64_t width, float* scale);
+void put_row_words(const float* row, int64_t width, float inverse, int64_t key_words,
+                   int32_t* words);
+// n rows from their coefficients in `tile`, which holds a multiple of kWordLiftRows: rows[r][j] =
+// coefficients r . row j of a lift, for j < width, a multiple of kLanes. The lift is quantized as
+// queries are, in groups of kLiftLanes.
 void lift_rows(const WordTile& tile, int64_t n, int64_t words, const int32_t* lift,
-               const float* scale, float* rows, int64_t stride);
+               const float* scale, int64_t width, float* rows, int64_t stride);
 // The numbers of a group as words, from rows [2 * words][kWordLanes], with a scale each; as
 // quantize_queries(), but that a number is a lane.
 void quantize_lanes(const float* rows, int64_t words, int32_t* to, float* scale);
