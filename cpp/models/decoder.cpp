@@ -108,6 +108,9 @@ void Decoder::run(const Batch& batch) {
 
     norm(act_.x, w.attention_norm, act_.normed);
     attention(context, act_, attend_tasks_);
+    if (context.is_last()) keep_rows_with_logits(batch, layer);
+    if (act_.x.rows == 0) break;
+    attention_output(context, act_);
     if (sandwich) norm(act_.block, w.attention_post_norm, act_.block);
     backend_.add(act_.x, act_.block);
 
@@ -142,6 +145,29 @@ void Decoder::read_logits(std::span<const Batch::Slice> slices, ConstMat shared)
   }
 }
 
+// After the last layer's attention a token matters to its own logits only, which of a prompt are
+// those of its last token: rows of other tokens are left out. The rows of a slice move before those
+// of later ones.
+void Decoder::keep_rows_with_logits(const Batch& batch, const LayerSpec& layer) {
+  const AttentionSpec& a = layer.attention;
+  const Mat mixed(act_.mixed.data, act_.mixed.rows, int64_t{a.n_heads} * a.value_dim);
+  MemorySource& memory = backend_.memory();
+  int64_t end = 0;
+  int64_t kept = 0;
+  for (const Batch::Slice& slice : batch.slices) {
+    const int64_t n = slice.logits.rows;
+    end += static_cast<int64_t>(slice.tokens.size());
+    if (n > 0 && kept != end - n) {
+      for (const Mat& mat : {act_.x, mixed}) {
+        const auto bytes = static_cast<size_t>(n * mat.cols) * sizeof(float);
+        memory.copy(mat.row(kept), mat.row(end - n), bytes);
+      }
+    }
+    kept += n;
+  }
+  act_ = act_.first_rows(kept);
+}
+
 // Slices that want a few rows share one product, so that the output matrix, the largest of all, is
 // read once for them and not once for each. Where all of them do, or the results are on a device,
 // which is not to wait in the midst of a pass, they are returned for read_logits().
@@ -149,19 +175,17 @@ ConstMat Decoder::write_logits(const Batch& batch, const PrecisionPlan& precisio
   constexpr int64_t kSharedRows = 32;  // bounds the scratch memory
   const bool on_device = &backend_.memory() != &host_memory();
   const std::span<const Batch::Slice> slices = batch.slices;
-  int64_t end = 0;
+  int64_t done = 0;
   for (size_t first = 0, last = 0; first < slices.size(); first = last) {
     int64_t rows = 0;
     do {
-      const Batch::Slice& slice = slices[last++];
-      const int64_t n = slice.logits.rows;
-      end += static_cast<int64_t>(slice.tokens.size());
-      if (n == 0) continue;
-      norm(act_.x.block(end - n, n), weights_.output_norm, act_.normed.block(rows, n));
-      rows += n;
+      rows += slices[last++].logits.rows;
     } while (last < slices.size() && rows <= kSharedRows - kFewRows &&
              std::max(slices[first].logits.rows, slices[last].logits.rows) <= kFewRows);
-    const ConstMat normed = act_.normed.block(0, rows);
+    if (rows == 0) continue;
+    const Mat normed = act_.normed.block(0, rows);
+    norm(act_.x.block(done, rows), weights_.output_norm, normed);
+    done += rows;
     if (last == first + 1 && (!on_device || rows > kSharedRows)) {
       multiply_logits(normed, slices[first].logits, precision);
       continue;
@@ -180,6 +204,15 @@ void Decoder::multiply_logits(ConstMat normed, Mat logits, const PrecisionPlan& 
   const Product product{&weights_.output, logits, nullptr};
   backend_.matmul(normed, {&product, 1}, precision.logits);
   if (spec_.logit_softcap > 0) backend_.softcap(spec_.logit_softcap, logits);
+}
+
+Activations Activations::first_rows(int64_t n_rows) const {
+  Activations a = *this;
+  for (Mat* mat : {&a.x, &a.normed, &a.block, &a.q, &a.k, &a.v, &a.mixed, &a.gate, &a.up,
+                   &a.merged_q, &a.merged_k}) {
+    mat->rows = n_rows;
+  }
+  return a;
 }
 
 Activations Decoder::plan_memory(int64_t n) {

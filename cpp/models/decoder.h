@@ -46,6 +46,9 @@ struct Activations {
   // Of layers that merge keys.
   Mat merged_q;  // [n, n_heads * head_dim]
   Mat merged_k;  // [n, n_kv_heads * head_dim]
+
+  // The leading rows of all.
+  Activations first_rows(int64_t n_rows) const;
 };
 
 // Everything a layer's blocks need to run.
@@ -58,10 +61,15 @@ struct LayerContext {
   const RopeTable* rope;  // null: none
   const PrecisionPlan& precision;
   const Batch& batch;
+
+  bool is_last() const { return layer + 1 == static_cast<int>(spec.layers.size()); }
 };
 
-// mixers/attention.cpp: block = attention(normed), appending keys and values to the caches.
+// mixers/attention.cpp: mixed = attention(normed) but for the output product, appending keys and
+// values to the caches. In the last layer, of tokens without logits only where a cache needs it.
 void attention(const LayerContext& context, const Activations& a, std::vector<AttendTask>& tasks);
+// The output product: block = mixed W^T.
+void attention_output(const LayerContext& context, const Activations& a);
 // ffn.cpp: block = ffn(normed).
 void ffn(const LayerContext& context, const Activations& a);
 
@@ -80,6 +88,7 @@ class Decoder {
   void run(const Batch& batch);
   void embed(const Batch& batch);
   void norm(ConstMat x, const NormWeights& weights, Mat out);
+  void keep_rows_with_logits(const Batch& batch, const LayerSpec& layer);
   ConstMat write_logits(const Batch& batch, const PrecisionPlan& precision);
   void read_logits(std::span<const Batch::Slice> slices, ConstMat shared);
   void end_pass();

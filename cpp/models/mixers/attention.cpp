@@ -50,6 +50,12 @@ void merge_keys(const LayerContext& context, ConstMat q, ConstMat k, Mat merged_
   }
 }
 
+// Tokens of a slice, the last of it, that attend.
+int64_t attending_tokens(const LayerContext& context, const Batch::Slice& slice) {
+  const bool all = !context.is_last() || slice.cache->needs_attention(context.layer);
+  return all ? static_cast<int64_t>(slice.tokens.size()) : slice.logits.rows;
+}
+
 }  // namespace
 
 void attention(const LayerContext& context, const Activations& a, std::vector<AttendTask>& tasks) {
@@ -106,26 +112,34 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
       backend.fetch(q.block(row, n));
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
-    if (slice.cache->has_blocks(context.layer)) {
-      slice.cache->attend(backend, params, context.layer, q.block(row, n), mixed.block(row, n));
-    } else {
-      slice.cache->plan_attention(backend, params, context.layer, q.block(row, n),
-                                  mixed.block(row, n), &tasks);
-    }
     row += n;
+    const int64_t attending = attending_tokens(context, slice);
+    const Mat queries = q.block(row - attending, attending);
+    const Mat out = mixed.block(row - attending, attending);
+    if (slice.cache->has_blocks(context.layer)) {
+      slice.cache->attend(backend, params, context.layer, queries, out);
+    } else if (attending > 0) {
+      slice.cache->plan_attention(backend, params, context.layer, queries, out, &tasks);
+    }
   }
   if (!tasks.empty()) backend.attend(params, tasks);
   // A slice has one task, or one for each token; none where it attended on its own.
   size_t task = 0;
   for (const Batch::Slice& slice : context.batch.slices) {
-    if (slice.cache->has_blocks(context.layer)) continue;
-    const bool one_each = tasks[task].q.rows < std::ssize(slice.tokens);
+    const int64_t attending = attending_tokens(context, slice);
+    if (slice.cache->has_blocks(context.layer) || attending == 0) continue;
+    const bool one_each = tasks[task].q.rows < attending;
     slice.cache->observe_attention(backend, context.layer, params, tasks[task]);
-    task += one_each ? slice.tokens.size() : 1;
+    task += one_each ? static_cast<size_t>(attending) : 1;
   }
+}
 
+void attention_output(const LayerContext& context, const Activations& a) {
+  const AttentionSpec& spec = context.layer_spec.attention;
+  const AttentionWeights& w = context.weights.attention;
+  const Mat mixed = narrow(a.mixed, int64_t{spec.n_heads} * spec.value_dim);
   const Product output{&w.o, a.block, data_or_null(w.o_bias)};
-  backend.matmul(mixed, {&output, 1}, context.precision.attention_output);
+  context.backend.matmul(mixed, {&output, 1}, context.precision.attention_output);
 }
 
 }  // namespace kve
