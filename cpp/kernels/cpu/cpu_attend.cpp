@@ -15,19 +15,21 @@
 namespace kve {
 namespace {
 
-constexpr int32_t kPartRows = 256;  // for many queries, at least
+constexpr int32_t kPartRows = 256;
+constexpr int32_t kManyPartRows = 512;  // for many queries, at least
 // The same where pages are read code by code, where a part has more to prepare.
 // Parts grow with the distance from the start: short caches need several parts for their threads.
 constexpr int32_t kStripPartRows = 256;
 constexpr int32_t kMostStripPartRows = 1024;
-// Chunks of many queries, if they are long enough: several for each thread, whose speed differs.
+// Chunks of many queries, if they are long enough: several for each thread, whose speed differs. A
+// block reads and rounds all rows for itself, which with 48 vectors takes as long as its products.
 constexpr int64_t kChunks = 48;
 // As many chunks are enough if each has to begin with its queries and to end with a merge.
 constexpr int64_t kPartChunks = 24;
-constexpr int64_t kLeastBlockVectors = 48;
+constexpr int64_t kLeastBlockVectors = 192;
 // What a job costs beside its rows, in rows.
 constexpr int64_t kJobRows = 48;
-static_assert(kPartRows % kAttendTile == 0);
+static_assert(kPartRows % kAttendTile == 0 && kManyPartRows % kAttendTile == 0);
 // What is prefetched of a job's keys: the parameters of so many pages, the codes of some of them.
 constexpr size_t kAskedPages = 4;
 constexpr size_t kAskedCodes = 4;
@@ -84,7 +86,7 @@ int32_t row_of(const HeadView& head, int32_t position) {
 int32_t part_rows(int64_t rows, int64_t blocks) {
   const int64_t parts = std::max<int64_t>(1, kPartChunks / blocks);
   const int64_t least = divide_up(divide_up(rows, parts), kAttendTile) * kAttendTile;
-  return static_cast<int32_t>(std::max<int64_t>(least, kPartRows));
+  return static_cast<int32_t>(std::max<int64_t>(least, kManyPartRows));
 }
 
 // Queries of one block. The more, the less often rows are decoded; but where the cache has few
@@ -96,7 +98,7 @@ int32_t block_queries(const AttendParams& params, const AttendTask& task, int32_
     return static_cast<int32_t>(std::clamp<int64_t>(most_vectors / group_step, 1, n));
   }
   const int64_t parts =
-      std::max<int64_t>(1, (row_of(task.heads[0], task.first_pos) + n) / kPartRows);
+      std::max<int64_t>(1, (row_of(task.heads[0], task.first_pos) + n) / kManyPartRows);
   const int64_t wanted =
       std::clamp<int64_t>(n * params.n_heads * parts / kChunks, kLeastBlockVectors, most_vectors);
   const int64_t most = std::max<int64_t>(1, wanted / group_step);
