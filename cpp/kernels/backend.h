@@ -56,6 +56,14 @@ struct Product {
 };
 
 enum class Activation : uint8_t { silu, gelu_tanh, gelu_erf, relu };
+
+// (activation(gate) * up), a product of three matrices: down of gate and up of the same input.
+struct GatedBlock {
+  Activation activation = Activation::silu;
+  Product gate;
+  Product up;
+  Product down;  // of what gate and up become; down.weight->cols == gate.weight->rows
+};
 enum class RopeLayout : uint8_t {
   interleaved,  // pairs (2i, 2i + 1): GGUF llama
   half_split,   // pairs (i, i + rotary_dim / 2): "neox"
@@ -214,6 +222,13 @@ class Backend {
   virtual void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) = 0;
   // gate = activation(gate) * up; without data in `up`: * 1.
   virtual void gated(Activation activation, Mat gate, ConstMat up) = 0;
+  // Computes down.y from x [n, cols] at once, if that is faster than matmul(), gated() and matmul()
+  // with the precisions `in` and `out`, and differs in the rounding of second planes only; gate.y
+  // and up.y are then left as they are. Else returns false and does nothing.
+  virtual bool fused_block(ConstMat /*x*/, const GatedBlock& /*block*/, Precision /*in*/,
+                           Precision /*out*/) {
+    return false;
+  }
   // x += y.
   virtual void add(Mat x, ConstMat y) = 0;
   // x = cap * tanh(x / cap).

@@ -113,6 +113,10 @@ template <class Operation>
 void TracingBackend::timed(Work work, const Operation& operation) {
   const Clock::time_point start = Clock::now();
   operation();
+  record(work, start);
+}
+
+void TracingBackend::record(Work work, Clock::time_point start) {
   memory().wait();
   const Clock::time_point end = Clock::now();
   if (was_on_host()) name_ += " (on the CPU)";
@@ -187,6 +191,22 @@ void TracingBackend::rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, 
 void TracingBackend::gated(Activation activation, Mat gate, ConstMat up) {
   name_ = "gated " + std::to_string(gate.cols);
   timed({}, [&] { backend_->gated(activation, gate, up); });
+}
+
+bool TracingBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, Precision out) {
+  const Clock::time_point start = Clock::now();
+  if (!backend_->fused_block(x, block, in, out)) return false;
+  const Weight& down = *block.down.weight;
+  name_ = "ffn " + std::to_string(down.cols) + " of " + std::to_string(x.cols) + ' ' +
+          std::string(format(block.up.weight->type).name) + ' ' + precision_name(in);
+  Work work;
+  for (const Product* product : {&block.gate, &block.up, &block.down}) {
+    const Weight& weight = *product->weight;
+    work.bytes += weight_bytes(weight);
+    work.operations += 2.0 * static_cast<double>(x.rows * weight.rows * weight.cols);
+  }
+  record(work, start);
+  return true;
 }
 
 void TracingBackend::add(Mat x, ConstMat y) {

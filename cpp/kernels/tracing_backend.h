@@ -60,6 +60,7 @@ class TracingBackend final : public Backend {
   void layer_norm(ConstMat x, const float* weight, const float* bias, float eps, Mat out) override;
   void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) override;
   void gated(Activation activation, Mat gate, ConstMat up) override;
+  bool fused_block(ConstMat x, const GatedBlock& block, Precision in, Precision out) override;
   void add(Mat x, ConstMat y) override;
   void softcap(float cap, Mat x) override;
   void clamp(float limit, Mat x) override;
@@ -89,6 +90,7 @@ class TracingBackend final : public Backend {
   // Runs `operation`, adding its time, until a device has done it, to the line of that name.
   template <class Operation>
   void timed(Work work, const Operation& operation);
+  void record(Work work, Clock::time_point start);
 
   std::unique_ptr<Backend> backend_;
   Report report_;

@@ -188,6 +188,20 @@ static inline F32 block_sums(F32 a, F32 b, F32 c, F32 d) {
   const __m512 cd = halves(c.v, d.v);
   return {_mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x88), _mm512_shuffle_ps(ab, cd, 0xdd))};
 }
+// Sums of codes 0-15 and of codes 16-31 of six rows of 32, in the first six lanes.
+#define KVE_SIX_SUMS 1
+static inline void six_code_sums(const int8_t* codes, I32 (&sums)[2]) {
+  const auto two_rows = [&](int i) {  // sums of 4 codes
+    return to_f32(dot4(set_i32(0), set_bytes(1), load_i32(codes + 64 * i)));
+  };
+  const F32 blocks = block_sums(two_rows(0), two_rows(1), two_rows(2), zero());
+  const __m512i order[2] = {_mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3),
+                            _mm512_setr_epi32(4, 12, 5, 13, 6, 14, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3)};
+  for (int half = 0; half < 2; ++half) {
+    sums[half] = to_i32(F32{_mm512_permutexvar_ps(order[half], blocks.v)});
+  }
+}
+
 static inline F32 join_sums(const F32 (&s)[4]) {
   const auto halves = [](__m512 x, __m512 y) {
     return _mm512_add_ps(_mm512_mask_blend_ps(0xff00, x, y), _mm512_shuffle_f32x4(x, y, 0x4e));

@@ -28,6 +28,9 @@
 //
 //   one_half(p)      one binary16 number as float
 //
+// Where KVE_SIX_SUMS is defined:
+//   six_code_sums    code_sums of six rows of 32 codes, in the first six lanes
+//
 // Where KVE_BF16_DOT is defined, lanes may also hold pairs of bf16 numbers:
 //   dot2(acc, a, b)  acc + the dot product of the two bf16 numbers of each lane
 //   store_bf16       kLanes or 2 * kLanes numbers, rounded to nearest, ties to even; denormals

@@ -27,6 +27,7 @@ class CpuBackend final : public Backend {
   void rms_norm(ConstMat x, const float* weight, float eps, Mat out) override;
   void rope(Mat x, int head_dim, RopeLayout layout, ConstMat cos, ConstMat sin) override;
   void gated(Activation activation, Mat gate, ConstMat up) override;
+  bool fused_block(ConstMat x, const GatedBlock& block, Precision in, Precision out) override;
   void add(Mat x, ConstMat y) override;
   void softcap(float cap, Mat x) override;
   void clamp(float limit, Mat x) override;
@@ -101,6 +102,9 @@ class CpuBackend final : public Backend {
   // As the kernels of a path want it; valid until the next call for that path.
   const std::byte* quantize_input(ConstMat x, Precision precision, Path path);
   void run(const MatmulJob& job, ConstMat x, std::byte* scratch) const;
+  // Rows of a product of n_inputs inputs.
+  MatmulChunk chunk_of(const Product& product, int64_t first_row, int64_t n_rows, int64_t n_inputs,
+                       std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
   // The same for one block of queries, in parts of at most `rows` cache rows.
@@ -138,6 +142,7 @@ class CpuBackend final : public Backend {
   std::vector<Scratch> thread_scratch_;
   Scratch input_memory_[4];   // of each Path
   QuantizedInput inputs_[4];  // of each Path
+  Scratch gated_packs_;
   Scratch partials_;
   std::vector<float> ones_;  // what is not gated is multiplied with
   RotationTables rotations_;

@@ -122,24 +122,29 @@ const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Pat
   return packs;
 }
 
-void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const {
-  const Weight& weight = *job.product->weight;
-  const QuantizedInput& input = inputs_[static_cast<size_t>(job.path)];
-  const MatmulChunk chunk = {
+MatmulChunk CpuBackend::chunk_of(const Product& product, int64_t first_row, int64_t n_rows,
+                                 int64_t n_inputs, std::byte* scratch) const {
+  const Weight& weight = *product.weight;
+  return {
       .format = &format(weight.type),
       .weight = weight.data,
       .row_bytes = weight.row_bytes,
       .tiles = weight.repacked,
       .streams = repacked_total_ > last_level_cache_bytes() / 2,
       .cols = weight.cols,
-      .first_row = job.first_row,
-      .n_rows = job.n_rows,
-      .bias = job.product->bias,
-      .y = job.product->y.data,
-      .y_stride = job.product->y.stride,
-      .n_tokens = x.rows,
+      .first_row = first_row,
+      .n_rows = n_rows,
+      .bias = product.bias,
+      .y = product.y.data,
+      .y_stride = product.y.stride,
+      .n_tokens = n_inputs,
       .scratch = scratch,
   };
+}
+
+void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const {
+  const QuantizedInput& input = inputs_[static_cast<size_t>(job.path)];
+  const MatmulChunk chunk = chunk_of(*job.product, job.first_row, job.n_rows, x.rows, scratch);
   switch (job.path) {
     case Path::exact:
       return kernels_.exact(chunk, x.data, x.stride);
@@ -175,6 +180,50 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
   pool_.parallel(static_cast<int64_t>(matmul_jobs_.size()), [&](int64_t i, int thread) {
     run(matmul_jobs_[static_cast<size_t>(i)], x, thread_scratch(thread));
   });
+}
+
+// What gate and up become is quantized group by group as it is made, and never written as floats.
+bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, Precision out) {
+  const int64_t width = block.gate.weight->rows;
+  const auto of_many = [&](const Product& product, Precision precision) {
+    return choose_path(product, precision, x.rows * plane_count(precision)) == Path::matrix;
+  };
+  if (!of_many(block.gate, in) || !of_many(block.up, in) || !of_many(block.down, out)) return false;
+  if (width % kGatedRows != 0 || kGatedRows % kernels_.matmat_rows != 0) return false;
+
+  const std::byte* packs = quantize_input(x, in, Path::matrix);
+  const int64_t n_packs = (x.rows + kernels_.pack_tokens - 1) / kernels_.pack_tokens;
+  const size_t bytes = kernels_.pack_bytes(width);
+  std::byte* made = gated_packs_.get<std::byte>(bytes * static_cast<size_t>(n_packs));
+  reserve_thread_scratch(
+      std::max(kernels_.gated_scratch(x.cols, x.rows), kernels_.matmat_scratch(width)));
+  // Threads begin far from each other: neighbouring groups share cache lines.
+  const int64_t n_groups = width / kGatedRows;
+  const int64_t stride = (n_groups + pool_.size() - 1) / pool_.size();
+  pool_.parallel(stride * pool_.size(), [&](int64_t i, int thread) {
+    const int64_t group = i % pool_.size() * stride + i / pool_.size();
+    if (group >= n_groups) return;
+    const int64_t row = group * kGatedRows;
+    kernels_.gated_group({.gate = chunk_of(block.gate, row, kGatedRows, x.rows, nullptr),
+                          .up = chunk_of(block.up, row, kGatedRows, x.rows, nullptr),
+                          .activation = static_cast<int>(block.activation),
+                          .cols = width,
+                          .packs = made,
+                          .scratch = thread_scratch(thread)},
+                         packs);
+  });
+  pool_.parallel(n_packs, [&](int64_t i) {
+    kernels_.end_pack(width, least_error(out), made + static_cast<size_t>(i) * bytes);
+  });
+  const int64_t rows = kernels_.matmat_rows;
+  const int64_t n_rows = block.down.weight->rows;
+  pool_.parallel((n_rows + rows - 1) / rows, [&](int64_t i, int thread) {
+    const int64_t row = i * rows;
+    kernels_.matmat(
+        chunk_of(block.down, row, std::min(n_rows - row, rows), x.rows, thread_scratch(thread)),
+        made);
+  });
+  return true;
 }
 
 }  // namespace kve

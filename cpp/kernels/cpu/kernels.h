@@ -34,6 +34,20 @@ struct MatmulChunk {
   int64_t y_stride;
   int64_t n_tokens;
   std::byte* scratch;  // of the size that the table states
+  int64_t y_row = 0;   // whose results are column 0 of y: matmat only
+};
+
+// kGatedRows rows of two weights, gate and up, times activations: what they become is a group of
+// columns of the packs, of `cols` columns, that the next product reads. Both chunks have the same
+// rows and input; y is not theirs to state.
+inline constexpr int64_t kGatedRows = 32;
+struct GatedChunk {
+  MatmulChunk gate;
+  MatmulChunk up;
+  int activation;
+  int64_t cols;
+  std::byte* packs;
+  std::byte* scratch;
 };
 
 // Tiles [first_tile, first_tile + n_tiles) of weights to be interleaved (isa/interleaved.h).
@@ -204,6 +218,10 @@ struct Kernels {
   int matmat_rows;  // chunks start at multiples of this
   size_t (*matmat_scratch)(int64_t cols);
   void (*matmat)(const MatmulChunk& chunk, const std::byte* packs);
+  // Packs that are made group by group, by gated_group(), and ended one by one.
+  size_t (*gated_scratch)(int64_t cols, int64_t n_tokens);
+  void (*gated_group)(const GatedChunk& chunk, const std::byte* packs);
+  void (*end_pack)(int64_t cols, float least_error, std::byte* pack);
 
   // f32 activations and weights of any type; x [n_tokens, cols].
   int exact_rows;  // chunks start at multiples of this

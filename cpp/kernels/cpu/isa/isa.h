@@ -43,10 +43,15 @@ void quantize_for_tiles(const float* x, int64_t stride, int64_t n_tokens, int64_
                         std::byte* dst);
 void matvec_tiles(const MatmulChunk& chunk, const QuantizedInput& x);
 
-// matmat.cpp
+// pack.cpp
 size_t pack_bytes(int64_t cols);
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
           std::byte* dst);
+size_t gated_scratch(int64_t cols, int64_t n_tokens);
+void gated_group(const GatedChunk& chunk, const std::byte* packs);
+void end_pack(int64_t cols, float least_error, std::byte* pack);
+
+// matmat.cpp
 size_t matmat_scratch(int64_t cols);
 void matmat(const MatmulChunk& chunk, const std::byte* packs);
 
