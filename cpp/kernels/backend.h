@@ -25,45 +25,10 @@
 #include "kernels/basis_view.h"
 #include "kernels/half_dots.h"
 #include "kernels/page_view.h"
+#include "kernels/product.h"
 
 namespace kve {
 
-// A weight matrix [rows, cols] as it lies in the file: row r is at data + r * row_bytes.
-struct Weight {
-  WeightType type = WeightType::f32;
-  int64_t rows = 0;
-  int64_t cols = 0;
-  size_t row_bytes = 0;
-  const std::byte* data = nullptr;
-  const std::byte* repacked = nullptr;  // the backend's own layout of the same values, or null
-
-  explicit operator bool() const { return data != nullptr; }
-};
-
-// How activations enter a matrix product with quantized weights.
-enum class Precision : uint8_t {
-  exact,  // f32 activations, f32 weights: the reference
-  fine,   // two int8 planes per value (about 15 bits), scale per 32
-  mixed,  // the same; the second plane only of groups of 32 that int8 hurts, where that is cheaper
-  fast,   // int8, scale per 32, and with many inputs a second plane of groups that int8 hurts most
-};
-
-// One of several products that share their input: y = x W^T (+ bias per column).
-struct Product {
-  const Weight* weight = nullptr;
-  Mat y;                        // [n, weight->rows]
-  const float* bias = nullptr;  // [weight->rows] or null
-};
-
-enum class Activation : uint8_t { silu, gelu_tanh, gelu_erf, relu };
-
-// (activation(gate) * up), a product of three matrices: down of gate and up of the same input.
-struct GatedBlock {
-  Activation activation = Activation::silu;
-  Product gate;
-  Product up;
-  Product down;  // of what gate and up become; down.weight->cols == gate.weight->rows
-};
 enum class RopeLayout : uint8_t {
   interleaved,  // pairs (2i, 2i + 1): GGUF llama
   half_split,   // pairs (i, i + rotary_dim / 2): "neox"
