@@ -74,9 +74,6 @@ class KvCache {
   float* log_sums(int layer, int64_t n, int n_heads);
   void observe_attention(Backend& backend, int layer, const AttendParams& params,
                          const AttendTask& task);
-  // Whether the attention of all tokens last appended counts, beyond what they become: where a
-  // selector watches it, or where what a query is shown depends on how many there are.
-  bool needs_attention(int layer) const;
   // [key_dim]: of the committed tokens whose queries are known, while wants_queries(); else ones.
   std::vector<double> mean_squared_queries(int layer, int kv_head) const;
   // Adds what the queries [n, n_heads * key_dim] of the tokens last appended to a layer attend to:

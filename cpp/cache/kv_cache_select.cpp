@@ -407,12 +407,6 @@ float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
   return cache.voters->log_sums(n, n_heads);
 }
 
-bool KvCache::needs_attention(int layer) const {
-  const LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
-  const bool repeats = state_->repeat && !cache.kept.empty();
-  return repeats || state_->is_observing(cache) || !cache.bounds.empty() || has_blocks(layer);
-}
-
 void KvCache::observe_attention(Backend& backend, int layer, const AttendParams& params,
                                 const AttendTask& task) {
   LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));

@@ -66,7 +66,7 @@ struct LayerContext {
 };
 
 // mixers/attention.cpp: mixed = attention(normed) but for the output product, appending keys and
-// values to the caches. In the last layer, of tokens without logits only where a cache needs it.
+// values to the caches.
 void attention(const LayerContext& context, const Activations& a, std::vector<AttendTask>& tasks);
 // The output product: block = mixed W^T.
 void attention_output(const LayerContext& context, const Activations& a);

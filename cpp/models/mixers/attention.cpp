@@ -50,12 +50,6 @@ void merge_keys(const LayerContext& context, ConstMat q, ConstMat k, Mat merged_
   }
 }
 
-// Tokens of a slice, the last of it, that attend.
-int64_t attending_tokens(const LayerContext& context, const Batch::Slice& slice) {
-  const bool all = !context.is_last() || slice.cache->needs_attention(context.layer);
-  return all ? static_cast<int64_t>(slice.tokens.size()) : slice.logits.rows;
-}
-
 }  // namespace
 
 void attention(const LayerContext& context, const Activations& a, std::vector<AttendTask>& tasks) {
@@ -112,25 +106,22 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
       backend.fetch(q.block(row, n));
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
-    row += n;
-    const int64_t attending = attending_tokens(context, slice);
-    const Mat queries = q.block(row - attending, attending);
-    const Mat out = mixed.block(row - attending, attending);
     if (slice.cache->has_blocks(context.layer)) {
-      slice.cache->attend(backend, params, context.layer, queries, out);
-    } else if (attending > 0) {
-      slice.cache->plan_attention(backend, params, context.layer, queries, out, &tasks);
+      slice.cache->attend(backend, params, context.layer, q.block(row, n), mixed.block(row, n));
+    } else {
+      slice.cache->plan_attention(backend, params, context.layer, q.block(row, n),
+                                  mixed.block(row, n), &tasks);
     }
+    row += n;
   }
   if (!tasks.empty()) backend.attend(params, tasks);
   // A slice has one task, or one for each token; none where it attended on its own.
   size_t task = 0;
   for (const Batch::Slice& slice : context.batch.slices) {
-    const int64_t attending = attending_tokens(context, slice);
-    if (slice.cache->has_blocks(context.layer) || attending == 0) continue;
-    const bool one_each = tasks[task].q.rows < attending;
+    if (slice.cache->has_blocks(context.layer)) continue;
+    const bool one_each = tasks[task].q.rows < std::ssize(slice.tokens);
     slice.cache->observe_attention(backend, context.layer, params, tasks[task]);
-    task += one_each ? static_cast<size_t>(attending) : 1;
+    task += one_each ? slice.tokens.size() : 1;
   }
 }
 
