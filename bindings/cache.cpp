@@ -23,7 +23,8 @@ py::dict as_dict(const CacheStats& stats) {
                   "tokens_seen"_a = stats.tokens_seen, "tokens_kept"_a = stats.tokens_kept,
                   "path"_a = stats.path, "codes"_a = stats.codes, "scales"_a = stats.scales,
                   "bases"_a = stats.bases, "tail"_a = stats.tail, "meta"_a = stats.meta,
-                  "offloaded"_a = stats.offloaded);
+                  "offloaded"_a = stats.offloaded, "on_device"_a = stats.on_device,
+                  "spilled"_a = stats.spilled);
 }
 
 int checked_index(const char* what, int index, size_t size) {
@@ -92,6 +93,10 @@ void bind_stats(py::module_& module) {
       .def_readonly("meta", &CacheStats::meta, "Page tables and descriptors.")
       .def_readonly("offloaded", &CacheStats::offloaded,
                     "Blocks that lie in a file (infllm); not part of bytes.")
+      .def_readonly("on_device", &CacheStats::on_device,
+                    "Of codes and scales, what lies in a GPU's memory.")
+      .def_readonly("spilled", &CacheStats::spilled,
+                    "Of codes and scales, what a limit of that memory keeps in the host's.")
       .def_readonly("f16_bytes", &CacheStats::f16_bytes, "The same tokens in f16.")
       .def_readonly("peak_bytes", &CacheStats::peak_bytes,
                     "Most bytes this cache and its forks ever held together.")

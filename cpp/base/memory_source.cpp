@@ -15,6 +15,10 @@ std::byte* MemorySource::allocate(size_t bytes, size_t alignment) noexcept {
       ::operator new(bytes > 0 ? bytes : 1, std::align_val_t{alignment}, std::nothrow));
 }
 
+std::byte* MemorySource::allocate_pages(size_t bytes, size_t alignment) noexcept {
+  return allocate(bytes, alignment);
+}
+
 void MemorySource::release(std::byte* memory, size_t /*bytes*/, size_t alignment) noexcept {
   ::operator delete(memory, std::align_val_t{alignment});
 }

@@ -6,8 +6,13 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace kve {
+
+// What bytes are in: the host's memory; a device's; or memory of the host that the device reads,
+// because its own has a limit.
+enum class MemoryPlace : uint8_t { host, device, spilled };
 
 // This class is the host's memory. Thread-safe, as are those that derive from it.
 class MemorySource {
@@ -19,6 +24,9 @@ class MemorySource {
 
   // `alignment` is a power of two. Not initialised; null when there is no memory left.
   virtual std::byte* allocate(size_t bytes, size_t alignment) noexcept;
+  // The same for pages of caches, which are written once and read in every step: those that a limit
+  // of a device's memory has no room for lie in the host's.
+  virtual std::byte* allocate_pages(size_t bytes, size_t alignment) noexcept;
   // As it was allocated.
   virtual void release(std::byte* memory, size_t bytes, size_t alignment) noexcept;
   // Asks for large pages wherever a block holds whole ones. Advice only: failing changes nothing
@@ -35,6 +43,8 @@ class MemorySource {
   // DeviceError.
   virtual void fetch(const void* /*memory*/, size_t /*bytes*/) {}
   virtual void send(const void* /*memory*/, size_t /*bytes*/) {}
+  // Where an address of this source is.
+  virtual MemoryPlace place_of(const void* /*memory*/) const { return MemoryPlace::host; }
   // Until a device has done all that any thread had it do. Throws DeviceError.
   virtual void wait() {}
 };

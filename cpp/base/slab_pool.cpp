@@ -117,7 +117,7 @@ SlabPool::Slab& SlabPool::slab_of(const std::byte* block) const {
 }
 
 SlabPool::Slab* SlabPool::new_slab(Size* size) {
-  std::byte* memory = source_.allocate(kSlabBytes, kSlabBytes);
+  std::byte* memory = source_.allocate_pages(kSlabBytes, kSlabBytes);
   if (memory == nullptr) return nullptr;
   // Not for the first slab, so that a small cache does not occupy large pages.
   if (size->n_slabs > 0) source_.advise_large_pages(memory, kSlabBytes);
@@ -143,7 +143,7 @@ void SlabPool::free_slab(Size* size, Slab* slab) noexcept {
 }
 
 std::byte* SlabPool::allocate_own(size_t bytes) {
-  std::byte* block = source_.allocate(bytes, kAlignment);
+  std::byte* block = source_.allocate_pages(bytes, kAlignment);
   if (block == nullptr) return nullptr;
   try {
     const std::lock_guard lock(mutex_);

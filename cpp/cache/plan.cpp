@@ -7,6 +7,7 @@
 #include <optional>
 #include <tuple>
 
+#include "base/byte_size.h"
 #include "base/error.h"
 #include "base/printable.h"
 #include "base/random.h"
@@ -207,54 +208,25 @@ CachePlan plan_cache(Backend& backend, std::span<const LayerShape> layers,
   return plan;
 }
 
-namespace {
-
-constexpr double kMostBytes = 1e15;
-
-// The decimal number that `rest` begins with, which is taken from it; negative if there is none.
-double take_number(std::string_view* rest) {
-  const auto is_digit = [&] {
-    return !rest->empty() && rest->front() >= '0' && rest->front() <= '9';
-  };
-  double number = is_digit() ? 0 : -1;
-  for (; is_digit(); rest->remove_prefix(1)) {
-    number = std::min(number * 10 + (rest->front() - '0'), kMostBytes);
-  }
-  if (number < 0 || !rest->starts_with('.')) return number;
-  rest->remove_prefix(1);
-  for (double place = 0.1; is_digit(); rest->remove_prefix(1), place /= 10) {
-    number += place * (rest->front() - '0');
-  }
-  return number;
-}
-
-}  // namespace
-
 int64_t parse_budget(std::string_view text, std::span<const LayerShape> layers, int n_ctx) {
-  std::string_view rest = text;
-  const bool bits = rest.starts_with("bits=");
-  if (bits) rest.remove_prefix(5);
-  const double number = take_number(&rest);
-  while (rest.starts_with(' ')) rest.remove_prefix(1);
-  double unit = -1;
-  if (bits) {
+  double bytes = -1;
+  if (std::string_view rest = text; rest.starts_with("bits=")) {
+    rest.remove_prefix(5);
+    const double bits = take_number(&rest);
     int64_t values = 0;
     for (const LayerShape& layer : layers) {
       values += int64_t{layer.n_kv_heads} * (int64_t{layer.key_dim} + layer.value_dim);
     }
-    if (rest.empty()) unit = static_cast<double>(values) * n_ctx / 8;
+    while (rest.starts_with(' ')) rest.remove_prefix(1);
+    if (rest.empty()) bytes = bits * (static_cast<double>(values) * n_ctx / 8);
   } else {
-    constexpr std::pair<std::string_view, double> kUnits[] = {
-        {"", 1},          {"B", 1},    {"KiB", 1 << 10}, {"MiB", 1 << 20},
-        {"GiB", 1 << 30}, {"kB", 1e3}, {"MB", 1e6},      {"GB", 1e9},
-    };
-    for (const auto& [name, size] : kUnits) unit = rest == name ? size : unit;
+    bytes = parse_byte_size(text);
   }
-  if (number < 0 || unit < 0) {
+  if (bytes < 0) {
     throw ConfigError(
         message("kv budget: expected a size like 64MiB or bits=3, found ", quoted(text)));
   }
-  return static_cast<int64_t>(std::min(number * unit, kMostBytes));
+  return static_cast<int64_t>(std::min(bytes, kMostByteSize));
 }
 
 }  // namespace kve

@@ -390,6 +390,9 @@ void SideCache::count(CacheStats* stats) const {
         code_bytes(page_format) + (coefficients_.width > 0 ? code_bytes(coefficients_) : 0);
     stats->codes += static_cast<int64_t>(codes);
     stats->scales += page.bytes - static_cast<int64_t>(codes);
+    const MemoryPlace place = memory().place_of(page.data);
+    if (place == MemoryPlace::device) stats->on_device += page.bytes;
+    if (place == MemoryPlace::spilled) stats->spilled += page.bytes;
   }
   for (const std::shared_ptr<const Basis>& basis : bases_) {
     if (basis != setup_.basis) stats->bases += static_cast<int64_t>(basis->bytes());

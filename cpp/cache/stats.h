@@ -15,6 +15,8 @@ struct CacheStats {
   int64_t tail = 0;           // uncompressed recent rows
   int64_t meta = 0;           // page tables and descriptors
   int64_t offloaded = 0;      // of blocks that lie in a file (infllm); not part of bytes
+  int64_t on_device = 0;      // of codes and scales, what lies in a device's memory
+  int64_t spilled = 0;        // and what a limit of that memory keeps in the host's
   int64_t f16_bytes = 0;      // the same tokens, uncompressed in f16
   int64_t peak_bytes = 0;     // most bytes this cache and its forks ever held together
   int64_t tokens_seen = 0;    // position counter

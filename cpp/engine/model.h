@@ -27,7 +27,8 @@ struct SessionOptions;
 
 struct LoadOptions {
   // "cpu", "cuda" (the GPU that CUDA counts as its first), or "auto": the GPU where there is one
-  // that works, and else the CPU (Model::device_note() says why).
+  // that works, and else the CPU (Model::device_note() says why). "cuda:cache=8GiB": pages of
+  // caches take at most so much of the GPU's memory, and others wait in the host's.
   std::string device = "cpu";
   int threads = 0;  // 0: all processors this process may use
   std::string isa;  // "scalar", "avx2", "avx512"; empty: the best available (or KVENGINE_ISA)

@@ -65,7 +65,8 @@ class Model(_core.Model):
             repack: copy weights to the layout that is read fastest (``repacked_bytes`` more memory
                 while the file's pages are given back); else they are read from the mapped file.
             device: ``"cpu"``, ``"cuda"`` (an NVIDIA GPU), or ``"auto"``: the GPU where there is one,
-                else the CPU, and ``device_note`` says why.
+                else the CPU, and ``device_note`` says why. ``"cuda:cache=8GiB"``: pages of caches
+                take at most so much of the GPU's memory, and others wait in the host's.
 
         Raises:
             IoError: the file is missing or unreadable.

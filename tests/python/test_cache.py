@@ -22,6 +22,8 @@ KEYS = [
     "tail",
     "meta",
     "offloaded",
+    "on_device",
+    "spilled",
 ]
 # The tiny model has heads of few channels: a group must divide them.
 SPECS = ["f32", "f16", "bf16", "int8:group=8,tail=4", "k=int4:group=8,tail=8 + v=f16"]

@@ -45,7 +45,8 @@ void add_options(CLI::App& app, Options& o) {
   app.add_option("--cache", o.cache, "cache spec, e.g. int4:group=32,tail=64");
   app.add_option("--ctk,--cache-type-k", o.key_type, "cache type of keys");
   app.add_option("--ctv,--cache-type-v", o.value_type, "cache type of values");
-  app.add_option("--device", o.load.device, "cpu, cuda or auto")->capture_default_str();
+  app.add_option("--device", o.load.device, "cpu, cuda, cuda:cache=SIZE or auto")
+      ->capture_default_str();
   app.add_flag("!--no-repack", o.load.repack, "read weights as they lie in the file");
   app.add_flag("--exact", o.session.exact, "f32 activations, reference kernels");
   app.add_option("-n,--n-predict", o.generate.max_tokens,

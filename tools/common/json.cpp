@@ -81,6 +81,8 @@ std::string json_cache(const kve::CacheStats& stats) {
       .add("tail", stats.tail)
       .add("meta", stats.meta)
       .add("offloaded", stats.offloaded)
+      .add("on_device", stats.on_device)
+      .add("spilled", stats.spilled)
       .str();
 }
 

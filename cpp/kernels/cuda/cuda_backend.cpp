@@ -25,17 +25,20 @@ Weight rows_of(const Weight& weight, int64_t first, int64_t n) {
 
 }  // namespace
 
-CudaBackend::CudaBackend(std::unique_ptr<Backend> host)
+CudaBackend::CudaBackend(std::unique_ptr<Backend> host, size_t cache_limit)
     : host_(std::move(host)),
-      memory_(device_),
+      memory_(device_, Staging::limit_of_pages(cache_limit)),
       operands_(device_, memory_),
       rotations_(device_),
-      heads_(device_, memory_, operands_, rotations_),
+      staging_(device_, memory_, Staging::buffer_bytes(cache_limit)),
+      heads_(device_, memory_, operands_, rotations_, staging_),
       name_("cuda (" + device_.name() + ")"),
       flags_(device_, kMostFlags) {}
 
 void CudaBackend::begin_pass() {
+  memory_.rearrange();
   device_.begin_pass();
+  staging_.begin_pass();
   flagged_layers_.clear();
   device_.zero(flags_.data(), flags_.size() * sizeof(int32_t));
 }

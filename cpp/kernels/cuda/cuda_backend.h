@@ -4,6 +4,9 @@
 // not take. Rows of embeddings are taken from the mapped file and sent, and dot_halves() is of
 // numbers in the host's memory. was_on_host(), ReadPath::host and traces tell.
 //
+// With a limit of the device's memory for pages of caches, a quarter of it is for those that are on
+// their way from the host (staging.h), where what has no room in the rest lies (twin_memory.h).
+//
 // Precision::exact is binary32 in products of matrices; attention rounds queries, rows and weights
 // to binary16 in any precision.
 #pragma once
@@ -20,14 +23,16 @@
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/operands.h"
 #include "kernels/cuda/project.h"
+#include "kernels/cuda/staging.h"
 #include "kernels/cuda/twin_memory.h"
 
 namespace kve::cuda {
 
 class CudaBackend final : public Backend {
  public:
-  // `host` does what the GPU does not. Throws DeviceError as Device() does.
-  explicit CudaBackend(std::unique_ptr<Backend> host);
+  // `host` does what the GPU does not. cache_limit: bytes; 0: none. Throws DeviceError as Device()
+  // does.
+  explicit CudaBackend(std::unique_ptr<Backend> host, size_t cache_limit = 0);
 
   std::string_view name() const override { return name_; }
   ThreadPool& pool() override { return host_->pool(); }
@@ -39,6 +44,8 @@ class CudaBackend final : public Backend {
   void cancel_pass() noexcept override { device_.cancel_pass(); }
   // Passes, or parts of them, that were one graph for the device.
   int64_t replays() const { return device_.replays(); }
+  const TwinMemory& twins() const { return memory_; }
+  const Staging& staging() const { return staging_; }
 
   size_t repacked_bytes(const Weight& weight) const override;
   void repack(const Weight& weight, std::byte* memory) override;
@@ -82,6 +89,7 @@ class CudaBackend final : public Backend {
   TwinMemory memory_;
   Operands operands_;
   Rotations rotations_;
+  Staging staging_;
   HeadTables heads_;
   std::string name_;
   bool was_on_host_ = false;

@@ -215,7 +215,7 @@ int64_t CudaBackend::seal_on_device(std::span<const SealJob> jobs,
     to.stride = job.stride;
     to.n_rows = job.n_rows;
     to.first_row = job.first_row;
-    to.page = memory_.find(job.page).at(job.page);
+    to.page = memory_.place_to_write(job.page);
     const size_t n = rows_to_seal(job);
     if (job.f32 != nullptr) {
       to.f32 = at.read(job.f32, n);

@@ -89,6 +89,8 @@ void Device::zero(void* to, size_t bytes) {
   if (bytes > 0) submit({.kind = Operation::Kind::zero, .to = to, .bytes = bytes}, nullptr);
 }
 
+void Device::meet() { submit({.kind = Operation::Kind::meet}, nullptr); }
+
 void Device::synchronize() {
   flush();
   driver::synchronize();

@@ -40,6 +40,8 @@ class Device {
   // Within the device's; the places may overlap.
   void copy(void* to, const void* from, size_t bytes);
   void zero(void* to, size_t bytes);
+  // Before what follows, what was launched aside is done.
+  void meet();
   void synchronize();  // with what all threads have launched
 
   // What the calling thread launches between the two is one pass, which is like the one before as a

@@ -1,5 +1,7 @@
 #include "kernels/cuda/driver.h"
 
+#include <vector>
+
 #include "base/error.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/exec.h"
@@ -44,6 +46,38 @@ void allow_shared(const Operation& operation) {
 dim3 grid_of(const Operation& operation) {
   return {operation.grid.x, operation.grid.y, operation.grid.z};
 }
+
+// Where operations aside go when they are issued one by one. There is one pass at a time.
+class Aside {
+ public:
+  // Lives as long as the program: at its end CUDA may be gone before.
+  static Aside& get() {
+    static auto* made = new Aside;
+    return *made;
+  }
+  // A stream that comes after what this thread has launched.
+  cudaStream_t begin() {
+    check(cudaEventRecord(event_, cudaStreamPerThread), "a stream");
+    check(cudaStreamWaitEvent(stream_, event_, 0), "a stream");
+    busy_ = true;
+    return stream_;
+  }
+  void meet() {
+    if (!busy_) return;
+    check(cudaEventRecord(event_, stream_), "a stream");
+    check(cudaStreamWaitEvent(cudaStreamPerThread, event_, 0), "a stream");
+    busy_ = false;
+  }
+
+ private:
+  Aside() {
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+    check(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming), "a stream");
+  }
+  cudaStream_t stream_{};
+  cudaEvent_t event_{};
+  bool busy_ = false;
+};
 
 }  // namespace
 
@@ -97,8 +131,9 @@ void issue(const Operation& operation, const std::byte* args) {
     case Operation::Kind::kernel: {
       allow_shared(operation);
       void* argument = const_cast<std::byte*>(args);
+      const cudaStream_t stream = operation.aside ? Aside::get().begin() : cudaStreamPerThread;
       check(cudaLaunchKernel(operation.kernel, grid_of(operation), dim3(operation.threads),
-                             &argument, operation.shared_bytes, cudaStreamPerThread),
+                             &argument, operation.shared_bytes, stream),
             operation.name);
       return;
     }
@@ -108,13 +143,15 @@ void issue(const Operation& operation, const std::byte* args) {
             "upload");
       return;
     case Operation::Kind::copy:
-      check(cudaMemcpyAsync(operation.to, operation.from, operation.bytes, cudaMemcpyDeviceToDevice,
+      check(cudaMemcpyAsync(operation.to, operation.from, operation.bytes, cudaMemcpyDefault,
                             cudaStreamPerThread),
             "copy");
       return;
     case Operation::Kind::zero:
       check(cudaMemsetAsync(operation.to, 0, operation.bytes, cudaStreamPerThread), "zero");
       return;
+    case Operation::Kind::meet:
+      return Aside::get().meet();
   }
 }
 
@@ -135,53 +172,77 @@ void synchronize() { check(cudaDeviceSynchronize(), "synchronize"); }
 struct Graph::State {
   cudaGraph_t graph{};
   cudaGraphExec_t exec{};
+  cudaGraphNode_t last{};
+  cudaGraphNode_t aside{};  // until they meet
 
   ~State() {
     if (exec != nullptr) cudaGraphExecDestroy(exec);
     if (graph != nullptr) cudaGraphDestroy(graph);
   }
-  // After `last`, if there is one; which becomes the new node.
-  void add(const Operation& operation, const std::byte* args, cudaGraphNode_t* last) {
-    const size_t n_before = *last != nullptr ? 1 : 0;
-    cudaGraphNode_t before = *last;
-    if (operation.kind == Operation::Kind::kernel) {
-      allow_shared(operation);
-      void* argument = const_cast<std::byte*>(args);
-      cudaKernelNodeParams params{};
-      params.func = const_cast<void*>(operation.kernel);
-      params.gridDim = grid_of(operation);
-      params.blockDim = dim3(operation.threads);
-      params.sharedMemBytes = static_cast<unsigned>(operation.shared_bytes);
-      params.kernelParams = &argument;
-      check(cudaGraphAddKernelNode(last, graph, &before, n_before, &params), operation.name);
-    } else if (operation.kind == Operation::Kind::zero) {
-      cudaMemsetParams params{};
-      params.dst = operation.to;
-      params.elementSize = 1;
-      params.width = operation.bytes;
-      params.height = 1;
-      check(cudaGraphAddMemsetNode(last, graph, &before, n_before, &params), "zero");
-    } else {
-      const auto kind = operation.kind == Operation::Kind::upload ? cudaMemcpyHostToDevice
-                                                                  : cudaMemcpyDeviceToDevice;
-      check(cudaGraphAddMemcpyNode1D(last, graph, &before, n_before, operation.to, operation.from,
-                                     operation.bytes, kind),
-            "copy");
+  // Operations follow the one before; those aside, and what comes after a meeting, two of them.
+  void add(const Operation& operation, const std::byte* args) {
+    std::vector<cudaGraphNode_t> before;
+    if (last != nullptr) before.push_back(last);
+    const bool meets = operation.kind == Operation::Kind::meet;
+    if (meets && aside == nullptr) return;
+    if (aside != nullptr && (meets || operation.aside)) before.push_back(aside);
+    (operation.aside ? aside : last) = add(operation, args, before);
+    if (meets) aside = nullptr;
+  }
+  cudaGraphNode_t add(const Operation& operation, const std::byte* args,
+                      const std::vector<cudaGraphNode_t>& before) {
+    cudaGraphNode_t node{};
+    const size_t n = before.size();
+    switch (operation.kind) {
+      case Operation::Kind::kernel: {
+        allow_shared(operation);
+        void* argument = const_cast<std::byte*>(args);
+        cudaKernelNodeParams params{};
+        params.func = const_cast<void*>(operation.kernel);
+        params.gridDim = grid_of(operation);
+        params.blockDim = dim3(operation.threads);
+        params.sharedMemBytes = static_cast<unsigned>(operation.shared_bytes);
+        params.kernelParams = &argument;
+        check(cudaGraphAddKernelNode(&node, graph, before.data(), n, &params), operation.name);
+        break;
+      }
+      case Operation::Kind::zero: {
+        cudaMemsetParams params{};
+        params.dst = operation.to;
+        params.elementSize = 1;
+        params.width = operation.bytes;
+        params.height = 1;
+        check(cudaGraphAddMemsetNode(&node, graph, before.data(), n, &params), "zero");
+        break;
+      }
+      case Operation::Kind::upload:
+      case Operation::Kind::copy:
+        check(cudaGraphAddMemcpyNode1D(&node, graph, before.data(), n, operation.to, operation.from,
+                                       operation.bytes, cudaMemcpyDefault),
+              operation.kind == Operation::Kind::copy ? "copy" : "upload");
+        break;
+      case Operation::Kind::meet:
+        check(cudaGraphAddEmptyNode(&node, graph, before.data(), n), "a graph");
+        break;
     }
+    return node;
   }
 };
 
 Graph::Graph(std::span<const Operation> operations, std::span<const std::byte* const> args)
     : state_(std::make_unique<State>()) {
   check(cudaGraphCreate(&state_->graph, 0), "a graph");
-  cudaGraphNode_t last = nullptr;
-  for (size_t i = 0; i < operations.size(); ++i) state_->add(operations[i], args[i], &last);
+  for (size_t i = 0; i < operations.size(); ++i) state_->add(operations[i], args[i]);
   check(cudaGraphInstantiate(&state_->exec, state_->graph, 0), "a graph");
 }
 
 Graph::~Graph() = default;
 
-void Graph::launch() { check(cudaGraphLaunch(state_->exec, cudaStreamPerThread), "a graph"); }
+// A graph ends when all of it has, what is aside as well.
+void Graph::launch() {
+  Aside::get().meet();
+  check(cudaGraphLaunch(state_->exec, cudaStreamPerThread), "a graph");
+}
 
 }  // namespace driver
 

@@ -23,7 +23,8 @@ Properties find_device();
 // At least 256-byte aligned, not initialised. Throws CapacityError.
 std::byte* allocate(size_t bytes);
 void release(std::byte* memory) noexcept;
-// The same of the host's memory, at a place that stays, which copies go to and from on their own.
+// The same of the host's memory, at a place that stays, which copies go to and from on their own,
+// and which kernels read and write at the same address.
 std::byte* lock(size_t bytes);
 void unlock(std::byte* memory) noexcept;
 

@@ -40,12 +40,14 @@ inline void check(cudaError_t result, const char* what) {
 
 namespace kve::cuda {
 
-// Runs grid.x * grid.y * grid.z blocks of `threads` threads, after what was launched before.
+// Runs grid.x * grid.y * grid.z blocks of `threads` threads, after what was launched before; aside:
+// what follows need not wait until Device::meet().
 template <class Args>
 void launch(const char* name, void (*kernel)(Args), GridSize grid, unsigned threads,
-            size_t shared_bytes, const Args& args) {
+            size_t shared_bytes, const Args& args, bool aside = false) {
   static_assert(std::is_trivially_copyable_v<Args>);
   Operation operation;
+  operation.aside = aside;
   operation.name = name;
   operation.kernel = reinterpret_cast<const void*>(kernel);
 #ifndef __CUDACC__

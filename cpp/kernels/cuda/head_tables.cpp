@@ -167,6 +167,7 @@ const HeadRows* HeadTables::send() {
 
 TaskHeads HeadTables::find(std::span<const HeadView> heads, int32_t first_pos, bool positions) {
   pages_.begin();
+  staging_.begin_task();
   heads_.clear();
   first_kinds_.clear();
   kinds_.clear();
@@ -190,6 +191,7 @@ TaskHeads HeadTables::find(std::span<const HeadView> heads, int32_t first_pos, b
     if (positions) rows.positions = operands_.read(head.positions, n);
     found.most_rows = std::max(found.most_rows, head.n_rows);
   }
+  staging_.finish_task();
   found.rows = send();
   return found;
 }

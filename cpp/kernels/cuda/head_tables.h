@@ -26,12 +26,14 @@ struct TaskHeads {
 class HeadTables {
  public:
   // All outlive the tables.
-  HeadTables(Device& device, const TwinMemory& twins, Operands& operands, Rotations& rotations)
+  HeadTables(Device& device, const TwinMemory& twins, Operands& operands, Rotations& rotations,
+             Staging& staging)
       : device_(device),
         twins_(twins),
         operands_(operands),
         rotations_(rotations),
-        pages_(device, twins) {}
+        staging_(staging),
+        pages_(device, twins, staging) {}
 
   // Heads whose sides are not refused, for queries from first_pos on, until the next operation of
   // `operands` begins. With the positions of rows, where they are needed.
@@ -50,6 +52,7 @@ class HeadTables {
   const TwinMemory& twins_;
   Operands& operands_;
   Rotations& rotations_;
+  Staging& staging_;
   PageTables pages_;
   // Of one task; kept for their memory.
   std::vector<HeadRows> heads_;

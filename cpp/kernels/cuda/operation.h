@@ -19,8 +19,11 @@ struct Operation {
     upload,  // from locked memory, which stays as it is until the device has read it
     copy,    // within the device's memory; the places do not overlap
     zero,
+    meet,  // what was done aside so far is done before what follows
   };
   Kind kind = Kind::kernel;
+  // Of a kernel: after what came before, and beside what follows until they meet.
+  bool aside = false;
   // Kernels take one struct of `bytes`, by value.
   const char* name = "";
   const void* kernel = nullptr;

@@ -9,6 +9,7 @@
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/rotations.h"
+#include "kernels/cuda/staging.h"
 #include "kernels/cuda/twin_memory.h"
 #include "kernels/page_view.h"
 
@@ -36,29 +37,46 @@ struct PageAnchors {
 
 class PageTables {
  public:
-  // Both outlive the tables.
-  PageTables(Device& device, const TwinMemory& twins) : device_(device), twins_(twins) {}
+  // All outlive the tables.
+  PageTables(Device& device, const TwinMemory& twins, Staging& staging)
+      : device_(device), twins_(twins), staging_(staging) {}
   PageTables(const PageTables&) = delete;
   PageTables& operator=(const PageTables&) = delete;
   ~PageTables() { clear(); }
 
   // A new operation begins.
   void begin();
-  // Of pages that have twins, in device memory: valid until the next operation.
+  // Of pages that have twins, in device memory: valid until the next operation. Those that are
+  // spilled are where Staging says.
   const PagePlace* find(std::span<const PageView> pages, const PageAnchors& anchors);
 
  private:
+  struct SpilledPage {
+    size_t number;
+    const std::byte* from;  // in locked memory
+    size_t bytes;
+    const std::byte* at;  // as the device has been told
+  };
+  // From a page on there are others than before in this block.
+  struct BlockOfPages {
+    size_t first_page;
+    std::atomic<int64_t>* read;
+  };
   struct Table {
     std::vector<PagePlace> pages;  // as the host knows them
+    std::vector<SpilledPage> spilled;
+    std::vector<BlockOfPages> blocks;  // where there is a limit
     PageAnchors anchors{};
     PagePlace* device = nullptr;
     size_t room = 0;
   };
   void clear();
   void grow(Table* table, size_t n);
+  size_t find_spilled(std::span<const PageView> pages, size_t same, Table* table);
 
   Device& device_;
   const TwinMemory& twins_;
+  Staging& staging_;
   uint64_t generation_ = 0;                            // of twins_, that the tables are of
   std::unordered_map<const PageView*, Table> tables_;  // by where a side has its views
   std::vector<PagePlace> changed_;

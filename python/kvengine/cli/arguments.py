@@ -150,9 +150,13 @@ def add_common(parser: argparse.ArgumentParser, computes: bool = True, cache: bo
     )
     group.add_argument(
         "--device",
-        choices=("cpu", "cuda", "auto"),
+        metavar="DEVICE",
         default=None,
-        help=shown("what computes (default: cpu); auto: an NVIDIA GPU where there is one"),
+        help=shown(
+            "what computes: cpu (default), cuda (an NVIDIA GPU), or auto: a GPU where there is one; "
+            "cuda:cache=SIZE: of its memory at most SIZE (8GiB) for pages of caches, others wait in "
+            "the host's"
+        ),
     )
     group.add_argument(
         "-ngl",

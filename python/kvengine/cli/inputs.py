@@ -70,9 +70,10 @@ def load_file(args: argparse.Namespace, path: Path) -> Model:
     """A model on the device that --device or -ngl names; says so where that has become another."""
     device = args.device or "cpu"
     layers: int | None = args.gpu_layers
-    if layers is not None and args.device not in (None, "cuda" if layers else "cpu"):
-        raise InputError(f"-ngl {layers}: expected another --device than {args.device}, or none")
-    if layers:
+    if layers is not None and args.device is not None:
+        if device.partition(":")[0] != ("cuda" if layers else "cpu"):
+            raise InputError(f"-ngl {layers}: expected another --device than {device}, or none")
+    elif layers:
         device = "cuda"
     with Progress(f"loading {path.name}"):
         try:

@@ -20,6 +20,22 @@ TEST(ChooseBackend, KnowsItsDevices) {
   }
 }
 
+TEST(ChooseBackend, LimitsOnlyAGpusMemory) {
+  for (const char* device :
+       {"cuda:", "cuda:cache", "cuda:cache=", "cuda:cache=0", "cuda:cache=much", "auto:cache=-1GiB",
+        "cuda:pages=1GiB", "cpu:cache=1GiB"}) {
+    try {
+      choose_backend(device, 1, "");
+      FAIL() << "accepted " << device;
+    } catch (const ConfigError& error) {
+      EXPECT_EQ(std::string(error.what()),
+                "device: expected a limit only of a GPU's memory, like cuda:cache=8GiB, found '" +
+                    std::string(device) + "'");
+    }
+  }
+  EXPECT_NE(choose_backend("auto:cache=1.5 GiB", 1, "scalar").backend, nullptr);
+}
+
 // Where there is a GPU and a build for it, it is used; else both say what is missing.
 TEST(ChooseBackend, SaysWhyThereIsNoGpu) {
   const ChosenBackend any = choose_backend("auto", 1, "scalar");

@@ -28,6 +28,7 @@ class CudaTest : public ::testing::TestWithParam<bool> {
     }
 #else
     emulation::reversed = GetParam();
+    emulation::most_locked = SIZE_MAX;
     device_ = std::make_unique<Device>();
 #endif
   }

@@ -1,17 +1,35 @@
 // kernels/cuda/driver.h where there is no GPU: the device's memory is the host's.
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <new>
+#include <vector>
 
 #include "base/error.h"
 #include "kernels/cuda/device.h"
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/emulation.h"
 
 namespace kve::cuda {
 namespace driver {
 namespace {
 
 constexpr std::align_val_t kAlignment{256};
+
+// Operations aside that have not been done yet.
+struct Waiting {
+  Operation operation;
+  std::vector<std::byte> args;
+};
+std::vector<Waiting> aside;
+
+void do_aside() {
+  for (const Waiting& waiting : aside)
+    waiting.operation.run(waiting.operation, waiting.args.data());
+  aside.clear();
+}
+
+std::map<const std::byte*, size_t> locked;
 
 }  // namespace
 
@@ -23,14 +41,33 @@ std::byte* allocate(size_t bytes) {
   std::memset(memory, 0xff, bytes);  // NaN
   return memory;
 }
-void release(std::byte* memory) noexcept { ::operator delete(memory, kAlignment); }
-std::byte* lock(size_t bytes) { return allocate(bytes); }
-void unlock(std::byte* memory) noexcept { release(memory); }
+void release(std::byte* memory) noexcept {
+  do_aside();
+  ::operator delete(memory, kAlignment);
+}
+std::byte* lock(size_t bytes) {
+  if (bytes > emulation::most_locked || emulation::locked_bytes > emulation::most_locked - bytes) {
+    throw CapacityError("emulated device: out of locked memory");
+  }
+  std::byte* memory = allocate(bytes);
+  locked.emplace(memory, bytes);
+  emulation::locked_bytes += bytes;
+  return memory;
+}
+void unlock(std::byte* memory) noexcept {
+  emulation::locked_bytes -= locked[memory];
+  locked.erase(memory);
+  release(memory);
+}
 
 void issue(const Operation& operation, const std::byte* args) {
   switch (operation.kind) {
     case Operation::Kind::kernel:
-      return operation.run(operation, args);
+      if (!operation.aside || !emulation::reversed) return operation.run(operation, args);
+      aside.push_back({operation, {args, args + operation.bytes}});
+      return;
+    case Operation::Kind::meet:
+      return do_aside();
     case Operation::Kind::upload:
     case Operation::Kind::copy:
       std::memcpy(operation.to, operation.from, operation.bytes);
@@ -42,7 +79,7 @@ void issue(const Operation& operation, const std::byte* args) {
 }
 void upload(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
 void download(void* to, const void* from, size_t bytes) { std::memcpy(to, from, bytes); }
-void synchronize() {}
+void synchronize() { do_aside(); }
 
 // Arguments are copied when a graph is made, as CUDA does.
 struct Graph::State {
@@ -59,9 +96,11 @@ Graph::Graph(std::span<const Operation> operations, std::span<const std::byte* c
 }
 Graph::~Graph() = default;
 void Graph::launch() {
+  do_aside();
   for (size_t i = 0; i < state_->operations.size(); ++i) {
     issue(state_->operations[i], state_->args[i].data());
   }
+  do_aside();
 }
 
 }  // namespace driver

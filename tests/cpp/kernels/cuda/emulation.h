@@ -29,8 +29,12 @@ inline GridSize gridDim;
 
 namespace emulation {
 
-// From the last thread of a block to the first.
+// From the last thread of a block to the first; and operations aside as late as they may be, not as
+// early.
 inline bool reversed = false;
+// Bytes of locked memory that are in use, and that there are.
+inline size_t locked_bytes = 0;
+inline size_t most_locked = SIZE_MAX;
 
 constexpr int kWarp = 32;
 // What a thread shows the others of its warp.

@@ -30,7 +30,7 @@ class CudaModelTest : public CudaTest {
   // of each pass, [passes][vocab_size]. path: how pages are read at the end.
   static std::vector<float> logits(Backend& backend, const std::filesystem::path& path,
                                    std::string_view cache_spec, int n_tokens, bool exact,
-                                   int n_alone, ReadPath* read_path) {
+                                   int n_alone, ReadPath* read_path, CacheStats* stats = nullptr) {
     const auto file = GgufFile::open(path);
     const ModelSpec spec = describe(*file);
     ModelWeights weights(file, spec);
@@ -53,6 +53,7 @@ class CudaModelTest : public CudaTest {
       done += n;
     }
     *read_path = cache.read_path(backend, Precision::fast);
+    if (stats != nullptr) *stats = cache.stats();
     return out;
   }
 
@@ -161,6 +162,46 @@ TEST_P(CudaModelTest, StepsAreReplayed) {
       check(path, "k=int4:per=channel,group=32,tail=32+v=int4:group=32,tail=32", 20, true, 1e-4, 8),
       5);
 }
+
+// Where a limit of the device's memory keeps pages in the host's, as many as have no room: with
+// room for none, and for those of one size.
+TEST_P(CudaModelTest, LimitsOfMemoryChangeNoLogits) {
+  const test::TemporaryFolder folder;
+  const test::TinyModel tiny{.n_layers = 2, .type = WeightType::q8_0};
+  const std::filesystem::path path = folder / "tiny.gguf";
+  test::TinyWriter(tiny).build().write(path);
+  constexpr std::string_view kCache = "k=int4:per=channel,group=32,tail=8+v=int2:group=32,tail=8";
+  constexpr int kTokens = 75;
+  constexpr int kAlone = 4;
+  CudaBackend whole(make_cpu_backend(2));
+  CacheStats stats;
+  const std::vector<float> expected =
+      logits(whole, path, kCache, kTokens, true, kAlone, &read_path_, &stats);
+  const int64_t pages = stats.codes + stats.scales;
+  EXPECT_EQ(stats.on_device, pages);
+  EXPECT_EQ(stats.spilled, 0);
+  for (const size_t limit : {size_t{12} << 10, size_t{3} << 20}) {
+    CudaBackend gpu(make_cpu_backend(2), limit);
+    EXPECT_EQ(logits(gpu, path, kCache, kTokens, true, kAlone, &read_path_, &stats), expected)
+        << limit;
+    EXPECT_EQ(stats.on_device + stats.spilled, pages);
+    EXPECT_GT(stats.spilled, 0);
+    EXPECT_LE(static_cast<size_t>(stats.on_device) + 2 * Staging::buffer_bytes(limit), limit);
+    EXPECT_GE(gpu.staging().in_time(), 2 * (kAlone - 2));
+    EXPECT_GT(gpu.replays(), 0);
+  }
+}
+
+#ifndef KVE_CUDA_COMPILED
+TEST_P(CudaModelTest, SaysWhenThereIsNoMemoryForPages) {
+  CudaBackend gpu(make_cpu_backend(1), 1);
+  emulation::most_locked = emulation::locked_bytes;
+  ReadPath read_path{};
+  EXPECT_THROW(logits(gpu, tiny_models().front(), "int8:group=8,tail=0", 12, true, 1, &read_path),
+               CapacityError);
+  emulation::most_locked = SIZE_MAX;
+}
+#endif
 
 // Formats that are read as they lie (bases that are fitted are not there yet); the CPU reads those
 // with factors.

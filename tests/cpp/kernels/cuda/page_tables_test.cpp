@@ -23,7 +23,8 @@ class CudaPageTables : public CudaTest {
 
 TEST_P(CudaPageTables, FollowPagesThatComeGoAndChange) {
   TwinMemory twins(device());
-  PageTables tables(device(), twins);
+  Staging staging(device(), twins, 0);
+  PageTables tables(device(), twins, staging);
   constexpr size_t kBytes = 60'000;  // several blocks of the device
   std::vector<std::byte*> blocks;
   for (int i = 0; i < 120; ++i) blocks.push_back(twins.allocate(kBytes, 64));
