@@ -14,17 +14,17 @@ struct WarpState {
   float out[kBlocks][kValueBlocks][4][4];
 };
 
-// scores = keys * queries: [product][word of C], rows being tokens. queries: as Shared::queries.
-template <int kBlocks>
-__device__ __forceinline__ void find_scores(const RunRows& rows, const Words2* queries,
-                                            float (&scores)[kBlocks][4][4]) {
+// kBits: as with_bits() gave it.
+template <int kBits, int kBlocks>
+__device__ __forceinline__ void find_scores_of(const RunRows& rows, const Words2* queries,
+                                               float (&scores)[kBlocks][4][4]) {
   const int g = lane_id() / 4;
   const int i = lane_id() % 4;
   for (int j = 0; j < rows.n_channels / 16; ++j) {
     const FragmentPlace place{g / 2, g % 2, g / 2 * 16 + g % 2 * 4, 16 * j + 4 * i};
     Fragments a;
-    if (rows.coded.page != nullptr) {
-      decode_cell(rows.coded, rows.coded.first_channel / 4 + 4 * j + i, place, &a);
+    if (kBits > 0 || rows.coded.page != nullptr) {
+      decode_cell<kBits>(rows.coded, rows.coded.first_channel / 4 + 4 * j + i, place, &a);
     } else {
       key_fragments(rows.floats, place, &a);
     }
@@ -37,11 +37,19 @@ __device__ __forceinline__ void find_scores(const RunRows& rows, const Words2* q
   }
 }
 
-// out += values^T * weights, rows being channels.
-template <int kBlocks, int kValueBlocks>
-__device__ __forceinline__ void add_values(const RunRows& rows, const Run& run,
-                                           const uint16_t* weights,
-                                           WarpState<kBlocks, kValueBlocks>* state) {
+// scores = keys * queries: [product][word of C], rows being tokens. queries: as Shared::queries.
+template <int kBlocks>
+__device__ __forceinline__ void find_scores(const RunRows& rows, const Words2* queries,
+                                            float (&scores)[kBlocks][4][4]) {
+  with_bits(rows.coded, [&](auto bits) {
+    find_scores_of<decltype(bits)::value, kBlocks>(rows, queries, scores);
+  });
+}
+
+template <int kBits, int kBlocks, int kValueBlocks>
+__device__ __forceinline__ void add_values_of(const RunRows& rows, const Run& run,
+                                              const uint16_t* weights,
+                                              WarpState<kBlocks, kValueBlocks>* state) {
   const int g = lane_id() / 4;
   const int i = lane_id() % 4;
   const bool ragged = run.first > 0 || run.end < kTileRows;
@@ -59,13 +67,14 @@ __device__ __forceinline__ void add_values(const RunRows& rows, const Run& run,
       const FragmentPlace place{i, g % 2, 16 * block + g % 2 * 4, token};
       Fragments a{};
       if (16 * block < rows.n_channels) {
-        if (rows.coded.page != nullptr) {
-          decode_cell(rows.coded, 4 * (rows.coded.first_channel / 16 + block) + t, place, &a);
+        if (kBits > 0 || rows.coded.page != nullptr) {
+          decode_cell<kBits>(rows.coded, 4 * (rows.coded.first_channel / 16 + block) + t, place,
+                             &a);
         } else {
           value_fragments(rows.floats, place, &a);
         }
       }
-      if (ragged && rows.coded.page != nullptr) {
+      if (ragged && (kBits > 0 || rows.coded.page != nullptr)) {
         // What lies in unused rows may be anything, and NaN times 0 is NaN.
         uint32_t keep[2];
         KVE_UNROLL
@@ -88,6 +97,16 @@ __device__ __forceinline__ void add_values(const RunRows& rows, const Run& run,
       }
     }
   }
+}
+
+// out += values^T * weights, rows being channels.
+template <int kBlocks, int kValueBlocks>
+__device__ __forceinline__ void add_values(const RunRows& rows, const Run& run,
+                                           const uint16_t* weights,
+                                           WarpState<kBlocks, kValueBlocks>* state) {
+  with_bits(rows.coded, [&](auto bits) {
+    add_values_of<decltype(bits)::value, kBlocks, kValueBlocks>(rows, run, weights, state);
+  });
 }
 
 // Scores to weights: updates the maxima and sums, scales `out` to the new maxima and writes the

@@ -12,6 +12,8 @@
 //           channels and 16 tokens in four products
 #pragma once
 
+#include <type_traits>
+
 #include "formats/cache_codecs.h"
 #include "kernels/cuda/attend.h"
 #include "kernels/cuda/warp.h"
@@ -46,7 +48,7 @@ struct CellCodes {
   uint32_t second[4];
 };
 
-// `bits` is the same for all threads.
+// `bits` is the same for all threads; inlined for a constant it leaves one of the planes.
 __device__ __forceinline__ CellCodes read_cell(const std::byte* strip, int bits, int cell,
                                                int half) {
   if (bits == 8) {
@@ -174,13 +176,29 @@ struct CodedRows {
   const uint16_t* table;  // as in find_levels()
 };
 
-// Numbers from the codes of a cell.
+// Runs run(bits), an integral constant: the bits of all codes of these rows where loops over them
+// are compiled for that number, else 0. The same for all threads of a warp.
+template <class Run>
+__device__ __forceinline__ void with_bits(const CodedRows& rows, const Run& run) {
+  const bool alike = rows.page != nullptr && rows.format->strip_bits == nullptr;
+  const int bits = alike ? rows.format->bits : 0;
+  if (bits == 4) {
+    run(std::integral_constant<int, 4>());
+  } else if (bits == 2) {
+    run(std::integral_constant<int, 2>());
+  } else {
+    run(std::integral_constant<int, 0>());
+  }
+}
+
+// Numbers from the codes of a cell. kBits: as with_bits() gave it.
+template <int kBits>
 __device__ __forceinline__ void decode_cell(const CodedRows& rows, int strip,
                                             const FragmentPlace& place, Fragments* out) {
   const SideFormat& format = *rows.format;
-  int bits = format.bits;
+  int bits = kBits > 0 ? kBits : format.bits;
   int before = strip * bits;
-  if (format.strip_bits != nullptr) {
+  if (kBits == 0 && format.strip_bits != nullptr) {
     before = format.strip_bits[strip];
     bits = format.strip_bits[strip + 1] - before;
   }
@@ -196,7 +214,7 @@ __device__ __forceinline__ void decode_cell(const CodedRows& rows, int strip,
   }
   if (format.has_zero) {
     // Behind scales of one byte for some of the channels zeros begin anywhere.
-    const bool aligned = format.strip_bits == nullptr;
+    const bool aligned = kBits > 0 || format.strip_bits == nullptr;
     read_fragment_params(format, {rows.page + format.zeros_at, format.width, false, aligned}, place,
                          rows.first_channel, &zeros);
   }
