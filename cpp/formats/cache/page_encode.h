@@ -12,8 +12,6 @@
 
 namespace kve {
 
-constexpr int kNormalisingRounds = 16;
-
 // Copies rows to work.rows; false when one has a NaN or an infinity.
 KVE_HD bool copy_rows(const float* src, int64_t src_stride, int n_rows, int width,
                       const EncodeWork& work) {

@@ -17,6 +17,8 @@ namespace kve {
 
 enum class Axis : uint8_t { tokens, channels };
 
+constexpr int kNormalisingRounds = 16;
+
 constexpr float kInfinity = __builtin_inff();
 
 // One axis of a page.
@@ -146,25 +148,35 @@ KVE_HD size_t two_axes_scratch(int n_rows, int width) {
   return tokens * channels + 3 * (tokens + channels);
 }
 
+// Both axes of rows [n_rows][width] (`stride` floats apart), in memory of `scratch`, where `turned`
+// [width][n_rows] is for the caller to fill with the rows.
+struct TwoAxes {
+  float* turned;
+  AxisState channels;
+  AxisState tokens;
+};
+KVE_HD TwoAxes two_axes_of(const float* rows, int n_rows, int width, int64_t stride,
+                           float* channel_scale, float* row_scale, float* scratch) {
+  float* channel = scratch + static_cast<int64_t>(n_rows) * width;
+  float* token = channel + 3 * static_cast<int64_t>(width);
+  return {scratch,
+          {width, rows, stride, channel, channel + width, channel + 2 * width, channel_scale},
+          {n_rows, scratch, n_rows, token, token + n_rows, token + 2 * n_rows, row_scale}};
+}
+
 // Finds what to divide finite rows [n_rows][width] (`stride` floats apart) by: channel_scale
 // [width] and row_scale [n_rows], all within [e^-0.3, e^10]. Each round begins with `first`;
 // scratch is two_axes_scratch(n_rows, width) floats.
 KVE_HD void find_two_axes(const float* rows, int n_rows, int width, int64_t stride, int rounds,
                           float* channel_scale, float* row_scale, Axis first, float* scratch) {
-  float* turned = scratch;  // [width][n_rows]
+  TwoAxes axes = two_axes_of(rows, n_rows, width, stride, channel_scale, row_scale, scratch);
   for (int r = 0; r < n_rows; ++r) {
-    for (int c = 0; c < width; ++c) turned[c * n_rows + r] = rows[r * stride + c];
+    for (int c = 0; c < width; ++c) axes.turned[c * n_rows + r] = rows[r * stride + c];
   }
-  scratch += static_cast<int64_t>(n_rows) * width;
-  AxisState channels = {width,        rows, stride, scratch, scratch + width, scratch + 2 * width,
-                        channel_scale};
-  scratch += 3 * static_cast<int64_t>(width);
-  AxisState tokens = {n_rows,   turned, n_rows, scratch, scratch + n_rows, scratch + 2 * n_rows,
-                      row_scale};
   if (first == Axis::tokens) {
-    balance_axes(&tokens, &channels, rounds);
+    balance_axes(&axes.tokens, &axes.channels, rounds);
   } else {
-    balance_axes(&channels, &tokens, rounds);
+    balance_axes(&axes.channels, &axes.tokens, rounds);
   }
 }
 

@@ -22,6 +22,9 @@ constexpr int kMostTiers = 4;  // of a side
 // How rows of floats lie in pages.
 enum class FloatKind : uint8_t { f16, bf16, f32 };
 
+// What codes of a page are multiplied by, or what is added to them (formats/cache/coded_page.h).
+enum class Factors : uint8_t { none, means, of_channels, of_tokens };
+
 // What kernels need to know of a PageFormat.
 struct SideFormat {
   bool coded = false;
@@ -31,6 +34,7 @@ struct SideFormat {
   bool log8 = false;
   bool has_zero = false;
   bool has_table = false;
+  Factors factors = Factors::none;
   Coding coding = Coding::asym;
   int32_t bits = 0;
   int32_t group = 0;
@@ -38,6 +42,7 @@ struct SideFormat {
   int32_t coded_width = 0;  // of which have codes
   uint32_t scales_at = 0;
   uint32_t zeros_at = 0;
+  uint32_t factors_at = 0;
   uint32_t zero_level = 0;  // twice, binary16: 1024 + the code of level 0
   // Device memory, [strips + 1]: sums of the bits of the strips before, which differ; else null.
   const uint16_t* strip_bits = nullptr;

@@ -13,6 +13,18 @@ bool has_table(Coding coding) {
          coding == Coding::e4m3 || coding == Coding::e5m2;
 }
 
+Factors factors_of(const CodedPage& page) {
+  switch (page.channels) {
+    case Channels::plain:
+      return Factors::none;
+    case Channels::centred:
+      return Factors::means;
+    case Channels::scaled:
+      return page.per == Per::channel ? Factors::of_tokens : Factors::of_channels;
+  }
+  return Factors::none;
+}
+
 }  // namespace
 
 std::string format_refusal(const PageFormat& format, int first_channel, int n_channels) {
@@ -26,12 +38,12 @@ std::string format_refusal(const PageFormat& format, int first_channel, int n_ch
   if (n_channels > kMostHeadDim) return refuse("heads of at most 256 channels", n_channels);
   if (format.id != CodecId::coded) return {};
   const CodedPage& page = format.coded;
-  if (page.channels != Channels::plain) return refuse("no factors of channels or tokens", "some");
   if (page.outliers != 0) return refuse("no outliers", page.outliers, " in each group");
   if (page.group % kBlockChannels != 0) {
     return refuse("groups of a multiple of 16 values", page.group);
   }
-  const bool has_lines = !page.values && page.per == Per::channel && has_zero(page.coding.coding);
+  const bool has_lines = !page.values && page.per == Per::channel && has_zero(page.coding.coding) &&
+                         page.channels == Channels::plain;
   if (page.strip_bits != nullptr && !has_lines) {
     return refuse("codes of one size", "several sizes");
   }
@@ -98,6 +110,8 @@ SideFormat side_format(const PageFormat& format) {
   side.coded_width = coded_width(page);
   side.scales_at = static_cast<uint32_t>(at.scales);
   side.zeros_at = static_cast<uint32_t>(at.zeros);
+  side.factors = factors_of(page);
+  side.factors_at = static_cast<uint32_t>(at.factors);
   const float zero_code = side.has_table ? 0.0f : -level(coding, page.coding.bits, 0);
   side.zero_level = float_to_half(1024.0f + zero_code) * 0x10001u;
   return side;

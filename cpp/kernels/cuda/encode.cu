@@ -6,6 +6,7 @@
 #include "formats/cache/page_codes.h"
 #include "formats/cache/page_params.h"
 #include "formats/cache/plain_floats.h"
+#include "formats/cache/two_axis.h"
 #include "kernels/cuda/warp.h"
 
 namespace kve::cuda {
@@ -90,6 +91,101 @@ __device__ void put_means(const EncodeJob& job, const float* rows, int stride) {
   }
 }
 
+// Takes the mean of every channel out of the rows of a page.
+__device__ void take_means_out(const EncodeJob& job, float* rows, int stride) {
+  const CodedPage& page = job.format.coded;
+  std::byte* factors = job.page + page_offsets(page).factors;
+  for (int c = static_cast<int>(threadIdx.x); c < page.width; c += kThreads) {
+    float* column = rows + c;
+    double sum = 0;
+    for (int r = 0; r < kPageTokens; ++r) sum += static_cast<double>(column[r * stride]);
+    const uint16_t stored = saturate_to_half(static_cast<float>(sum / kPageTokens));
+    write_u16(factors + 2 * c, stored);
+    for (int r = 0; r < kPageTokens; ++r) column[r * stride] -= half_to_float(stored);
+  }
+  __syncthreads();
+}
+
+// Lines of an axis in turns, each as an axis of its own.
+template <class Run>
+__device__ __forceinline__ void each_line(const AxisState& axis, const Run& run) {
+  __syncthreads();
+  for (int i = static_cast<int>(threadIdx.x); i < axis.n; i += kThreads) {
+    AxisState line = axis;
+    line.n = 1;
+    line.lines += i;
+    line.factor += i;
+    line.inverse += i;
+    line.deviation += i;
+    line.best += i;
+    run(&line);
+  }
+  __syncthreads();
+}
+
+// balance_axes() by the threads of a block.
+__device__ void balance_together(const AxisState& first, const AxisState& second) {
+  const auto start = [](AxisState* line) { start_axis(line); };
+  const auto even = [](AxisState* line) { even_out(line); };
+  const auto keep = [](AxisState* line) { keep_factors(*line); };
+  const auto beside_first = [&](AxisState* line) { measure_axis(line, first); };
+  const auto beside_second = [&](AxisState* line) { measure_axis(line, second); };
+  each_line(first, start);
+  each_line(second, start);
+  each_line(first, beside_second);
+  each_line(second, beside_first);
+  float least = unevenness(first) + unevenness(second);
+  for (int round = 0; round < kNormalisingRounds; ++round) {
+    each_line(first, even);
+    each_line(second, beside_first);
+    each_line(second, even);
+    each_line(first, beside_second);
+    const float now = unevenness(first) + unevenness(second);
+    if (!(now <= least)) continue;
+    least = now;
+    each_line(first, keep);
+    each_line(second, keep);
+  }
+}
+
+// Floats of factors, and of what finds them.
+KVE_HD size_t factor_floats(const CodedPage& page) {
+  if (page.channels != Channels::scaled) return 0;
+  return static_cast<size_t>(kPageTokens + page.width) + two_axes_scratch(kPageTokens, page.width);
+}
+
+// Divides the rows of a page by the factors of the axis that groups do not run along.
+__device__ void take_factors_out(const EncodeJob& job, float* rows, int stride, float* work) {
+  const CodedPage& page = job.format.coded;
+  const int width = page.width;
+  const bool of_tokens = page.per == Per::channel;
+  float* token = work;
+  float* channel = token + kPageTokens;
+  const TwoAxes axes =
+      two_axes_of(rows, kPageTokens, width, stride, channel, token, channel + width);
+  for (int n = static_cast<int>(threadIdx.x); n < kPageTokens * width; n += kThreads) {
+    axes.turned[n % width * kPageTokens + n / width] = rows[n / width * stride + n % width];
+  }
+  if (of_tokens) {
+    balance_together(axes.tokens, axes.channels);
+  } else {
+    balance_together(axes.channels, axes.tokens);
+  }
+  float* factor = of_tokens ? token : channel;
+  std::byte* to = job.page + page_offsets(page).factors;
+  for (int i = static_cast<int>(threadIdx.x); i < (of_tokens ? kPageTokens : width);
+       i += kThreads) {
+    const uint16_t stored = saturate_to_half(factor[i]);
+    write_u16(to + 2 * i, stored);
+    factor[i] = half_to_float(stored);
+  }
+  __syncthreads();
+  for (int n = static_cast<int>(threadIdx.x); n < kPageTokens * width; n += kThreads) {
+    rows[n / width * stride + n % width] /= of_tokens ? token[n / width] : channel[n % width];
+  }
+  __syncthreads();
+}
+
 // A block to a job.
 __global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
   const EncodeJob& job = args.jobs[blockIdx.x];
@@ -98,7 +194,8 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
   const int stride = padded_width(page.width);
   const int count = job.n_rows * stride;
   auto* rows = reinterpret_cast<float*>(job.work);  // [n_rows][stride]
-  auto* codes = reinterpret_cast<uint8_t*>(rows + count);
+  float* factors = rows + count;
+  auto* codes = reinterpret_cast<uint8_t*>(factors + factor_floats(page));
   bool finite = true;
   for (int n = static_cast<int>(threadIdx.x); n < count; n += kThreads) {
     const int channel = n % stride;
@@ -109,6 +206,8 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
   }
   if (!finite) args.failed[blockIdx.x * args.step] = 1;
   __syncthreads();
+  if (page.channels == Channels::centred) take_means_out(job, rows, stride);
+  if (page.channels == Channels::scaled) take_factors_out(job, rows, stride, factors);
   code_groups(job, rows, codes, stride);
   if (page.strip_bits != nullptr) put_means(job, rows, stride);
   __syncthreads();
@@ -131,15 +230,16 @@ __global__ void __launch_bounds__(kThreads) codes_kernel(EncodeArgs args) {
 bool encodes(const PageFormat& format) {
   if (format.id != CodecId::coded) return true;
   const CodedPage& page = format.coded;
-  const bool lines = !page.values && page.per == Per::channel && page.coding.coding == Coding::asym;
-  return page.channels == Channels::plain && page.outliers == 0 &&
-         (page.strip_bits == nullptr || lines);
+  const bool lines = !page.values && page.per == Per::channel &&
+                     page.coding.coding == Coding::asym && page.channels == Channels::plain;
+  return page.outliers == 0 && (page.strip_bits == nullptr || lines);
 }
 
 size_t encode_work_bytes(const EncodeJob& job) {
   if (job.format.id != CodecId::coded) return 0;
   const auto values = static_cast<size_t>(job.n_rows * padded_width(job.format.width));
-  return (values * (sizeof(float) + 1) + 15) / 16 * 16;
+  const size_t floats = values + factor_floats(job.format.coded);
+  return (floats * sizeof(float) + values + 15) / 16 * 16;
 }
 
 void encode(const EncodeJob* jobs, int n_jobs, bool together, int32_t* failed) {

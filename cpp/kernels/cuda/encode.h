@@ -8,8 +8,8 @@
 
 namespace kve::cuda {
 
-// Whether encode() knows the format: floats, and codes without factors and outliers; of which bits
-// differ only as those of components of keys do.
+// Whether encode() knows the format: floats, and codes without outliers; of which bits differ only
+// as those of components of keys do.
 bool encodes(const PageFormat& format);
 
 // As in SealJob; of device memory, and so are the format's strip_bits.

@@ -16,7 +16,7 @@
 
 #include "formats/cache_codecs.h"
 #include "kernels/cuda/attend.h"
-#include "kernels/cuda/warp.h"
+#include "kernels/cuda/cell_codes.h"
 
 namespace kve::cuda {
 
@@ -31,80 +31,12 @@ struct FragmentPlace {
   int step;  // first of the head's channels (keys) or of the page's tokens (values)
 };
 
-// Bytes 0, 2 and 1, 3 of a word become pairs of numbers 1024 + byte.
-constexpr uint32_t kMagicHalves = 0x64006400u;
-
 // Pairs of numbers from words with halves 0, 1 and 2, 3.
 __device__ __forceinline__ uint32_t low_pair(uint32_t a, uint32_t b) {
   return pick_bytes(a, b, 0x5410);
 }
 __device__ __forceinline__ uint32_t high_pair(uint32_t a, uint32_t b) {
   return pick_bytes(a, b, 0x7632);
-}
-
-// Codes, one to a byte, of four steps of lanes 4h + k and 4h + k + 8.
-struct CellCodes {
-  uint32_t first[4];
-  uint32_t second[4];
-};
-
-// `bits` is the same for all threads; inlined for a constant it leaves one of the planes.
-__device__ __forceinline__ CellCodes read_cell(const std::byte* strip, int bits, int cell,
-                                               int half) {
-  if (bits == 8) {
-    const Words4 a = load_words4(strip + cell * 64 + half * 16);
-    const Words4 b = load_words4(strip + cell * 64 + half * 16 + 32);
-    return {{a.x, a.y, a.z, a.w}, {b.x, b.y, b.z, b.w}};
-  }
-  CellCodes codes{};
-  if ((bits & 4) != 0) {
-    const Words4 words = load_words4(strip + cell * 32 + half * 16);
-    const uint32_t nibbles[4] = {words.x, words.y, words.z, words.w};
-    KVE_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      codes.first[k] = nibbles[k] & 0x0f0f0f0fu;
-      codes.second[k] = nibbles[k] >> 4 & 0x0f0f0f0fu;
-    }
-  }
-  const std::byte* pair_plane = strip + (bits & 4) * 32;
-  if ((bits & 2) != 0) {
-    const Words4 words = load_words4(pair_plane + cell * 16);
-    const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
-    KVE_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      codes.first[k] |= (pairs[k] >> (2 * half) & 0x03030303u) << (bits & 4);
-      codes.second[k] |= (pairs[k] >> (2 * half + 4) & 0x03030303u) << (bits & 4);
-    }
-  }
-  if ((bits & 1) != 0) {
-    const Words2 words = load_words2(pair_plane + (bits & 2) * 32 + cell * 8);
-    // Bit n of four bits to byte n.
-    KVE_UNROLL
-    for (int k = 0; k < 4; ++k) {
-      const int at = 16 * half + 4 * k;
-      codes.first[k] |= ((words.x >> at & 15u) * 0x00204081u & 0x01010101u) << (bits & 6);
-      codes.second[k] |= ((words.y >> at & 15u) * 0x00204081u & 0x01010101u) << (bits & 6);
-    }
-  }
-  return codes;
-}
-
-// Levels of four codes, of steps 0, 2 and 1, 3. `table`: of 256 binary16 levels, where the coding
-// has no line of them.
-struct LevelPairs {
-  uint32_t even;
-  uint32_t odd;
-};
-__device__ __forceinline__ LevelPairs find_levels(uint32_t codes, uint32_t zero_level,
-                                                  const uint16_t* table) {
-  const uint32_t even = codes & 0x00ff00ffu;
-  const uint32_t odd = codes >> 8 & 0x00ff00ffu;
-  if (table == nullptr) {
-    return {sub_halves(even | kMagicHalves, zero_level),
-            sub_halves(odd | kMagicHalves, zero_level)};
-  }
-  return {table[even & 255u] | static_cast<uint32_t>(table[even >> 16]) << 16,
-          table[odd & 255u] | static_cast<uint32_t>(table[odd >> 16]) << 16};
 }
 
 // Scales or zeros of a thread's codes: of products k, the first and the second row, or, where they
@@ -147,16 +79,12 @@ __device__ __forceinline__ int64_t param_index(const SideFormat& format, int wid
                          : int64_t{token / format.group} * width + channel;
 }
 
-__device__ __forceinline__ void read_fragment_params(const SideFormat& format,
-                                                     const ParamArray& array,
-                                                     const FragmentPlace& place, int first_channel,
-                                                     FragmentParams* params) {
-  const int64_t index =
-      format.values ? param_index(format, array.width, place.step, first_channel + place.lane)
-                    : param_index(format, array.width, place.lane, first_channel + place.step);
+// From an entry on: of the first lane where the array runs along them, else of the first step.
+__device__ __forceinline__ void read_along(const ParamArray& array, int64_t index, bool by_row,
+                                           FragmentParams* params) {
   const Words2 first = read_params(array, index);
   FragmentParams& out = *params;
-  if (!params_by_row(format)) {
+  if (!by_row) {
     out[0] = low_pair(first.x, first.y);
     out[1] = high_pair(first.x, first.y);
     return;
@@ -168,6 +96,16 @@ __device__ __forceinline__ void read_fragment_params(const SideFormat& format,
   out[3] = high_pair(first.y, second.y);
 }
 
+__device__ __forceinline__ void read_fragment_params(const SideFormat& format,
+                                                     const ParamArray& array,
+                                                     const FragmentPlace& place, int first_channel,
+                                                     FragmentParams* params) {
+  const int64_t index =
+      format.values ? param_index(format, array.width, place.step, first_channel + place.lane)
+                    : param_index(format, array.width, place.lane, first_channel + place.step);
+  read_along(array, index, params_by_row(format), params);
+}
+
 // A page of codes that a head is part of.
 struct CodedRows {
   const SideFormat* format;
@@ -175,6 +113,33 @@ struct CodedRows {
   int first_channel;
   const uint16_t* table;  // as in find_levels()
 };
+
+// Multiplies numbers by the factors of a page, or adds its means.
+__device__ __forceinline__ void apply_factors(const CodedRows& rows, const FragmentPlace& place,
+                                              Fragments* out) {
+  constexpr uint32_t kOnes = 0x3c003c00u;
+  const SideFormat& format = *rows.format;
+  const bool of_tokens = format.factors == Factors::of_tokens;
+  // Lanes are channels of values, and tokens of keys.
+  const bool by_row = of_tokens != format.values;
+  const int first = by_row ? place.lane : place.step;
+  FragmentParams factors{};
+  read_along({rows.page + format.factors_at, 0, false, true},
+             of_tokens ? first : rows.first_channel + first, by_row, &factors);
+  const bool adds = format.factors == Factors::means;
+  KVE_UNROLL
+  for (int k = 0; k < 4; ++k) {
+    KVE_UNROLL
+    for (int w = 0; w < 4; ++w) {
+      // Words 0 and 2 are of the first row, 0 and 1 of steps 0 and 2.
+      const uint32_t of_row =
+          w % 2 == 0 ? low_pair(factors[k], factors[k]) : high_pair(factors[k], factors[k]);
+      const uint32_t factor = by_row ? of_row : factors[w / 2];
+      uint32_t& word = (*out)[k][w];
+      word = adds ? fma_halves(word, kOnes, factor) : fma_halves(word, factor, 0);
+    }
+  }
+}
 
 // Runs run(bits), an integral constant: the bits of all codes of these rows where loops over them
 // are compiled for that number, else 0. The same for all threads of a warp.
@@ -240,5 +205,7 @@ __device__ __forceinline__ void decode_cell(const CodedRows& rows, int strip,
       a[3] = fma_halves(second.odd, scales[1], zeros[1]);
     }
   }
+  if (format.factors != Factors::none) apply_factors(rows, place, out);
 }
+
 }  // namespace kve::cuda

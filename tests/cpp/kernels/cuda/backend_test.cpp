@@ -261,11 +261,11 @@ TEST_P(CudaBackendTest, WeighsRowsAsItsDefinitionSays) {
 
 // Not known to the kernels: the CPU, and said so.
 TEST_P(CudaBackendTest, LeavesOtherPagesToTheCpu) {
-  CodecSpec centred{CodecId::coded, {Coding::asym, 4}};
-  centred.per = Per::channel;
-  centred.group = kPageTokens;
-  centred.channels = Channels::centred;
-  const test::Case c{.k_codec = centred};
+  CodecSpec outliers{CodecId::coded, {Coding::asym, 4}};
+  outliers.per = Per::channel;
+  outliers.group = kPageTokens;
+  outliers.outliers = 2;
+  const test::Case c{.k_codec = outliers};
   const test::Problem problem(c);
   std::vector<float> log_sums;
   EXPECT_LT(test::rms_error(problem.run(*backend_, &log_sums), problem.reference()), 1e-5);
@@ -321,7 +321,7 @@ TEST_P(CudaBackendTest, SealNamesTheFirstJobThatIsNotFinite) {
   CodecSpec coded = {CodecId::coded, {Coding::asym, 4}};
   coded.group = 32;
   CodecSpec other = coded;
-  other.channels = Channels::centred;  // for the CPU
+  other.outliers = 2;  // for the CPU
   std::vector<std::vector<float>> sources(6, Random(2).normals(kPageTokens * kWidth));
   Scratch memory(backend_->memory());
   std::vector<SealJob> jobs;
