@@ -1,9 +1,12 @@
 // Times whole passes on a GPU, of a model of Llama-3-8B's shape (or of fewer layers) with seeded
 // random weights that it writes first, for machines that have nothing but this program:
 //   cuda_model FOLDER [--type q4_k|q8_0] [--layers N] [--depths 0,32768] [--caches f16,best4]
+//              [--limit 1GiB]
 // For every cache it reads a prompt up to each depth in chunks of 512 tokens, then decodes 32
 // tokens: rates, the cache's bytes, the steps that were replayed as a graph, and how far the logits
 // of the first chunk are from those of the CPU with f32 activations (--check: a few minutes).
+// --limit: of the GPU's memory for pages; then also what was spilled, and how many layers of steps
+// found their pages in time.
 // What such a model says is noise; what it costs is what a trained one would.
 #include <algorithm>
 #include <chrono>
@@ -18,6 +21,7 @@
 #include <string>
 #include <vector>
 
+#include "base/byte_size.h"
 #include "base/error.h"
 #include "cache/kv_cache.h"
 #include "formats/weight_formats.h"
@@ -45,6 +49,7 @@ struct Options {
   int layers = 32;
   std::vector<int> depths = {0, 32768, 131072};
   std::vector<std::string> caches = {"f16", "best4"};
+  double limit = 0;  // bytes; 0: none
   bool check = false;
 };
 
@@ -198,6 +203,8 @@ void bench(Run& run, CudaBackend& gpu, const Options& options, const std::string
     while (run.n() < depth) run.pass(std::min(kChunk, depth - run.n()), run.n() + kChunk < depth);
     const double prompt = seconds_since(start);
     const int64_t replays = gpu.replays();
+    const int64_t in_time = gpu.staging().in_time();
+    const int64_t late = gpu.staging().late();
     std::vector<double> steps;
     for (int i = 0; i < kDecoded; ++i) {
       start = Clock::now();
@@ -212,6 +219,12 @@ void bench(Run& run, CudaBackend& gpu, const Options& options, const std::string
         cache.c_str(), depth, rate, 1 / steps[kDecoded / 2], 1e3 * steps[kDecoded / 2],
         1e3 * steps.back(), static_cast<int>(gpu.replays() - replays), kDecoded,
         static_cast<double>(run.cache().stats().bytes) * 0x1p-30);
+    if (options.limit > 0) {
+      std::printf("%-8s spilled %.3f GiB, %d layers in time, %d late\n", cache.c_str(),
+                  static_cast<double>(run.cache().stats().spilled) * 0x1p-30,
+                  static_cast<int>(gpu.staging().in_time() - in_time),
+                  static_cast<int>(gpu.staging().late() - late));
+    }
     std::fflush(stdout);
   }
 }
@@ -222,7 +235,7 @@ void run_all(const Options& options) {
   const std::filesystem::path path = options.folder / name;
   if (!std::filesystem::exists(path)) RandomModel(options).write(path);
   const auto file = GgufFile::open(path);
-  CudaBackend gpu(make_cpu_backend(8));
+  CudaBackend gpu(make_cpu_backend(8), static_cast<size_t>(options.limit));
   Run run(file, gpu);
   std::printf("%s, %s, %.2f GiB of weights\n", std::string(gpu.name()).c_str(), name.c_str(),
               static_cast<double>(std::filesystem::file_size(path)) * 0x1p-30);
@@ -263,6 +276,8 @@ Options parse(int argc, char** argv) {
         for (const std::string& word : words(value)) options.depths.push_back(std::stoi(word));
       } else if (name == "--caches") {
         options.caches = words(value);
+      } else if (name == "--limit" && parse_byte_size(value) >= 1) {
+        options.limit = parse_byte_size(value);
       } else {
         throw ConfigError(message("unknown option ", name, " ", value));
       }
