@@ -133,14 +133,15 @@ void bind_session(py::module_& module) {
   py::class_<SessionHandle, Handle> session(
       module, "Session", "One conversation with a model: tokens and their compressed cache.");
   session.def(py::init(&make), py::arg("model"), py::kw_only(), py::arg("n_ctx") = 0,
-              py::arg("cache") = "f16", py::arg("exact") = false, py::arg("n_batch") = 256,
+              py::arg("cache") = "f16", py::arg("exact") = false, py::arg("n_batch") = 0,
               py::arg("kv_budget") = "", py::arg("scorer") = py::none(),
               R"(An empty session.
 
 n_ctx: most tokens it may hold; 0: what the model was trained for.
 cache: a cache spec, see caches().
 exact: f32 activations instead of int8.
-n_batch: tokens per forward pass while a prompt is read.
+n_batch: tokens per forward pass while a prompt is read; 0: 512 where the cache keeps all rows as
+    they are, else 256.
 kv_budget: most bytes of the cache, like '64MiB' or 'bits=3'; empty: no limit.
 scorer: for a cache with the selector `custom`: score(keys [n, head_dim], values [n, head_dim],
     queries [w, query heads, head_dim], attention_mass [n]) of one kv head, float32 arrays, returns n

@@ -16,6 +16,18 @@
 namespace kve {
 namespace {
 
+// Whether all rows stay as they are.
+bool keeps_rows(const CacheSpec& cache) {
+  const auto keeps = [](const SideSpec& side) {
+    return side.projector.kind == ProjectorSpec::Kind::none && side.codec.is_float() &&
+           side.older.empty();
+  };
+  return cache.selector.kind == SelectorSpec::Kind::full && keeps(cache.k) && keeps(cache.v) &&
+         std::ranges::all_of(cache.rules, [&](const LayerRule& rule) {
+           return (!rule.k || keeps(*rule.k)) && (!rule.v || keeps(*rule.v));
+         });
+}
+
 SessionOptions checked(const Model& model, SessionOptions options) {
   if (options.n_ctx == 0) options.n_ctx = model.spec().n_ctx;
   constexpr int kMaxContext = 1 << 28;
@@ -40,10 +52,11 @@ SessionOptions checked(const Model& model, SessionOptions options) {
     throw ConfigError(message("kv_budget: expected 0 or more bytes, found ", options.kv_budget));
   }
   constexpr int kMaxBatch = 4096;
-  if (options.n_batch < 1 || options.n_batch > kMaxBatch) {
+  if (options.n_batch < 0 || options.n_batch > kMaxBatch) {
     throw ConfigError(
-        message("n_batch: expected 1 to ", kMaxBatch, " tokens, found ", options.n_batch));
+        message("n_batch: expected 0 to ", kMaxBatch, " tokens, found ", options.n_batch));
   }
+  if (options.n_batch == 0) options.n_batch = keeps_rows(options.cache) ? 512 : 256;
   // A span of queries retrieves its blocks together, so it is read together.
   if (options.cache.selector.uses_blocks()) options.n_batch = options.cache.selector.span;
   return options;

@@ -25,8 +25,10 @@ struct SessionOptions {
   int n_ctx = 0;       // most tokens the session may hold; 0: what the model was trained for
   CacheSpec cache;     // default f16
   bool exact = false;  // f32 activations instead of int8
-  // Tokens per forward pass while reading a prompt; with infllm those of a span, whatever is said.
-  int n_batch = 256;
+  // Tokens per forward pass while reading a prompt; 0: 512 where the cache keeps all rows as they
+  // are, and 256 where it waits for the end of a pass to seal or to drop them, so that what a pass
+  // adds stays small beside it. With infllm those of a span, whatever is said.
+  int n_batch = 0;
   // Most bytes of the cache, those of forks included (KvCache::limit_memory); 0: no limit. Session
   // files do not keep it.
   int64_t kv_budget = 0;

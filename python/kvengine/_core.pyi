@@ -197,7 +197,7 @@ class Session:
         n_ctx: int = 0,
         cache: str = "f16",
         exact: bool = False,
-        n_batch: int = 256,
+        n_batch: int = 0,
         kv_budget: str = "",
         scorer: Callable[..., NDArray[np.floating]] | None = None,
     ) -> None: ...

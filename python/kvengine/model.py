@@ -105,7 +105,7 @@ class Model(_core.Model):
         n_ctx: int = 0,
         cache: str = "f16",
         exact: bool = False,
-        n_batch: int = 256,
+        n_batch: int = 0,
         kv_budget: str | int | None = None,
         scorer: Scorer | None = None,
     ) -> Session:
@@ -117,7 +117,8 @@ class Model(_core.Model):
                 :func:`kvengine.caches`, and :mod:`kvengine.cache_names` for names of transformers
                 and kvpress.
             exact: compute with f32 activations instead of int8: slower, the reference.
-            n_batch: tokens per forward pass while a prompt is read.
+            n_batch: tokens per forward pass while a prompt is read; 0: 512 where the cache keeps
+                all keys and values as they are, else 256.
             kv_budget: what the cache may take at most: ``"64MiB"``, bytes, or ``"bits=3"``. With
                 ``cache="auto"`` a cache is planned that never takes more (:meth:`plan_cache`). Any
                 other raises CapacityError when it would, one with tiers (``older=``) only when all
@@ -134,6 +135,7 @@ class Model(_core.Model):
         if cache == "auto":
             if kv_budget is None:
                 raise _core.ConfigError("cache: expected 'auto' together with kv_budget")
+            n_batch = n_batch or 256
             cache = self.plan_cache(str(kv_budget), n_ctx, n_batch).spec
             kv_budget = None
         cache = translate(cache)
@@ -206,7 +208,7 @@ class Model(_core.Model):
         n_ctx: int = 0,
         cache: str = "f16",
         exact: bool = False,
-        n_batch: int = 256,
+        n_batch: int = 0,
         **options: Any,
     ) -> BatchStream:
         """Answer several prompts, decoding them together.

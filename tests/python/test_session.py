@@ -220,7 +220,7 @@ def test_damaged_sessions_are_refused(tiny: kv.Model, tiny_chat: kv.Model, tmp_p
 
 
 @pytest.mark.parametrize(
-    "options", [{"n_ctx": -1}, {"n_ctx": 2**30}, {"n_batch": 0}, {"cache": "?"}, {"cache": ""}]
+    "options", [{"n_ctx": -1}, {"n_ctx": 2**30}, {"n_batch": -1}, {"cache": "?"}, {"cache": ""}]
 )
 def test_bad_options(tiny: kv.Model, options: dict) -> None:
     with pytest.raises(kv.ConfigError):

@@ -217,11 +217,25 @@ TEST_F(SessionTest, OptionsAreChecked) {
   options.n_ctx = -5;
   EXPECT_THROW(model->session(options), ConfigError);
   options.n_ctx = 64;
-  options.n_batch = 0;
+  options.n_batch = -1;
   EXPECT_THROW(model->session(options), ConfigError);
   options.n_batch = 8;
   options.cache = CacheSpec::parse("int4:group=64,tail=0");  // head_dim is 32
   EXPECT_THROW(model->session(options), ConfigError);
+}
+
+TEST_F(SessionTest, PassesAreLongWhereNothingIsSealedOrDropped) {
+  const auto model = load();
+  const auto n_batch = [&](std::string_view cache) {
+    SessionOptions options;
+    options.n_ctx = 2048;
+    options.cache = CacheSpec::parse(cache);
+    return model->session(options).options().n_batch;
+  };
+  for (const char* cache : {"f16", "f32", "k=bf16+v=f16"}) EXPECT_EQ(n_batch(cache), 512) << cache;
+  for (const char* cache : {"int4", "v=int8", "hadamard", "f16+int4:first=1", "h2o:keep=0.5"}) {
+    EXPECT_EQ(n_batch(cache), 256) << cache;
+  }
 }
 
 }  // namespace
