@@ -28,6 +28,45 @@ static inline F32 scaled(I32 sum, F32 scale, F32 offset) {
   return to_f32(sum) * scale;
 }
 
+// Of types with minima: whether these are multiplied as words, by begin_with_minima.
+template <int kParts>
+constexpr bool kWords = kWordMinima && kParts == 1;
+
+#if defined(KVE_WORD_MINIMA)
+// The minima of a slice times the sums of a pack.
+static inline __attribute__((always_inline)) void begin_with_minima(
+    const Slice& slice, const Pack& x, F32 (&total)[kMatVectors][kMatTokens]) {
+  I32 dot[kMatVectors][kMatTokens];
+  KVE_UNROLL(2)
+  for (int v = 0; v < kMatVectors; ++v) {
+    KVE_UNROLL(8)
+    for (int t = 0; t < kMatTokens; ++t) dot[v][t] = set_i32(0);
+  }
+  const int64_t n = (x.n_groups + 1) / 2;
+  for (int64_t pair = 0; pair < n; ++pair) {
+    I32 rows[kMatVectors];
+    KVE_UNROLL(2)
+    for (int v = 0; v < kMatVectors; ++v) {
+      rows[v] = load_i32(slice.minimum_words + pair * kSliceRows + v * kLanes);
+    }
+    KVE_UNROLL(8)
+    for (int t = 0; t < kMatTokens; ++t) {
+      const I32 sums = set_i32(x.sum_words[pair * kMatTokens + t]);
+      KVE_UNROLL(2)
+      for (int v = 0; v < kMatVectors; ++v) dot[v][t] = dot2_words(dot[v][t], rows[v], sums);
+    }
+  }
+  KVE_UNROLL(2)
+  for (int v = 0; v < kMatVectors; ++v) {
+    const F32 units = load(slice.minimum_units + v * kLanes);
+    KVE_UNROLL(8)
+    for (int t = 0; t < kMatTokens; ++t) {
+      total[v][t] = to_f32(dot[v][t]) * units * set(x.sum_units[t]);
+    }
+  }
+}
+#endif
+
 // y[t][row] of one slice and one pack, plus bias[row]. kParts: scales per 32 values. Not inlined:
 // see gemm.cpp.
 template <int kParts, bool kMin, Sums kSums>
@@ -39,6 +78,9 @@ __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x
     KVE_UNROLL(8)
     for (int t = 0; t < kMatTokens; ++t) total[v][t] = zero();
   }
+#if defined(KVE_WORD_MINIMA)
+  if constexpr (kMin && kWords<kParts>) begin_with_minima(slice, x, total);
+#endif
   // Lines of y lie pages apart: stores that wait for them would hold up what follows.
   for (int t = 0; t < kMatTokens; ++t) {
     for (int v = 0; v < kMatVectors; ++v) __builtin_prefetch(y + t * y_stride + v * kLanes, 1);
@@ -82,7 +124,7 @@ __attribute__((noinline)) static void multiply(const Slice& slice, const Pack& x
         total[v][t] =
             fma(scaled<kSums>(dot[v][t], scale, offset), set(input_scales[t]), total[v][t]);
       }
-      if (kMin) {
+      if (kMin && !kWords<kParts> && p < x.n_groups * kParts) {
         const F32 min = load(slice.minima + place);
         KVE_UNROLL(8)
         for (int t = 0; t < kMatTokens; ++t) {
@@ -144,9 +186,28 @@ static void place_offsets(int64_t n_scales, const Slice& slice) {
   }
 }
 
+// The minima of a slice as words.
+static inline void round_minima(int64_t n_groups, const Slice& slice) {
+#if defined(KVE_WORD_MINIMA)
+  for (int v = 0; v < kMatVectors; ++v) {
+    const int place = v * kLanes;
+    const F32 units = round_to_words(
+        n_groups, [&](int64_t g) { return load(slice.minima + g * kSliceRows + place); },
+        [&](int64_t pair, I32 words) {
+          store_i32(slice.minimum_words + pair * kSliceRows + place, words);
+        });
+    store(slice.minimum_units + place, units);
+  }
+#else
+  static_cast<void>(n_groups);
+  static_cast<void>(slice);
+#endif
+}
+
 template <int kParts, bool kMin>
 static void multiply_slice(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
                            const std::byte* packs, const Slice& slice) {
+  if (kMin && kWords<kParts>) round_minima(chunk.cols / 32, slice);
   if constexpr (!kFloatDots) {
     multiply_packs<kParts, kMin, Sums::whole>(chunk, first_row, n_rows, packs, slice);
   } else if (has_offsets(chunk.format->type)) {

@@ -33,27 +33,44 @@ static inline void sum_codes(const Pack& out, int64_t entry, int32_t (&sums)[2][
 #endif
 }
 
-// What follows from the codes and scales of an entry.
+// What follows from the codes and scales of an entry; those of first planes come first.
 static inline void sum_entry(const Pack& out, int64_t entry) {
+  const bool first = entry < out.n_groups;
+  const int64_t group = out.groups[entry];
   int32_t totals[2][kSumLanes];
   sum_codes(out, entry, totals);
   for (int t = 0; t < kMatTokens; t += kLanes) {
     const int64_t n = least(kMatTokens - t, kLanes);
     const F32 scale = load_n(out.scales + entry * kMatTokens + t, n);
     const I32 begin = set_i32(kFloatDots ? kFloatStartBits : 0);
-    const auto put = [&](I32 sums, int32_t* start, float* scaled_sums, int64_t place) {
+    const auto put = [&](I32 sums, int32_t* start, float* scaled_sums) {
       static_assert(kDotBias == 0 || kDotBias == 128);
       const I32 bias = kDotBias == 0 ? set_i32(0) : shift_left(sums, 7);
-      const int64_t at = place * kMatTokens + t;
-      store_n(reinterpret_cast<float*>(start + at), as_f32(begin - bias), n);
-      store_n(scaled_sums + at, scale * to_f32(sums), n);
+      store_n(reinterpret_cast<float*>(start + t), as_f32(begin - bias), n);
+      const F32 before = first ? zero() : load_n(scaled_sums + t, n);
+      store_n(scaled_sums + t, fma(scale, to_f32(sums), before), n);
     };
     const I32 low = load_i32(totals[0] + t);
     const I32 high = load_i32(totals[1] + t);
-    put(low, out.start16, out.sums16, 2 * entry);
-    put(high, out.start16, out.sums16, 2 * entry + 1);
-    put(low + high, out.start32, out.sums32, entry);
+    put(low, out.start16 + 2 * entry * kMatTokens, out.sums16 + 2 * group * kMatTokens);
+    put(high, out.start16 + (2 * entry + 1) * kMatTokens,
+        out.sums16 + (2 * group + 1) * kMatTokens);
+    put(low + high, out.start32 + entry * kMatTokens, out.sums32 + group * kMatTokens);
   }
+}
+
+// The sums of all groups as words.
+static inline void round_sums(const Pack& out) {
+#if defined(KVE_WORD_MINIMA)
+  static_assert(kMatTokens <= kLanes);
+  const auto sums = [&](int64_t g) { return load_n(out.sums32 + g * kMatTokens, kMatTokens); };
+  const F32 units = round_to_words(out.n_groups, sums, [&](int64_t pair, I32 words) {
+    store_n(reinterpret_cast<float*>(out.sum_words + pair * kMatTokens), as_f32(words), kMatTokens);
+  });
+  store_n(out.sum_units, units, kMatTokens);
+#else
+  static_cast<void>(out);
+#endif
 }
 
 // The first plane of groups [first, first + n), but for its sums.
@@ -113,6 +130,7 @@ static void end(const Pack& out, int64_t n_groups, float least_error, Remainders
     sum_entry(out, entry++);
   }
   *out.n_entries = static_cast<int32_t>(entry);
+  round_sums(out);
 }
 
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/interleaved.h"
+#include "kernels/cpu/isa/pack.h"
 #include "kernels/cpu/isa/unpack.h"
 
 namespace kve::KVE_ISA {
@@ -16,11 +17,13 @@ constexpr int kUnpackGroups = kUnpackCols / 32;
 namespace {
 
 struct Slice {
-  int8_t* codes;   // [cols / 4][kSliceRows][4], as `dot_bytes` writes them
-  float* scales;   // [groups][kSliceRows], a group being 16 or 32 values
-  float* minima;   // the same
-  float* offsets;  // the same, for sums that begin with kFloatStart (matmat.cpp)
-  int8_t* rows;    // [kSliceRows][kUnpackCols]: row by row, before transposing
+  int8_t* codes;           // [cols / 4][kSliceRows][4], as `dot_bytes` writes them
+  float* scales;           // [groups][kSliceRows], a group being 16 or 32 values
+  float* minima;           // the same
+  float* offsets;          // the same, for sums that begin with kFloatStart (matmat.cpp)
+  int8_t* rows;            // [kSliceRows][kUnpackCols]: row by row, before transposing
+  int32_t* minimum_words;  // [group_pairs][kSliceRows]: minima of two groups of 32 (pack.h)
+  float* minimum_units;    // [kSliceRows]
   size_t size;
 
   Slice(std::byte* data, int64_t cols) {
@@ -30,6 +33,8 @@ struct Slice {
     minima = carver.take<float>(cols / 16 * kSliceRows);
     offsets = carver.take<float>(cols / 16 * kSliceRows);
     rows = carver.take<int8_t>(kSliceRows * kUnpackCols);
+    minimum_words = carver.take<int32_t>(kWordMinima ? group_pairs(cols) * kSliceRows : 0);
+    minimum_units = carver.take<float>(kWordMinima ? kSliceRows : 0);
     size = carver.size();
   }
 };
