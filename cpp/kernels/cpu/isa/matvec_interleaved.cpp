@@ -55,7 +55,7 @@ static_assert(sizeof(InputGroup) == 64);
 
 // How far ahead of its use memory is asked for. Weights lie in the order of their use, so this goes
 // on past the end of a chunk, and of a matrix.
-constexpr int64_t kDistance = 6144;
+constexpr int64_t kDistance = 8192;
 
 // Lines of a block that one group uses, rounded up.
 template <class Type>

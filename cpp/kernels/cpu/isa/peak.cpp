@@ -8,8 +8,8 @@ namespace {
 // kRows x kCols sums hide the latency of a dependent multiply-add and leave room for operands.
 constexpr int kRows = 4;
 constexpr int kCols = kLanes == 16 ? 3 : 2;
-// Bytes that a stream is read ahead. Streams that are read once go past the caches.
-constexpr int64_t kAhead = 4096;
+// Bytes that a stream is read ahead.
+constexpr int64_t kAhead = 8192;
 
 // One kind of arithmetic: step() multiplies kValues pairs and adds the products to a vector of
 // sums.
@@ -110,7 +110,7 @@ void peak_read(const float* values, int64_t n, float* sums) {
     const char* ahead = reinterpret_cast<const char*>(values + i) + kAhead;
 #pragma GCC unroll 4
     for (int line = 0; line < 4; ++line) {
-      __builtin_prefetch(ahead + line * 64, 0, 0);
+      prefetch_once(ahead + line * 64);
 #pragma GCC unroll 4
       for (int64_t k = 0; k < kLine; k += kLanes) {
         acc[line] = acc[line] + load(values + i + line * kLine + k);
