@@ -40,12 +40,24 @@ inline void check(cudaError_t result, const char* what) {
 
 namespace kve::cuda {
 
+// Passes are known again by the bytes of arguments (launch_queue.h), between which a struct may
+// have any. Where compilers cannot clear these, a pass may be issued that could have been replayed.
+template <class Args>
+void clear_padding([[maybe_unused]] Args* args) {
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_clear_padding)
+  __builtin_clear_padding(args);
+#endif
+#endif
+}
+
 // Runs grid.x * grid.y * grid.z blocks of `threads` threads, after what was launched before; aside:
 // what follows need not wait until Device::meet().
 template <class Args>
 void launch(const char* name, void (*kernel)(Args), GridSize grid, unsigned threads,
-            size_t shared_bytes, const Args& args, bool aside = false) {
+            size_t shared_bytes, Args args, bool aside = false) {
   static_assert(std::is_trivially_copyable_v<Args>);
+  clear_padding(&args);
   Operation operation;
   operation.aside = aside;
   operation.name = name;
