@@ -37,7 +37,7 @@ static inline void sum_codes(const Pack& out, int64_t entry, int32_t (&sums)[2][
 static inline void sum_entry(const Pack& out, int64_t entry) {
   const bool first = entry < out.n_groups;
   const int64_t group = out.groups[entry];
-  int32_t totals[2][kSumLanes];
+  int32_t totals[2][kSumLanes] = {};  // lanes without an input are added up as well
   sum_codes(out, entry, totals);
   for (int t = 0; t < kMatTokens; t += kLanes) {
     const int64_t n = least(kMatTokens - t, kLanes);
