@@ -135,7 +135,7 @@ class Model(_core.Model):
         if cache == "auto":
             if kv_budget is None:
                 raise _core.ConfigError("cache: expected 'auto' together with kv_budget")
-            n_batch = n_batch or 256
+            n_batch = n_batch or 256  # sealed caches: what a session would choose, and planned for
             cache = self.plan_cache(str(kv_budget), n_ctx, n_batch).spec
             kv_budget = None
         cache = translate(cache)

@@ -54,8 +54,12 @@ struct InputGroup {
 static_assert(sizeof(InputGroup) == 64);
 
 // How far ahead of its use memory is asked for. Weights lie in the order of their use, so this goes
-// on past the end of a chunk, and of a matrix.
+// on past the end of a chunk, and of a matrix. As measured for either kind of prefetch_once().
+#if defined(KVE_BF16_DOT)
+constexpr int64_t kDistance = 6144;
+#else
 constexpr int64_t kDistance = 8192;
+#endif
 
 // Lines of a block that one group uses, rounded up.
 template <class Type>

@@ -95,10 +95,10 @@ static inline void quantize_groups(const Pack& out, const float* x, int64_t stri
 // Ends a pack of which all groups have codes and scales. Inputs whose scale exceeds their limit
 // have a second plane of a group: `remainders` (group, input, dst) writes its codes.
 template <class Remainders>
-static void end(const Pack& out, int64_t n_groups, float least_error, Remainders remainders) {
+static void end(const Pack& out, float least_error, Remainders remainders) {
   // Rounding errors are as large as scales.
   float limit[kMatTokens] = {};
-  for (int64_t g = 0; g < n_groups; ++g) {
+  for (int64_t g = 0; g < out.n_groups; ++g) {
     out.groups[g] = static_cast<int32_t>(g);
     sum_entry(out, g);
     for (int t = 0; t < kMatTokens; ++t) {
@@ -107,11 +107,11 @@ static void end(const Pack& out, int64_t n_groups, float least_error, Remainders
     }
   }
   for (float& one : limit) {
-    const float root = __builtin_sqrtf(one * least_error / static_cast<float>(n_groups));
+    const float root = __builtin_sqrtf(one * least_error / static_cast<float>(out.n_groups));
     one = root > kLeastScale ? root : kLeastScale;
   }
-  int64_t entry = n_groups;
-  for (int64_t g = 0; g < n_groups; ++g) {
+  int64_t entry = out.n_groups;
+  for (int64_t g = 0; g < out.n_groups; ++g) {
     const float* scales = out.scales + g * kMatTokens;
     bool some = false;
     for (int t = 0; t < kMatTokens; ++t) some |= scales[t] > limit[t];
@@ -136,11 +136,10 @@ static void end(const Pack& out, int64_t n_groups, float least_error, Remainders
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
           std::byte* dst) {
   const Pack out(dst, cols);
-  const int64_t n_groups = cols / 32;
-  for (int64_t first = 0; first < n_groups; first += kPackGroups) {
-    quantize_groups(out, x, stride, n_tokens, first, least(n_groups - first, kPackGroups));
+  for (int64_t first = 0; first < out.n_groups; first += kPackGroups) {
+    quantize_groups(out, x, stride, n_tokens, first, least(out.n_groups - first, kPackGroups));
   }
-  end(out, n_groups, least_error, [&](int64_t g, int t, int8_t* codes) {
+  end(out, least_error, [&](int64_t g, int t, int8_t* codes) {
     quantize_remainders(x + t * stride + 32 * g, codes_of(out, t, g),
                         out.scales[g * kMatTokens + t], codes);
   });
@@ -173,10 +172,9 @@ size_t gated_scratch(int64_t cols, int64_t n_tokens) {
 
 // A group of n inputs, whose values are rows of 32. The codes of the second plane wait where that
 // of the group would be if all before it had one.
-static void place_values(const Pack& out, int64_t n_groups, int64_t group, const float* rows,
-                         int64_t n) {
+static void place_values(const Pack& out, int64_t group, const float* rows, int64_t n) {
   int8_t* codes = codes_of(out, 0, group);
-  int8_t* remainders = codes_of(out, 0, n_groups + group);
+  int8_t* remainders = codes_of(out, 0, out.n_groups + group);
   float* scales = out.scales + group * kMatTokens;
   quantize_values(rows, 32 * n, codes, remainders, scales);
   if (n == kMatTokens) return;
@@ -200,16 +198,16 @@ void gated_group(const GatedChunk& chunk, const std::byte* packs) {
   const int64_t group = chunk.gate.first_row / kGatedRows;
   std::byte* dst = chunk.packs;
   for (int64_t t = 0; t < n_tokens; t += kMatTokens, dst += pack_bytes(chunk.cols)) {
-    place_values(Pack(dst, chunk.cols), chunk.cols / 32, group, work.gate + t * kGatedRows,
+    place_values(Pack(dst, chunk.cols), group, work.gate + t * kGatedRows,
                  least(n_tokens - t, kMatTokens));
   }
 }
 
 void end_pack(int64_t cols, float least_error, std::byte* pack) {
   const Pack out(pack, cols);
-  const int64_t n_groups = cols / 32;
-  end(out, n_groups, least_error,
-      [&](int64_t g, int t, int8_t* codes) { memmove(codes, codes_of(out, t, n_groups + g), 32); });
+  end(out, least_error, [&](int64_t g, int t, int8_t* codes) {
+    memmove(codes, codes_of(out, t, out.n_groups + g), 32);
+  });
 }
 
 }  // namespace kve::KVE_ISA
