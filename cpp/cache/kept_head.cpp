@@ -20,8 +20,6 @@ KeptHead::KeptHead(const std::shared_ptr<MemoryCounter>& counter)
     : positions(CountedAllocator<int32_t>(counter)),
       dead(CountedAllocator<uint64_t>(counter)),
       doomed(CountedAllocator<int32_t>(counter)),
-      next_dead(CountedAllocator<uint64_t>(counter)),
-      next_mass(CountedAllocator<float>(counter)),
       mass(CountedAllocator<float>(counter)),
       pending(CountedAllocator<float>(counter)) {}
 
@@ -69,19 +67,12 @@ void KeptHead::commit() noexcept {
     dead[static_cast<size_t>(row) / 64] |= uint64_t{1} << (static_cast<size_t>(row) % 64);
   }
   n_dead += static_cast<int>(doomed.size());
-  if (!next_dead.empty()) {
-    dead.swap(next_dead);
-    mass.swap(next_mass);
-    count_dead();
-  }
   rollback();
 }
 
 void KeptHead::rollback() noexcept {
   std::ranges::fill(pending, 0.0f);
   doomed.clear();
-  next_dead.clear();
-  next_mass.clear();
 }
 
 KeptHead KeptHead::with_rows(std::span<const int32_t> kept, bool reassign) const {
@@ -103,8 +94,8 @@ void KeptHead::forget_mass() noexcept {
 
 size_t KeptHead::bytes() const {
   return (positions.capacity() + doomed.capacity()) * sizeof(int32_t) +
-         (dead.capacity() + next_dead.capacity()) * sizeof(uint64_t) +
-         (mass.capacity() + pending.capacity() + next_mass.capacity()) * sizeof(float);
+         dead.capacity() * sizeof(uint64_t) +
+         (mass.capacity() + pending.capacity()) * sizeof(float);
 }
 
 }  // namespace kve

@@ -43,9 +43,6 @@ struct KeptHead {
   CountedVector<uint64_t> dead;      // as HeadView::dead
   int n_dead = 0;
   CountedVector<int32_t> doomed;  // rows that the commit at hand marks dead
-  // Words of `dead` after the commit at hand, and then `mass`: of h2o_bench, else empty.
-  CountedVector<uint64_t> next_dead;
-  CountedVector<float> next_mass;
   // What all queries so far gave the rows, and those of the pass at hand: [rows], or empty where no
   // selector asks for it.
   CountedVector<float> mass;

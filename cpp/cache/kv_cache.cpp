@@ -82,6 +82,7 @@ LayerCache::LayerCache(std::span<const SideSetup> keys_setups,
       views(CountedAllocator<HeadView>(counter)),
       bounds(CountedAllocator<HeadBounds>(counter)),
       queries(query_squares(keys_setups[0], shape, counter)),
+      masks(counter),
       sinks(keys_setups[0].sinks) {
   views.resize(static_cast<size_t>(shape.n_kv_heads));
   // A window drops rows on its own.
@@ -103,6 +104,7 @@ LayerCache::LayerCache(const LayerCache& other)
       views(other.views),
       bounds(other.bounds),
       queries(other.queries),
+      masks(other.masks),
       voters(other.voters),
       blocks(other.blocks),
       sinks(other.sinks),
@@ -299,14 +301,22 @@ std::span<const HeadView> KvCache::view(int layer) const {
   return state_->layers.at(static_cast<size_t>(layer)).views;
 }
 
-bool KvCache::has_blocks(int layer) const {
-  return state_->layers.at(static_cast<size_t>(layer)).blocks.has_value();
+bool KvCache::attends_apart(int layer) const {
+  const LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
+  return cache.blocks.has_value() || !cache.masks.empty();
 }
 
 void KvCache::attend(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out) {
   State& s = *state_;
   LayerCache& cache = s.layers.at(static_cast<size_t>(layer));
   backend.fetch(q);
+  if (!cache.blocks) {
+    const auto n = static_cast<int>(q.rows);
+    const AttendTask task{q, cache.views, next_position() + cache.appended - n, out,
+                          log_sums(layer, n, params.n_heads)};
+    s.attend_masked(backend, params, &cache, task);
+    return observe_attention(backend, layer, params, task);
+  }
   cache.blocks->attend(backend, params, {q, cache.views, next_position(), out}, s.block_work.get());
 }
 

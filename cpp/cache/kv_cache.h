@@ -81,10 +81,11 @@ class KvCache {
   // n_heads * value_dim]; tasks are valid until the next change or call. Throws CapacityError.
   void plan_attention(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out,
                       std::vector<AttendTask>* tasks);
-  // Whether a layer keeps what left its local window as blocks (infllm, cache/blocks/). The tokens
-  // last appended, at most spec().selector.span of them, then attend at once, by attend() instead.
-  // Throws CapacityError, and IoError where blocks lie in a file.
-  bool has_blocks(int layer) const;
+  // Whether the tokens last appended attend at once, by attend() instead of the three above: where
+  // a layer keeps what left its local window as blocks (infllm, cache/blocks/), at most
+  // spec().selector.span of them; and where each query head has rows of its own (h2o_bench), once
+  // it has. Throws CapacityError, and IoError where blocks lie in a file.
+  bool attends_apart(int layer) const;
   void attend(Backend& backend, const AttendParams& params, int layer, ConstMat q, Mat out);
   // Committed and appended rows of one layer, one view per kv head; valid until the next change.
   std::span<const HeadView> view(int layer) const;
@@ -147,6 +148,9 @@ class KvCache {
   int rows(int layer) const;  // of head 0: that of all unless a selector drops rows by head
   // Positions of these rows, rising; `out` has rows(layer, head) places.
   void read_positions(int layer, int head, std::span<int32_t> out) const;
+  // Those that the next token sees where each query head has rows of its own (h2o_bench); all rows
+  // of the layer before it has.
+  std::vector<int32_t> seen_positions(int layer, int query_head) const;
   // Keys or values as attention sees them, [rows(layer, head), dim], decoded to f32. out has that
   // shape.
   void read_keys(int layer, int head, Mat out) const;

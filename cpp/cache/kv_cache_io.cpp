@@ -10,13 +10,14 @@
 // and what it keeps of a layer without a window is: per kv head i32 rows, their positions, u64
 // words of dead rows, i32 number of masses, f32 masses | of its queries (if it asks for any) i32
 // {n, n_heads, width}, f32 queries, f32 sums | i32 n_heads of moments, i64 how many, their sums (if
-// any). Where queries read some pages only (quest), the same counts follow the number of tokens,
-// and a layer keeps f16 bounds of its whole pages, head by head. Of a layer with blocks follow
-// (kv_cache_io_blocks.cpp) i32 {tokens that have left the local window, n_heads of queries}, f16
-// keys and values of the first tokens and the remainder, f32 scores of the remainder, per query
-// head i32 rows and what they got as f32, f16 representatives, and the blocks. A string is a u32
-// length and its bytes. Rows that the last page does not have are zero, so that equal caches give
-// equal bytes.
+// any) | of h2o_bench, once dropped_at is not 0: per query head u64 words of the first dropped_at
+// rows that it does not see, and their f32 scores. Where queries read some pages only (quest), the
+// same counts follow the number of tokens, and a layer keeps f16 bounds of its whole pages, head by
+// head. Of a layer with blocks follow (kv_cache_io_blocks.cpp) i32 {tokens that have left the local
+// window, n_heads of queries}, f16 keys and values of the first tokens and the remainder, f32
+// scores of the remainder, per query head i32 rows and what they got as f32, f16 representatives,
+// and the blocks. A string is a u32 length and its bytes. Rows that the last page does not have are
+// zero, so that equal caches give equal bytes.
 #include <algorithm>
 #include <cmath>
 #include <string>

@@ -54,6 +54,9 @@ void check_drops(const SelectorSpec& spec, const SelectionCounts& counts, const 
   if (head.rows() - first != newest) {
     refuse_field(where, "rows since the latest drop", newest, head.rows() - first);
   }
+  if (spec.kind == Kind::h2o_bench && (head.rows() != counts.n_tokens || head.n_dead > 0)) {
+    refuse_field(where, "rows that every query head may see", counts.n_tokens, head.alive());
+  }
   for (int row = first; row < head.rows(); ++row) {
     if (head.is_dead(row)) refuse_field(where, "dead rows", message("rows before ", first), row);
   }
@@ -65,11 +68,10 @@ void check_drops(const SelectorSpec& spec, const SelectionCounts& counts, const 
   }
 }
 
-void load_mass(const SelectorSpec& spec, bool weighs, const std::string& where, StateReader* in,
-               KeptHead* head) {
+void load_mass(bool weighs, const std::string& where, StateReader* in, KeptHead* head) {
   const auto n = in->get<int32_t>("number of masses");
-  // Rows of tokens that were not observed have none; append() and a step of h2o_bench make room.
-  const int most = weighs || spec.kind == Kind::h2o_bench ? head->rows() : 0;
+  // Rows of tokens that were not observed have none; append() makes room.
+  const int most = weighs ? head->rows() : 0;
   if (n < 0 || n > most) {
     refuse_field(where, "number of masses", most > 0 ? message("0 to ", most) : "0", n);
   }
@@ -141,10 +143,7 @@ void check_heads(const SelectorSpec& spec, const std::string& where, const Layer
   for (size_t h = 0; h < layer.kept.size(); ++h) {
     const KeptHead& head = layer.kept[h];
     const KeptHead& first = layer.kept[h / group * group];
-    // The benchmark's H2O masks rows head by head, whatever pages they are in.
-    const bool same = head.positions == first.positions &&
-                      (spec.kind == Kind::h2o_bench || head.dead == first.dead);
-    if (same) continue;
+    if (head.positions == first.positions && head.dead == first.dead) continue;
     throw FormatError(message("cache state, ", where, ", kv head ", h,
                               ": expected the rows of kv head ", h / group * group,
                               ", found others"));
@@ -213,10 +212,13 @@ void save_kept(const LayerCache& layer, StateWriter* out) {
   put_floats(voters.sums_of(0), static_cast<size_t>(n) * static_cast<size_t>(voters.n_heads()));
   const QueryMoments* moments = voters.moments();
   out->put<int32_t>(moments == nullptr ? 0 : moments->n_heads());
-  if (moments == nullptr) return;
-  out->put<int64_t>(moments->count());
-  if (moments->count() == 0) return;
-  for (const double sum : moments->sums()) out->put(sum);
+  if (moments != nullptr) {
+    out->put<int64_t>(moments->count());
+    if (moments->count() > 0) {
+      for (const double sum : moments->sums()) out->put(sum);
+    }
+  }
+  layer.masks.save(out);
 }
 
 void load_kept(const LayerShape& shape, const SelectorSpec& spec, const SelectionCounts& counts,
@@ -226,10 +228,15 @@ void load_kept(const LayerShape& shape, const SelectorSpec& spec, const Selectio
     const std::string head_name = message(where, ", kv head ", h);
     load_positions(counts, layer->sinks, head_name, in, &head);
     check_drops(spec, counts, head_name, head);
-    load_mass(spec, layer->weighs(), head_name, in, &head);
+    load_mass(layer->weighs(), head_name, in, &head);
   }
   check_heads(spec, where, *layer);
-  if (layer->voters) load_voters(shape, counts.n_tokens, where, in, &*layer->voters);
+  if (!layer->voters) return;
+  load_voters(shape, counts.n_tokens, where, in, &*layer->voters);
+  if (spec.kind != Kind::h2o_bench || counts.dropped_at == 0) return;
+  // Each query head has masks from the first step on.
+  if (layer->voters->n_heads() == 0) bad_field(where, "a number of query heads of", 0);
+  layer->masks.load(layer->voters->n_heads(), counts.dropped_at, where, in);
 }
 
 }  // namespace kve

@@ -21,7 +21,7 @@ CacheStats KvCache::stats() const {
     out.meta +=
         static_cast<int64_t>((layer.keys.capacity() + layer.values.capacity()) * sizeof(SideCache) +
                              layer.views.capacity() * sizeof(HeadView) + layer.queries.bytes() +
-                             layer.kept.capacity() * sizeof(KeptHead));
+                             layer.kept.capacity() * sizeof(KeptHead) + layer.masks.bytes());
     for (const KeptHead& head : layer.kept) {
       out.meta += static_cast<int64_t>(head.bytes());
       out.tokens_kept = std::max<int64_t>(out.tokens_kept, head.alive());

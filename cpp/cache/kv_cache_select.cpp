@@ -10,7 +10,6 @@
 #include "base/error.h"
 #include "cache/kv_cache.h"
 #include "cache/kv_cache_state.h"
-#include "cache/select/h2o_bench.h"
 #include "kernels/few_rows.h"
 
 namespace kve {
@@ -216,25 +215,6 @@ std::vector<std::vector<int32_t>> KvCache::State::choose(
   return chosen;
 }
 
-// H2O of the benchmark: what the next step sees.
-void KvCache::State::mask_rows(LayerCache* layer, std::span<const std::vector<float>> weights,
-                               int left) const {
-  const double share = spec.selector.share / 2;
-  const int heavy = static_cast<int>(share * (prompt_tokens + 1));
-  for (size_t h = 0; h < layer->kept.size(); ++h) {
-    KeptHead& head = layer->kept[h];
-    const auto n = static_cast<size_t>(head.rows() - left);
-    head.next_mass.assign(head.mass.begin(), head.mass.end());
-    head.next_mass.resize(n);
-    const std::vector<uint8_t> mask =
-        h2o_bench_step(std::span(weights[h]).first(n), heavy, heavy, head.next_mass);
-    head.next_dead.resize(head.dead.size());
-    for (size_t row = 0; row < n; ++row) {
-      if (mask[row] == 0) head.next_dead[row / 64] |= uint64_t{1} << (row % 64);
-    }
-  }
-}
-
 // Marks what goes, when that is little, else makes the layer anew.
 std::optional<LayerRows> KvCache::State::drop_others(LayerCache* layer,
                                                      std::span<const std::vector<int32_t>> chosen,
@@ -295,7 +275,12 @@ void KvCache::State::select(Backend& backend, int n, int left, bool prompt_goes_
   std::vector<std::vector<std::vector<float>>> masses(layers.size());
   const bool votes = (selector->needs() & Selector::mass) != 0 && selector->voters() > 0;
   for (size_t i = 0; i < layers.size(); ++i) {
-    if (votes && layers[i].voters) masses[i] = weigh(backend, layers[i], n, n_tokens + n - shift);
+    if (!votes || !layers[i].voters) continue;
+    if (!masks_queries()) {
+      masses[i] = weigh(backend, layers[i], n, n_tokens + n - shift);
+    } else if (prompt_tokens > 0) {
+      masses[i] = weigh_queries(backend, &layers[i], n);
+    }
   }
   std::vector<std::vector<std::vector<int32_t>>> in_all;
   if (selector->repeats_prompt()) in_all = choose_in_all_layers(n);
@@ -303,10 +288,7 @@ void KvCache::State::select(Backend& backend, int n, int left, bool prompt_goes_
   const auto select_in = [&](int64_t i) {
     LayerCache& layer = layers[static_cast<size_t>(i)];
     if (layer.kept.empty()) return;
-    if (spec.selector.kind == SelectorSpec::Kind::h2o_bench) {
-      if (prompt_tokens > 0) mask_rows(&layer, masses[static_cast<size_t>(i)], left);
-      return;
-    }
+    if (masks_queries()) return mask_rows(&layer, masses[static_cast<size_t>(i)], left);
     const auto chosen =
         in_all.empty() ? choose(static_cast<size_t>(i), n, left, masses[static_cast<size_t>(i)])
                        : std::move(in_all[static_cast<size_t>(i)]);
@@ -330,9 +312,11 @@ void KvCache::State::finish_selection(int n) noexcept {
   bool dropped = !selected.empty();
   for (LayerCache& layer : layers) {
     for (KeptHead& head : layer.kept) {
-      dropped = dropped || !head.doomed.empty() || !head.next_dead.empty();
+      dropped = dropped || !head.doomed.empty();
       head.commit();
     }
+    dropped = dropped || layer.masks.is_stepping();
+    layer.masks.commit();
     if (layer.voters) layer.voters->finish_commit(n);
   }
   for (Selected& chosen : selected) {
@@ -364,11 +348,8 @@ void KvCache::State::forget_choice() noexcept {
   selected.clear();
   selecting = false;
   for (LayerCache& layer : layers) {
-    for (KeptHead& head : layer.kept) {
-      head.doomed.clear();
-      head.next_dead.clear();
-      head.next_mass.clear();
-    }
+    for (KeptHead& head : layer.kept) head.doomed.clear();
+    layer.masks.rollback();
   }
 }
 
@@ -377,12 +358,14 @@ void KvCache::State::cancel_selection() noexcept {
   selecting = false;
   for (LayerCache& layer : layers) {
     for (KeptHead& head : layer.kept) head.rollback();
+    layer.masks.rollback();
     if (layer.voters) layer.voters->rollback();
   }
 }
 
 void KvCache::State::forget_selection(LayerCache* layer, int n) noexcept {
   for (KeptHead& head : layer->kept) head.truncate(n == 0 ? 0 : head.rows_before(n - shift));
+  if (n == 0) layer->masks.clear();  // else no row goes that was masked (dropped_at)
   if (!layer->voters) return;
   if (n == 0) {
     layer->voters->clear();

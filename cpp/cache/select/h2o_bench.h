@@ -1,8 +1,7 @@
 // H2O as a published long-context benchmark ran it: the prompt and the first step after it see
-// everything, scores begin with that step, and nothing is freed: tokens are masked, and one that
-// was masked may come back. Kept exactly, its off-by-one included, to reproduce those figures; but
-// with scores summed over the query heads that share a kv head, where the original masks each on
-// its own.
+// everything, scores begin with that step, and nothing is freed: tokens are masked, each query head
+// by scores of its own, and one that was masked may come back. Kept exactly, its off-by-one
+// included, to reproduce those figures. cache/query_masks.h has what the heads see.
 #pragma once
 
 #include <cstdint>

@@ -106,7 +106,7 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
       backend.fetch(q.block(row, n));
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
-    if (slice.cache->has_blocks(context.layer)) {
+    if (slice.cache->attends_apart(context.layer)) {
       slice.cache->attend(backend, params, context.layer, q.block(row, n), mixed.block(row, n));
     } else {
       slice.cache->plan_attention(backend, params, context.layer, q.block(row, n),
@@ -118,7 +118,7 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
   // A slice has one task, or one for each token; none where it attended on its own.
   size_t task = 0;
   for (const Batch::Slice& slice : context.batch.slices) {
-    if (slice.cache->has_blocks(context.layer)) continue;
+    if (slice.cache->attends_apart(context.layer)) continue;
     const bool one_each = tasks[task].q.rows < std::ssize(slice.tokens);
     slice.cache->observe_attention(backend, context.layer, params, tasks[task]);
     task += one_each ? slice.tokens.size() : 1;

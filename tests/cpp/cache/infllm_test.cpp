@@ -310,8 +310,8 @@ TEST(InfLlm, LayersWithWindowsAreLeftAlone) {
   std::vector<LayerShape> shapes = select_shapes(2);
   shapes[0].window = 50;
   const KvCache cache(CacheSpec::parse(kSmall), shapes);
-  EXPECT_FALSE(cache.has_blocks(0));
-  EXPECT_TRUE(cache.has_blocks(1));
+  EXPECT_FALSE(cache.attends_apart(0));
+  EXPECT_TRUE(cache.attends_apart(1));
 }
 
 TEST(InfLlm, ModelsThatDoNotFitAreRefused) {

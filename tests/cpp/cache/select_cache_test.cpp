@@ -18,11 +18,14 @@ using Positions = std::vector<int32_t>;
 
 // Attention of the n next tokens must be that over the rows which are there.
 void check_attention(const TokenRows& tokens, KvCache* cache, Backend& backend, int n) {
-  const AttendParams params = select_params(cache->layers()[0].n_kv_heads);
+  AttendParams params = select_params(cache->layers()[0].n_kv_heads);
   const int first = cache->n_tokens();
   const std::vector<float> found = attend_tokens(tokens, cache, backend, n);
   const int layer = static_cast<int>(cache->layers().size()) - 1;
-  const AttendTask task{tokens.q(static_cast<size_t>(layer), first, n), cache->view(layer),
+  const ViewsOfQueries views(*cache, layer, params.n_heads);
+  if (cache->attends_apart(layer)) params.n_kv_heads = params.n_heads;
+  const AttendTask task{tokens.q(static_cast<size_t>(layer), first, n),
+                        cache->attends_apart(layer) ? views.heads() : cache->view(layer),
                         cache->next_position(), Mat()};
   const std::vector<double> expected = reference_attention(params, task);
   double worst = 0;
@@ -338,38 +341,6 @@ TEST(SelectCache, GoingBackForgetsTheVotesOfThePromptOnly) {
       EXPECT_EQ(back.rows(layer, head), 95);
     }
   }
-}
-
-TEST(SelectCache, BenchmarkMasksAndFreesNothing) {
-  const auto backend = make_cpu_backend(1, "");
-  const TokenRows tokens(select_shapes(1), 300, 9);
-  KvCache cache(CacheSpec::parse("h2o_bench:keep=0.5"), select_shapes(1));
-  KvCache whole(CacheSpec::parse("f16"), select_shapes(1));
-  read_tokens(tokens, &cache, *backend, 99);
-  read_tokens(tokens, &whole, *backend, 99);
-  // The prompt and the first step see everything.
-  EXPECT_EQ(cache.rows(0, 0), 99);
-  EXPECT_EQ(read_tokens(tokens, &cache, *backend, 1), read_tokens(tokens, &whole, *backend, 1));
-  // A quarter of 100 keys are recent, and the next token is one of them; a quarter are heavy.
-  const int quarter = 25;
-  std::vector<int32_t> before = kept_positions(cache, 0, 0);
-  EXPECT_EQ(static_cast<int>(before.size()), 2 * quarter - 1);
-  EXPECT_EQ(before.back(), 99);
-  EXPECT_EQ(before[static_cast<size_t>(quarter)], 100 + 1 - quarter);
-  bool came_back = false;
-  for (int t = 0; t < 60; ++t) {
-    read_tokens(tokens, &cache, *backend, 1);
-    const std::vector<int32_t> now = kept_positions(cache, 0, 0);
-    EXPECT_EQ(static_cast<int>(now.size()), 2 * quarter - 1);
-    came_back =
-        came_back || std::ranges::any_of(now, [&](int32_t position) {
-          return position < cache.n_tokens() - 1 && !std::ranges::binary_search(before, position);
-        });
-    before = now;
-  }
-  EXPECT_TRUE(came_back) << "what is masked once is not gone";
-  EXPECT_EQ(cache.view(0)[0].n_rows, 160);
-  check_attention(tokens, &cache, *backend, 1);
 }
 
 TEST(SelectCache, ReassignedKeysAreTurnedToTheirPlaces) {

@@ -9,7 +9,8 @@
 namespace kve::test {
 namespace {
 
-constexpr const char* kCaches[] = {"f16", "f32", "q8_0", "int4:group=32,tail=64"};
+constexpr const char* kCaches[] = {"f16", "f32", "q8_0", "int4:group=32,tail=64",
+                                   "h2o_bench:keep=0.3"};
 
 class ForwardBatchTest : public ::testing::Test {
  protected:

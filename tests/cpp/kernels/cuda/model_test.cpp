@@ -128,6 +128,8 @@ TEST_P(CudaModelTest, EveryKindOfCacheGivesTheLogitsOfTheCpu) {
                             "tova:keep=0.5+f16", "quest:keep=0.5,dense=0+f16"}) {
     check(path, cache, 24, true, 1e-4);
   }
+  // Query heads that see different rows from the second token on.
+  check(path, "h2o_bench:keep=0.5+f16", 24, true, 1e-4, 5);
   // More than a page and a tail.
   check(path, "k=int4:per=channel,group=32,tail=16+v=int2:group=32,tail=16", 84, true, 1e-4);
 }
