@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <vector>
@@ -42,6 +43,11 @@ struct LayerShape {
   // Sides without a projector of their own keep rows as coefficients of these. Null: none.
   std::shared_ptr<const LatentBases> latents = nullptr;
 };
+
+// How much rows of values of a query head add to the residual stream: the norms [n] of what the
+// layer's output weights make of them [n, value_dim]. Called by one thread.
+using ValueNorms =
+    std::function<void(int layer, int query_head, ConstMat values, std::span<float> norms)>;
 
 class KvCache {
  public:
@@ -112,9 +118,13 @@ class KvCache {
   // that any query gives a row is kept. They are not to be committed but rolled back, before the
   // next part as well. Throws CapacityError.
   void begin_repeat(int first, int end);
-  // Drops what was not needed, and seals. Throws CapacityError; repeats are then to be cancelled,
-  // and the prompt goes on.
-  void end_prompt(Backend& backend);
+  // Whether weights are taken per unit of what goes into a layer's products (kvzip with plus=1): of
+  // the tokens last appended, rows x [n, d_model], before observe_attention().
+  bool wants_inputs(int layer) const;
+  void observe_inputs(int layer, ConstMat x);
+  // Drops what was not needed, and seals; with plus=1 `norms` is needed. Throws CapacityError;
+  // repeats are then to be cancelled, and the prompt goes on.
+  void end_prompt(Backend& backend, const ValueNorms& norms = {});
   void cancel_repeat() noexcept;
   // Tokens until rows of a tail are sealed, when the last of them is committed: 1 or more. Until
   // then it does not matter to what a token sees whether tokens are read together or one by one.

@@ -3,6 +3,7 @@
 // own, over the sinks, the part that is being repeated and what was read of the repetition, so that
 // parts of a long prompt are judged alike.
 #include <algorithm>
+#include <cmath>
 
 #include "base/error.h"
 #include "cache/kv_cache.h"
@@ -43,9 +44,14 @@ void KvCache::begin_repeat(int first, int end) {
     for (LayerCache& layer : s.layers) {
       for (KeptHead& head : layer.kept) head.forget_mass();
     }
-    s.repeat.emplace();
+    s.repeat.emplace(static_cast<int>(s.layers.size()), s.spec.selector.plus == 1, s.counter);
   }
   s.repeat->begin(first, end, s.selector->spec().sinks, s.n_tokens);
+}
+
+Repeat::Repeat(int n_layers, bool plus, const std::shared_ptr<MemoryCounter>& counter)
+    : plus_(plus),
+      most_(static_cast<size_t>(n_layers), CountedVector<float>(CountedAllocator<float>(counter))) {
 }
 
 void Repeat::begin(int first, int end, int sinks, int n_tokens) {
@@ -64,8 +70,54 @@ float* Repeat::log_sums(int64_t n, int n_heads) {
   return log_sums_.data();
 }
 
+bool KvCache::wants_inputs(int layer) const {
+  const State& s = *state_;
+  return s.repeat && s.repeat->plus() && !s.layers.at(static_cast<size_t>(layer)).kept.empty();
+}
+
+void KvCache::observe_inputs(int /*layer*/, ConstMat x) { state_->repeat->observe_inputs(x); }
+
+void Repeat::observe_inputs(ConstMat x) {
+  input_logs_.clear();
+  for (int64_t r = 0; r < x.rows; ++r) {
+    double squares = 0;
+    for (int64_t c = 0; c < x.cols; ++c) squares += double{x.row(r)[c]} * double{x.row(r)[c]};
+    input_logs_.push_back(static_cast<float>(0.5 * std::log2(squares)));
+  }
+}
+
+// The same for each query head, as if it had a kv head for itself, per unit of the query's input.
+void Repeat::observe_heads(Backend& backend, const AttendParams& params, const AttendTask& task,
+                           std::span<const HeadView> heads, CountedVector<float>* most) {
+  const auto n_heads = static_cast<size_t>(params.n_heads);
+  const auto n_rows = static_cast<size_t>(heads[0].n_rows);
+  const auto n_tokens = static_cast<size_t>(n_tokens_);
+  KVE_ASSERT(input_logs_.size() == static_cast<size_t>(task.q.rows));
+  most->resize(n_heads * n_tokens);
+  for (size_t i = 0; i < log_sums_.size(); ++i) {
+    const float log = input_logs_[i / n_heads];
+    // A query of nothing gives nothing.
+    log_sums_[i] = std::isfinite(log) ? log_sums_[i] + log : -INFINITY;
+  }
+  AttendParams apart = params;
+  apart.n_kv_heads = params.n_heads;
+  std::vector<HeadView> views;
+  std::vector<float> weights(n_heads * n_rows);
+  std::vector<float*> mass;
+  for (size_t h = 0; h < n_heads; ++h) {
+    views.push_back(heads[h / (n_heads / heads.size())]);
+    mass.push_back(weights.data() + h * n_rows);
+  }
+  const MassTask job{task.q, views, task.first_pos, task.log_sums, mass};
+  backend.attention_mass(apart, MassOf::most, {&job, 1});
+  for (size_t h = 0; h < n_heads; ++h) {
+    float* to = most->data() + h * n_tokens;
+    for (size_t r = 0; r < n_tokens; ++r) to[r] = std::max(to[r], mass[h][r]);
+  }
+}
+
 void Repeat::observe(Backend& backend, const AttendParams& params, const AttendTask& task,
-                     LayerCache* layer) {
+                     int index, LayerCache* layer) {
   const size_t words = words_of(layer->rows(0));
   hidden_.resize(std::max(words, hidden_.size()));
   unweighed_.resize(hidden_.size());
@@ -81,6 +133,7 @@ void Repeat::observe(Backend& backend, const AttendParams& params, const AttendT
     backend.attend(params, {&part, 1});
   }
   for (HeadView& head : heads) head.dead = unweighed_.data();
+  if (plus_) return observe_heads(backend, params, task, heads, &most_[static_cast<size_t>(index)]);
   const MassTask weights{task.q, heads, task.first_pos, task.log_sums, mass};
   backend.attention_mass(params, MassOf::most, {&weights, 1});
 }
@@ -115,8 +168,40 @@ std::vector<std::vector<std::vector<int32_t>>> KvCache::State::choose_in_all_lay
   return out;
 }
 
-void KvCache::end_prompt(Backend& backend) {
+// KVzip+: what a query head gave a row, times what the row's value writes through that head.
+void KvCache::State::weigh_values(const ValueNorms& norms) {
+  for (size_t i = 0; i < layers.size(); ++i) {
+    LayerCache& layer = layers[i];
+    const CountedVector<float>& most = repeat->most(static_cast<int>(i));
+    if (most.empty()) continue;
+    const size_t n = layer.kept[0].mass.size();
+    const size_t group = most.size() / n / layer.kept.size();
+    std::vector<float> values;
+    std::vector<float> norm(n);
+    for (size_t h = 0; h < layer.kept.size(); ++h) {
+      const SideSetup& setup = layer.values[0].setup();
+      const auto per_side = static_cast<size_t>(setup.n_heads);
+      values.resize(n * static_cast<size_t>(setup.head_dim));
+      const Mat rows(values.data(), static_cast<int64_t>(n), setup.head_dim);
+      layer.values[h / per_side].decode(static_cast<int>(h % per_side),
+                                        layer.positions(static_cast<int>(h)), rows);
+      for (size_t head = h * group; head < (h + 1) * group; ++head) {
+        norms(static_cast<int>(i), static_cast<int>(head), rows, norm);
+        for (size_t r = 0; r < n; ++r) {
+          float& mass = layer.kept[h].mass[r];
+          mass = std::max(mass, most[head * n + r] * norm[r]);
+        }
+      }
+    }
+  }
+}
+
+void KvCache::end_prompt(Backend& backend, const ValueNorms& norms) {
   rollback();
+  if (state_->repeat && state_->repeat->plus()) {
+    if (!norms) throw ConfigError("kvzip: plus=1 needs the norms of what values write, found none");
+    state_->weigh_values(norms);
+  }
   prepare_commit(backend, 0);
   finish_commit(0);
   cancel_repeat();

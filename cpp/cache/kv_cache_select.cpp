@@ -395,7 +395,7 @@ void KvCache::observe_attention(Backend& backend, int layer, const AttendParams&
   LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
   if (cache.voters || state_->repeat) backend.fetch(task.q);
   if (state_->repeat && !cache.kept.empty()) {
-    return state_->repeat->observe(backend, params, task, &cache);
+    return state_->repeat->observe(backend, params, task, layer, &cache);
   }
   if (!state_->is_observing(cache)) return;
   // The queries of a long pass are not kept until it is committed.

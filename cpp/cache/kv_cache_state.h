@@ -119,6 +119,7 @@ struct KvCache::State {
   std::span<const HeadView> views_of_queries(LayerCache* layer, int n_heads);
   std::vector<std::vector<float>> weigh_queries(Backend& backend, LayerCache* layer, int n);
   void mask_rows(LayerCache* layer, std::span<const std::vector<float>> weights, int left) const;
+  void weigh_values(const ValueNorms& norms);  // kv_cache_repeat.cpp
   void attend_masked(Backend& backend, AttendParams params, LayerCache* layer,
                      const AttendTask& queries);
   // When the cache is truncated to n tokens.

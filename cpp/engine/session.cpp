@@ -12,6 +12,7 @@
 #include "engine/session_file.h"
 #include "kernels/few_rows.h"
 #include "models/batch.h"
+#include "models/value_norms.h"
 
 namespace kve {
 namespace {
@@ -187,7 +188,8 @@ void Session::repeat_prompt(const PromptRepeat& repeat, const std::function<void
       }
     }
     const std::lock_guard lock(model_->forward_mutex_);
-    cache_.end_prompt(model_->backend());
+    HeadNorms norms(model_->spec(), *model_->weights_, model_->backend().pool());
+    cache_.end_prompt(model_->backend(), std::ref(norms));
   } catch (...) {
     cache_.cancel_repeat();
     throw;

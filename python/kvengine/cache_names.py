@@ -255,9 +255,10 @@ def _rerotated(found: _Parameters) -> str:
 
 
 def _kvzip(found: _Parameters) -> str:
-    found.fixed(layerwise="False", kvzip_plus_normalization="False")
+    found.fixed(layerwise="False")
+    plus = found.one_of("kvzip_plus_normalization", "False", {"False": "0", "True": "1"})
     sinks, chunk = found.whole("n_sink", 4), found.whole("chunk_size", 2048)
-    return f"kvzip:{found.keep()},sinks={sinks},chunk={chunk}"
+    return f"kvzip:{found.keep()},sinks={sinks},chunk={chunk},plus={plus}"
 
 
 def _think(found: _Parameters) -> str:

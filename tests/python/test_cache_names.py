@@ -57,6 +57,7 @@ SAME = {
         "streaming:keep=0.5,interval=0,positions=reassigned"
     ),
     "KVzipPress(compression_ratio=0.75)": "kvzip:keep=0.25",
+    "KVzipPress(compression_ratio=0.5, kvzip_plus_normalization=True)": "kvzip:keep=0.5,plus=1",
     "KnormPress(compression_ratio=0.5) + kivi2": "knorm:keep=0.5 + kivi2",
     "ThinKPress(key_channel_compression_ratio=0.4, window_size=8)": "think:ratio=0.4,window=8",
     "SnapKVPress(0.5) + ThinKPress(0.50) + int4": "snapkv:keep=0.5 + think:ratio=0.5 + int4",

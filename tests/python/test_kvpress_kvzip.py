@@ -37,7 +37,7 @@ class OurTokenizer:
 
 
 def scores_of_press(
-    model: kv.Model, ids: np.ndarray, chunk: int, monkeypatch: pytest.MonkeyPatch
+    model: kv.Model, ids: np.ndarray, chunk: int, plus: bool, monkeypatch: pytest.MonkeyPatch
 ) -> np.ndarray:
     """[n_layers, n_kv_heads, n_tokens]."""
     kvpress = optional_module("kvpress")
@@ -56,7 +56,9 @@ def scores_of_press(
             return OurTokenizer(model, torch)
 
     monkeypatch.setattr(source, "AutoTokenizer", Tokenizers)
-    press = kvpress.KVzipPress(compression_ratio=0.5, chunk_size=chunk)
+    press = kvpress.KVzipPress(
+        compression_ratio=0.5, chunk_size=chunk, kvzip_plus_normalization=plus
+    )
     found: list[np.ndarray] = []
 
     def recorded(_: Any) -> None:
@@ -72,19 +74,19 @@ def scores_of_press(
     return found[0]
 
 
+@pytest.mark.parametrize("plus", [False, True])
 @pytest.mark.parametrize("chunk", [2048, 300])
-def test_the_same_tokens_stay(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_tokens_stay(chunk: int, plus: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     ours = kv.Model.load(real_model("smollm2-135m"))
     text = evaluation_text("ppl/wikitext2_raw_test.txt.gz")
     ids = np.asarray(ours.tokenizer.encode(text[:20_000])[:N_TOKENS])
-    scores = scores_of_press(ours, ids, chunk, monkeypatch)
+    scores = scores_of_press(ours, ids, chunk, plus, monkeypatch)
     n_layers, n_heads, n_tokens = scores.shape
     assert (n_layers, n_heads, n_tokens) == (30, 3, N_TOKENS)
     scores[:, :, :4] = np.inf
     for share in (0.5, 0.25):
-        session = ours.session(
-            n_ctx=N_TOKENS, cache=f"kvzip:keep={share},chunk={chunk}", exact=True
-        )
+        cache = f"kvzip:keep={share},chunk={chunk},plus={int(plus)}"
+        session = ours.session(n_ctx=N_TOKENS, cache=cache, exact=True)
         session.forward(ids)
         n_kept = n_layers * n_heads * int(N_TOKENS * share)
         last = np.sort(scores, axis=None)[-n_kept]

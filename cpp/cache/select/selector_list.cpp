@@ -165,9 +165,10 @@ const auto& entries() {
                     "Ada-KV: the heads of a layer compete for one budget, by the scores of another "
                     "selector",
                     "2407.11550"},
-      SelectorEntry{"kvzip", kvzip(), "keep, sinks, recent, chunk",
+      SelectorEntry{"kvzip", kvzip(), "keep, sinks, recent, chunk, plus",
                     "KVzip: tokens that the model needs to repeat the prompt, which it is asked to "
-                    "do once more; all heads of all layers compete for one budget",
+                    "do once more; all heads of all layers compete for one budget (plus=1: "
+                    "KVzip+, by what their values add to the residual stream)",
                     "2505.23416"},
       SelectorEntry{"duo", duo(), "gates, streaming, sinks, recent, interval, prompt",
                     "DuoAttention: heads with low gates keep the first and newest tokens, the "

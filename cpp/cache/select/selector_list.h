@@ -34,6 +34,7 @@ inline constexpr WholeField kWholeFields[] = {
     {"span", &SelectorSpec::span, 1, 4096},
     {"resident", &SelectorSpec::resident, 0, 65536},
     {"chunk", &SelectorSpec::chunk, 1, 65536},
+    {"plus", &SelectorSpec::plus, 0, 1},
 };
 
 struct RealField {

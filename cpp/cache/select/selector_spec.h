@@ -46,6 +46,7 @@ struct SelectorSpec {
   double beta = 0;         // pyramidkv: the mean budget over the last layer's
   double alpha = 0;        // joint: the share of its budget that each head has for itself
   int chunk = 0;           // kvzip: tokens that are repeated at a time
+  int plus = 0;            // kvzip: 1 for weights times what values write, per input's norm
   int future = 0;          // expected: positions that future queries may have
   double epsilon = 0;      // expected: added to every weight
   double streaming = 0;    // duo: the share of all kv heads that keep sinks and recent tokens only

@@ -106,6 +106,10 @@ void attention(const LayerContext& context, const Activations& a, std::vector<At
       backend.fetch(q.block(row, n));
       slice.cache->observe_queries(context.layer, q.block(row, n));
     }
+    if (slice.cache->wants_inputs(context.layer)) {
+      backend.fetch(a.normed.block(row, n));
+      slice.cache->observe_inputs(context.layer, a.normed.block(row, n));
+    }
     if (slice.cache->attends_apart(context.layer)) {
       slice.cache->attend(backend, params, context.layer, q.block(row, n), mixed.block(row, n));
     } else {

@@ -36,6 +36,8 @@ TEST(SelectSpec, CanonicalForms) {
   EXPECT_EQ(canonical("h2o_realdrop:recent=100,heavy=8"), "h2o_realdrop:heavy=8,recent=100+f16");
   EXPECT_EQ(canonical("streaming:keep=1"), "streaming:keep=1+f16");
   EXPECT_EQ(canonical("h2o_bench"), "h2o_bench:keep=0.5+f16");
+  EXPECT_EQ(canonical("kvzip:plus=0"), "kvzip:keep=0.25+f16");
+  EXPECT_EQ(canonical("kvzip:keep=0.5,plus=1,chunk=64"), "kvzip:keep=0.5,chunk=64,plus=1+f16");
   EXPECT_EQ(canonical("custom:window=8"), "custom:keep=0.25,window=8+f16");
   EXPECT_EQ(canonical("streaming:positions=reassigned,interval=16"),
             "streaming:keep=0.25,interval=16,positions=reassigned+f16");
@@ -95,6 +97,8 @@ TEST(SelectSpec, Refusals) {
   EXPECT_TRUE(contains(refusal("k=snapkv"), "'snapkv' is for keys and values together"));
   EXPECT_TRUE(contains(refusal("snapkv:first=2"), "snapkv has no parameter 'first'"));
   EXPECT_TRUE(contains(refusal("h2o_bench:keep=100"), "expects a share of the tokens, found 100"));
+  EXPECT_TRUE(contains(refusal("kvzip:plus=2"), "plus: expected a whole number from 0 to 1"));
+  EXPECT_TRUE(contains(refusal("snapkv:plus=1"), "snapkv has no parameter 'plus'"));
   EXPECT_TRUE(contains(refusal("h2o:positions=reassigned"), "has no parameter 'positions'"));
   EXPECT_TRUE(contains(refusal("duo"), "duo needs gates=FILE"));
   EXPECT_TRUE(contains(refusal("snapkv:prompt=later"), "expected exact or chunked"));

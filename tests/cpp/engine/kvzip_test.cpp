@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <numeric>
 #include <span>
 #include <string>
 #include <vector>
@@ -51,6 +52,7 @@ struct Sizes {
   size_t first;
   size_t end;
   size_t sinks;
+  bool plus;  // KVzip+
 };
 
 // Raises scores of rows [first, end) to the weights that one query, of token i, gives them.
@@ -69,6 +71,11 @@ void raise_scores(const ReferenceDecoder::Heads& heads, const AttentionSpec& spe
     }
     sum += weights[j] = std::exp(score * spec.scale);
   }
+  if (sizes.plus) {
+    const Row& x = heads.x[i];
+    sum *= std::sqrt(std::inner_product(x.begin(), x.end(), x.begin(), 0.0));
+    for (size_t j = 0; j <= i; ++j) weights[j] *= heads.written[j][head];
+  }
   for (size_t j = sizes.first; j < sizes.end; ++j) {
     (*scores)[j] = std::max((*scores)[j], weights[j] / sum);
   }
@@ -76,13 +83,13 @@ void raise_scores(const ReferenceDecoder::Heads& heads, const AttentionSpec& spe
 
 // [layer * n_kv_heads + kv head][position], in double precision.
 std::vector<Row> expected_scores(const Model& model, std::span<const Token> prompt, size_t chunk,
-                                 size_t sinks) {
+                                 size_t sinks, bool plus) {
   const ReferenceDecoder reference(model);
   const AttentionSpec& spec = model.spec().layers[0].attention;
   std::vector<Row> scores(model.spec().layers.size() * static_cast<size_t>(spec.n_kv_heads),
                           Row(prompt.size()));
   for (size_t first = 0; first < prompt.size(); first += chunk) {
-    const Sizes sizes{prompt.size(), first, std::min(prompt.size(), first + chunk), sinks};
+    const Sizes sizes{prompt.size(), first, std::min(prompt.size(), first + chunk), sinks, plus};
     std::vector<Token> all(prompt.begin(), prompt.end());
     const std::vector<Token> input = asked(model, prompt, first, sizes.end);
     all.insert(all.end(), input.begin(), input.end());
@@ -127,14 +134,19 @@ TEST_F(KvzipTest, KeepsWhatADoublePrecisionModelWould) {
     size_t sinks;
     double share;
     int n_batch;
+    bool plus = false;
   };
   const Case cases[] = {{"kvzip:keep=0.3", 2048, 4, 0.3, 256},
                         {"kvzip:keep=0.3,chunk=64", 64, 4, 0.3, 256},
                         {"kvzip:keep=0.5,chunk=40,sinks=0", 40, 0, 0.5, 32},
-                        {"kvzip:keep=0.25,chunk=149,sinks=7", 149, 7, 0.25, 5}};
+                        {"kvzip:keep=0.25,chunk=149,sinks=7", 149, 7, 0.25, 5},
+                        {"kvzip:keep=0.3,plus=1", 2048, 4, 0.3, 256, true},
+                        {"kvzip:keep=0.5,chunk=40,sinks=0,plus=1", 40, 0, 0.5, 32, true},
+                        {"kvzip:keep=0.25,chunk=149,plus=1", 149, 4, 0.25, 5, true}};
+  Kept plain;
   for (const Case& c : cases) {
     SCOPED_TRACE(c.cache);
-    const std::vector<Row> scores = expected_scores(*model, prompt, c.chunk, c.sinks);
+    const std::vector<Row> scores = expected_scores(*model, prompt, c.chunk, c.sinks, c.plus);
     Row all;
     for (const Row& head : scores) all.insert(all.end(), head.begin(), head.end());
     const size_t n_kept = static_cast<size_t>(150 * c.share) * scores.size();
@@ -159,6 +171,9 @@ TEST_F(KvzipTest, KeepsWhatADoublePrecisionModelWould) {
     }
     EXPECT_EQ(found, n_kept);
     EXPECT_LT(least, most);  // one budget, not one for each
+    if (plain.empty()) plain = kept;
+    EXPECT_TRUE(&c == &cases[0] || kept != plain);
+    EXPECT_EQ(session.cache().stats().bytes, session.cache().memory().live());
   }
 }
 
@@ -199,6 +214,7 @@ TEST_F(KvzipTest, LeavesNothingButTheDrop) {
 TEST_F(KvzipTest, ThreadsAndCodecsMakeNoDifference) {
   const std::vector<Token> prompt = random_tokens(180, 8);
   Kept expected;
+  Kept expected_plus;
   for (const int threads : {1, 3}) {
     const auto model = load({}, threads);
     for (const char* cache :
@@ -209,6 +225,10 @@ TEST_F(KvzipTest, ThreadsAndCodecsMakeNoDifference) {
       if (expected.empty()) expected = kept_of(session);
       EXPECT_EQ(kept_of(session), expected) << cache << " " << threads;
     }
+    Session plus = model->session(options("kvzip:keep=0.4,chunk=70,plus=1+int4", 50));
+    plus.forward(prompt);
+    if (expected_plus.empty()) expected_plus = kept_of(plus);
+    EXPECT_EQ(kept_of(plus), expected_plus) << threads;
   }
 }
 

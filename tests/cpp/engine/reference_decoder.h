@@ -21,10 +21,14 @@ class ReferenceDecoder {
       : model_(model), weights_(open(model), model.spec()) {}
 
   // What a layer's heads multiply, rotated: q [tokens.size()][n_heads * head_dim], k
-  // [tokens.size()][n_kv_heads * head_dim].
+  // [tokens.size()][n_kv_heads * head_dim]; what they are products of, x [tokens.size()][d_model];
+  // and `written` [tokens.size()][n_heads], the norm of what a query head that attends to one token
+  // only adds to the residual stream.
   struct Heads {
     std::vector<Row> q;
     std::vector<Row> k;
+    std::vector<Row> x;
+    std::vector<Row> written;
   };
   // Of every layer.
   std::vector<Heads> heads(std::span<const Token> tokens) const {
@@ -130,12 +134,33 @@ class ReferenceDecoder {
     std::vector<Row> q = product(x, w.q), k = product(x, w.k), v = product(x, w.v);
     prepare_heads(q, spec, w.q_norm);
     prepare_heads(k, spec, w.k_norm);
-    if (heads_ != nullptr) heads_->push_back({q, k});
+    if (heads_ != nullptr) heads_->push_back({q, k, x, written(v, spec, w)});
     std::vector<Row> mixed(x.size(), Row(static_cast<size_t>(spec.n_heads * spec.value_dim)));
     for (size_t t = 0; t < x.size(); ++t) {
       for (int h = 0; h < spec.n_heads; ++h) attend(q, k, v, spec, t, h, mixed[t]);
     }
     return product(mixed, w.o);
+  }
+
+  static std::vector<Row> written(const std::vector<Row>& v, const AttentionSpec& spec,
+                                  const AttentionWeights& w) {
+    const auto n_heads = static_cast<size_t>(spec.n_heads);
+    const auto dim = static_cast<size_t>(spec.value_dim);
+    std::vector<Row> out(v.size(), Row(n_heads));
+    for (size_t h = 0; h < n_heads; ++h) {
+      const size_t kv = h / static_cast<size_t>(spec.n_heads / spec.n_kv_heads);
+      std::vector<Row> alone(v.size(), Row(n_heads * dim));
+      for (size_t t = 0; t < v.size(); ++t) {
+        std::copy_n(v[t].begin() + static_cast<long>(kv * dim), dim,
+                    alone[t].begin() + static_cast<long>(h * dim));
+      }
+      const std::vector<Row> rows = product(alone, w.o);
+      for (size_t t = 0; t < v.size(); ++t) {
+        out[t][h] =
+            std::sqrt(std::inner_product(rows[t].begin(), rows[t].end(), rows[t].begin(), 0.0));
+      }
+    }
+    return out;
   }
 
   static void attend(const std::vector<Row>& q, const std::vector<Row>& k,
