@@ -29,6 +29,15 @@ bool keeps_rows(const CacheSpec& cache) {
          });
 }
 
+// Whether a prompt's rows stay as they are until all of it is read, so that longer passes hold no
+// more of them.
+bool keeps_prompt(const SessionOptions& options) {
+  const CacheSpec& cache = options.cache;
+  const bool selects = options.scorer != nullptr || !cache.selector.keeps_all();
+  if (selects && cache.selector.chunked) return false;
+  return selects || cache.exact_prefill || cache.prunes_channels() || keeps_rows(cache);
+}
+
 SessionOptions checked(const Model& model, SessionOptions options) {
   if (options.n_ctx == 0) options.n_ctx = model.spec().n_ctx;
   constexpr int kMaxContext = 1 << 28;
@@ -57,7 +66,7 @@ SessionOptions checked(const Model& model, SessionOptions options) {
     throw ConfigError(
         message("n_batch: expected 0 to ", kMaxBatch, " tokens, found ", options.n_batch));
   }
-  if (options.n_batch == 0) options.n_batch = keeps_rows(options.cache) ? 512 : 256;
+  if (options.n_batch == 0) options.n_batch = keeps_prompt(options) ? 512 : 256;
   // A span of queries retrieves its blocks together, so it is read together.
   if (options.cache.selector.uses_blocks()) options.n_batch = options.cache.selector.span;
   return options;

@@ -26,8 +26,9 @@ struct SessionOptions {
   CacheSpec cache;     // default f16
   bool exact = false;  // f32 activations instead of int8
   // Tokens per forward pass while reading a prompt; 0: 512 where the cache keeps all rows as they
-  // are, and 256 where it waits for the end of a pass to seal or to drop them, so that what a pass
-  // adds stays small beside it. With infllm those of a span, whatever is said.
+  // are until the prompt is read, and 256 where it waits for the end of a pass only to seal or to
+  // drop them, so that what a pass adds stays small beside it. With infllm those of a span,
+  // whatever is said.
   int n_batch = 0;
   // Most bytes of the cache, those of forks included (KvCache::limit_memory); 0: no limit. Session
   // files do not keep it.

@@ -8,7 +8,15 @@
 namespace kve {
 namespace {
 
-constexpr int32_t kMassRows = 4 * kAttendTile;  // of a chunk
+// Rows of a chunk. Each prepares the queries for itself, which takes as long as 64 rows.
+constexpr int64_t kLeastMassRows = 4 * kAttendTile;
+constexpr int64_t kMostMassRows = 16 * kAttendTile;
+
+// Several chunks for each thread.
+int32_t rows_of_chunks(int64_t n_rows, int n_threads) {
+  const int64_t share = n_rows / (4 * n_threads) / kAttendTile * kAttendTile;
+  return static_cast<int32_t>(std::clamp(share, kLeastMassRows, kMostMassRows));
+}
 
 }  // namespace
 
@@ -50,6 +58,11 @@ void CpuBackend::attention_mass(const AttendParams& params, MassOf what,
   strip_sides_.clear();
   side_strips_.clear();
   int key_numbers = params.key_dim;
+  int64_t n_rows = 0;
+  for (const MassTask& task : tasks) {
+    for (const HeadView& head : task.heads) n_rows += head.n_rows;
+  }
+  const int32_t chunk_rows = rows_of_chunks(n_rows, pool_.size());
   for (size_t t = 0; t < tasks.size(); ++t) {
     for (int32_t h = 0; h < params.n_kv_heads; ++h) {
       const HeadView& head = tasks[t].heads[static_cast<size_t>(h)];
@@ -62,7 +75,7 @@ void CpuBackend::attention_mass(const AttendParams& params, MassOf what,
       const int32_t offset =
           (head.page_offset - head.first_pos % kAttendTile + kAttendTile) % kAttendTile;
       for (int32_t row = 0, end = 0; row < head.n_rows; row = end) {
-        end = std::min(head.n_rows, row == 0 && offset > 0 ? offset : row + kMassRows);
+        end = std::min(head.n_rows, row == 0 && offset > 0 ? offset : row + chunk_rows);
         mass_jobs_.push_back({static_cast<int64_t>(t), h, row, end, sides});
       }
     }

@@ -224,7 +224,7 @@ TEST_F(SessionTest, OptionsAreChecked) {
   EXPECT_THROW(model->session(options), ConfigError);
 }
 
-TEST_F(SessionTest, PassesAreLongWhereNothingIsSealedOrDropped) {
+TEST_F(SessionTest, PassesAreLongWhereNothingIsSealedOrDroppedMeanwhile) {
   const auto model = load();
   const auto n_batch = [&](std::string_view cache) {
     SessionOptions options;
@@ -232,8 +232,12 @@ TEST_F(SessionTest, PassesAreLongWhereNothingIsSealedOrDropped) {
     options.cache = CacheSpec::parse(cache);
     return model->session(options).options().n_batch;
   };
-  for (const char* cache : {"f16", "f32", "k=bf16+v=f16"}) EXPECT_EQ(n_batch(cache), 512) << cache;
-  for (const char* cache : {"int4", "v=int8", "hadamard", "f16+int4:first=1", "h2o:keep=0.5"}) {
+  for (const char* cache : {"f16", "f32", "k=bf16+v=f16", "h2o:keep=0.5", "snapkv:keep=0.5+int4",
+                            "kivi2", "k=int4+v=int4:prefill=exact"}) {
+    EXPECT_EQ(n_batch(cache), 512) << cache;
+  }
+  for (const char* cache :
+       {"int4", "v=int8", "hadamard", "f16+int4:first=1", "h2o:keep=0.5,prompt=chunked"}) {
     EXPECT_EQ(n_batch(cache), 256) << cache;
   }
 }

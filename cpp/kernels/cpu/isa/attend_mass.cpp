@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/tile_rows.h"
+#include "kernels/cpu/isa/word_keys.h"
 #include "kernels/cpu/isa/word_tiles.h"
 
 namespace kve::KVE_ISA {
@@ -21,6 +22,8 @@ struct MassWork {
   std::byte* lifting;
 #if defined(KVE_WORD_TILES)
   WordTile tile;
+  WordKeys word_keys;
+  SeenRows seen;
   int32_t* query_rows;  // [kLanes][key_words]
   int32_t* words;       // [group][key_words][kWordLanes]: the queries
   float* scales;        // [n_vectors rounded up to groups], of the queries
@@ -43,6 +46,9 @@ struct MassWork {
 #if defined(KVE_WORD_TILES)
     constexpr int64_t kMost = (kMaxAttendVectors + kWordLanes - 1) / kWordLanes * kWordLanes;
     tile = carve_word_tile(carver, key_dim, 1);
+    const auto word_bytes = static_cast<int64_t>(word_keys_bytes(key_dim, key_dim));
+    word_keys = carve_word_keys(key_dim, key_dim, carver.take<std::byte>(word_bytes));
+    seen = {carver.take<float>(kMost), carver.take<float>(kMost)};
     query_rows = carver.take<int32_t>(kLanes * tile.key_words);
     words = carver.take<int32_t>(kMost * tile.key_words);
     scales = carver.take<float>(kMost);
@@ -101,20 +107,13 @@ static void add_tile(const MassChunk& job, int32_t base, int32_t n, const float*
   }
 }
 
-// weigh(base, n) for every tile of the chunk, whose keys are then in work.keys.
-template <class Tile, class Weigh>
-static void for_key_tiles(const AttendChunk& chunk, const MassWork& work, Weigh weigh) {
+template <class Tile>
+static void weigh_tiles(const MassChunk& job, int64_t n_vectors, const MassWork& work) {
+  const AttendChunk& chunk = job.chunk;
   SideReader reader(chunk.k, chunk.first_pos, Tile::kRounded, work.lifting);
   CodedTiles tiles = carve_coded_tiles(chunk.k.width, chunk.k.width, work.coded_tiles);
   for_tiles(chunk, chunk.first_row, chunk.end_row, [&](int32_t base, int32_t n) {
     read_key_tile<Tile>(chunk, &tiles, work.rows, work.keys, reader, base, n);
-    weigh(base, n);
-  });
-}
-
-template <class Tile>
-static void weigh_tiles(const MassChunk& job, int64_t n_vectors, const MassWork& work) {
-  for_key_tiles<Tile>(job.chunk, work, [&](int32_t base, int32_t n) {
     float mass[kTile] = {};
     weigh_tile<Tile>(job, work, 0, n_vectors, base, n, mass);
     add_tile(job, base, n, mass);
@@ -122,6 +121,13 @@ static void weigh_tiles(const MassChunk& job, int64_t n_vectors, const MassWork&
 }
 
 #if defined(KVE_WORD_TILES)
+// Weights of a row, in the lanes of a group of queries, join a sum for each lane.
+static inline void add_lanes(const F32 (&p)[kWordVectors], bool most, float* sums) {
+  static_assert(kWordVectors == 3);
+  const F32 old = load(sums);
+  store(sums, most ? max(max(old, p[0]), max(p[1], p[2])) : (old + p[0]) + (p[1] + p[2]));
+}
+
 // Weights of kWordRows rows, whose scores with a group of queries are in `scores`, join `sums`.
 // Not inlined: see gemm.cpp.
 __attribute__((noinline)) static void add_word_weights(const float* scores, const float* units,
@@ -133,72 +139,111 @@ __attribute__((noinline)) static void add_word_weights(const float* scores, cons
     F32 p[kWordVectors];
     KVE_UNROLL(3)
     for (int v = 0; v < kWordVectors; ++v) p[v] = exp2_rough(load(scores + v * kLanes) - unit[v]);
-    const F32 old = load(sums);
-    store(sums, most ? max(max(old, p[0]), max(p[1], p[2])) : (old + p[0]) + (p[1] + p[2]));
+    add_lanes(p, most, sums);
   }
 }
 
 namespace {
 
-// In int16, a group of queries at a time. Groups that do not see the whole tile are left to f32, as
-// are tiles of rows whose numbers are not finite.
+// In int16, a group of queries at a time. Tiles of rows whose numbers are not finite are left to
+// f32.
 class WordMass {
  public:
   WordMass(const MassChunk& job, const AttendState& state, MassWork& work)
-      : job_(job), n_vectors_(state.n_vectors), work_(work) {
+      : job_(job),
+        n_vectors_(state.n_vectors),
+        work_(work),
+        reader_(job.chunk.k, job.chunk.first_pos, false, work.lifting) {
     quantize_queries(state.queries, state.key_stride, n_vectors_, work.tile.key_words, kWordLanes,
                      work.query_rows, work.words, work.scales);
-    const int64_t padded = round_up(n_vectors_, kWordLanes);
-    for (int64_t v = 0; v < padded; ++v) {
-      const int32_t group = job.chunk.n_group;
+    const int32_t group = job.chunk.n_group;
+    for (int64_t v = 0; v < round_up(n_vectors_, kWordLanes); ++v) {
       const float log_sum =
           v < n_vectors_ ? job.log_sums[v / group * job.log_sum_stride + v % group] : -INFINITY;
       work.units[v] = log_sum == -INFINITY ? kNobody : log_sum;
+      set_seen(job.chunk, v, n_vectors_, work.seen);
     }
   }
 
-  // The rows [base, base + n), whose keys are in work.keys.
-  void weigh(int32_t base, int32_t n) {
-    const AttendChunk& chunk = job_.chunk;
-    quantize_key_columns(work_.keys, chunk.k.width, n, &work_.tile);
-    memset(work_.sums, 0, sizeof(float) * kTile * kLanes);
-    float mass[kTile] = {};
-    for (int64_t first = 0; first < n_vectors_; first += kWordLanes) {
-      const int64_t end = least(first + kWordLanes, n_vectors_);
-      const int32_t pos = chunk.query_pos + static_cast<int32_t>(first / chunk.n_group);
-      const int32_t last_pos = chunk.query_pos + static_cast<int32_t>((end - 1) / chunk.n_group);
-      if (none_visible(chunk, pos, last_pos, base, n)) continue;
-      if (work_.tile.broken_keys == 0 && all_visible(chunk, pos, last_pos, base, n)) {
-        weigh_group(first, n);
-      } else {
-        weigh_tile<F32Tile>(job_, work_, first, end, base, n, mass);
-      }
-    }
-    for (int32_t r = 0; r < n; ++r) {
-      const F32 own = load(work_.sums + r * kLanes);
-      mass[r] = job_.most ? (max_of(own) > mass[r] ? max_of(own) : mass[r]) : mass[r] + sum(own);
-    }
-    add_tile(job_, base, n, mass);
+  void weigh() {
+    for_tiles(job_.chunk, job_.chunk.first_row, job_.chunk.end_row,
+              [&](int32_t base, int32_t n) { weigh_rows(base, n); });
   }
 
  private:
   static constexpr float kNobody = 1e30f;  // the unit of a query that gives nothing
 
-  void weigh_group(int64_t first, int32_t n) {
+  // The rows [base, base + n), a tile.
+  void weigh_rows(int32_t base, int32_t n) {
+    const AttendChunk& chunk = job_.chunk;
+    read_word_tile(chunk, reader_, base, n, &work_.word_keys, work_.rows, &work_.tile);
+    float mass[kTile] = {};
+    if (work_.tile.broken_keys != 0) {
+      weigh_broken(base, n, mass);
+      return add_tile(job_, base, n, mass);
+    }
+    memset(work_.sums, 0, sizeof(float) * kTile * kLanes);
+    for (int64_t first = 0; first < n_vectors_; first += kWordLanes) {
+      const int64_t last = least(first + kWordLanes, n_vectors_) - 1;
+      const int32_t pos = chunk.query_pos + static_cast<int32_t>(first / chunk.n_group);
+      const int32_t last_pos = chunk.query_pos + static_cast<int32_t>(last / chunk.n_group);
+      if (none_visible(chunk, pos, last_pos, base, n)) continue;
+      weigh_group(first, base, visible_rows(chunk, pos, base, n).first / kWordRows * kWordRows,
+                  visible_rows(chunk, last_pos, base, n).end,
+                  all_visible(chunk, pos, last_pos, base, n));
+    }
+    for (int32_t r = 0; r < n; ++r) {
+      const F32 own = load(work_.sums + r * kLanes);
+      mass[r] = job_.most ? max_of(own) : sum(own);
+    }
+    add_tile(job_, base, n, mass);
+  }
+
+  void weigh_broken(int32_t base, int32_t n, float* mass) const {
+    const AttendChunk& chunk = job_.chunk;
+    // Readers only go forward.
+    SideReader again(chunk.k, chunk.first_pos, false, work_.lifting);
+    read_key_tile<F32Tile>(chunk, &work_.word_keys.tiles, work_.rows, work_.keys, again, base, n);
+    weigh_tile<F32Tile>(job_, work_, 0, n_vectors_, base, n, mass);
+  }
+
+  // The group of queries from `first` on and the rows [row, end) of the tile at `base`. all:
+  // whether every query sees all of them.
+  void weigh_group(int64_t first, int32_t base, int32_t row, int32_t end, bool all) const {
     static constexpr float kNothing[kTile] = {};
     alignas(64) float top[kWordLanes] = {};  // of no use here
     const int64_t words = (job_.chunk.k.width + 1) / 2;
-    for (int32_t r = 0; r < n; r += kWordRows) {
+    for (int32_t r = row; r < end; r += kWordRows) {
       score_rows(work_.tile, r, words, work_.words + first * work_.tile.key_words,
                  work_.scales + first, kNothing, work_.word_scores, top);
-      add_word_weights(work_.word_scores + r * kWordLanes, work_.units + first, job_.most,
-                       work_.sums + r * kLanes);
+      if (all) {
+        add_word_weights(work_.word_scores + r * kWordLanes, work_.units + first, job_.most,
+                         work_.sums + r * kLanes);
+      } else {
+        add_seen_weights(first, base, r, end < r + kWordRows ? end : r + kWordRows);
+      }
+    }
+  }
+
+  void add_seen_weights(int64_t first, int32_t base, int32_t row, int32_t end) const {
+    for (int32_t r = row; r < end; ++r) {
+      if (is_dead(job_.chunk, base + r)) continue;
+      F32 p[kWordVectors];
+      KVE_UNROLL(3)
+      for (int v = 0; v < kWordVectors; ++v) {
+        const int64_t lane = first + v * kLanes;
+        const F32 score = load(work_.word_scores + r * kWordLanes + v * kLanes);
+        p[v] = hide(work_.seen, lane, static_cast<float>(base + r), zero(),
+                    exp2_rough(score - load(work_.units + lane)));
+      }
+      add_lanes(p, job_.most, work_.sums + r * kLanes);
     }
   }
 
   const MassChunk& job_;
   int64_t n_vectors_;
   MassWork& work_;
+  SideReader reader_;
 };
 
 }  // namespace
@@ -222,9 +267,7 @@ void attention_mass(const MassChunk& job) {
 #elif defined(KVE_WORD_TILES)
   const bool limited = chunk.softcap > 0 || chunk.alibi != nullptr;
   if (chunk.method == AttendMethod::rounded_tiles && !limited) {
-    WordMass words(job, state, work);
-    return for_key_tiles<F32Tile>(chunk, work,
-                                  [&](int32_t base, int32_t n) { words.weigh(base, n); });
+    return WordMass(job, state, work).weigh();
   }
 #endif
   weigh_tiles<F32Tile>(job, state.n_vectors, work);

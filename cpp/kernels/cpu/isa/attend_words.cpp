@@ -31,8 +31,7 @@ struct Lanes {
   float* unit;    // as in AttendState
   float* weight;  // the sum of the weights
   // Where scores are limited: the rows it sees, its position, and its slope.
-  float* first;
-  float* last;
+  SeenRows seen;
   float* position;
   float* slope;
 };
@@ -64,8 +63,8 @@ struct WordWork {
     channels = round_up(value_dim, 2 * kLanes);
     rows = carve_rows(carver, key_stride > channels ? key_stride : channels);
     tile = carve_word_tile(carver, key_dim, value_dim);
-    float** const numbers[] = {&lanes.scale, &lanes.unit,     &lanes.weight, &lanes.first,
-                               &lanes.last,  &lanes.position, &lanes.slope};
+    float** const numbers[] = {&lanes.scale,     &lanes.unit,     &lanes.weight, &lanes.seen.first,
+                               &lanes.seen.last, &lanes.position, &lanes.slope};
     for (float** number : numbers) *number = carver.take<float>(kMost);
     query_rows = carver.take<int32_t>(kLanes * tile.key_words);
     queries = carver.take<int32_t>(kMost * tile.key_words);
@@ -110,16 +109,6 @@ struct Span {
 
 }  // namespace
 
-static inline bool is_dead(const AttendChunk& chunk, int32_t row) {
-  return chunk.dead != nullptr && (chunk.dead[row / 64] >> (row % 64) & 1) != 0;
-}
-
-// Lanes that do not see the row of the tile.
-static inline F32 hide(const Lanes& lanes, int64_t lane, float row, F32 hidden, F32 shown) {
-  F32 out = select(less(load(lanes.last + lane), set(row)), hidden, shown);
-  return select(less(set(row), load(lanes.first + lane)), hidden, out);
-}
-
 // Softcap, slopes, and minus infinity for rows that are not seen, then what values count; broken
 // rows make the sums of those who see them no numbers.
 static void limit_group(const WordTask& task, int64_t lane, Span span, float* top) {
@@ -148,12 +137,12 @@ static void limit_group(const WordTask& task, int64_t lane, Span span, float* to
         score = fma(load(lanes.slope + lane + v), set(position) - load(lanes.position + lane + v),
                     score);
       }
-      score = hide(lanes, lane + v, number, set(-INFINITY), score + set(tile.value_log[r]));
+      score = hide(lanes.seen, lane + v, number, set(-INFINITY), score + set(tile.value_log[r]));
       if (r >= span.end || is_dead(chunk, row)) {
         score = set(-INFINITY);
       } else if ((broken >> r & 1) != 0) {
         float* weight = lanes.weight + lane + v;
-        store(weight, load(weight) + hide(lanes, lane + v, number, zero(), set(NAN)));
+        store(weight, load(weight) + hide(lanes.seen, lane + v, number, zero(), set(NAN)));
       }
       store(at, score);
       most = max(most, score);
@@ -266,7 +255,7 @@ class WordLoop {
     const int64_t shares = padded_ / kWordLanes;
     for_tiles(chunk_, first, end, [&](int32_t base, int32_t n) {
       WordTask task = {chunk_, work_, state_.n_vectors, base, n, 0, nullptr, false};
-      read_keys(task);
+      read_word_tile(chunk_, keys_, base, n, &work_.keys, work_.rows, &work_.tile);
       read_values(&task);
       NextTile ahead(chunk_, keys_, values_, base + n, end, shares);
       for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
@@ -282,27 +271,13 @@ class WordLoop {
     memset(sums, 0, sizeof(float) * static_cast<size_t>(padded_ * work_.channels));
   }
 
-  // Positions and rows count from row 0. Queries past the last see nothing.
+  // Positions and rows count from row 0.
   void prepare_lane(int64_t v) const {
     const Lanes& lanes = work_.lanes;
-    const bool is_query = v < state_.n_vectors;
-    const auto token = static_cast<int32_t>(v / chunk_.n_group);
-    const int32_t own = is_query ? chunk_.query_pos + token - chunk_.first_pos : -1;
     lanes.unit[v] = kNoUnit;
     lanes.weight[v] = lanes.scale[v] - lanes.scale[v];  // not a number if the scale is none
-    lanes.first[v] = chunk_.window > 0 ? static_cast<float>(own - chunk_.window + 1) : 0.0f;
-    lanes.last[v] = lanes.position[v] = static_cast<float>(own);
+    lanes.position[v] = set_seen(chunk_, v, state_.n_vectors, lanes.seen);
     lanes.slope[v] = chunk_.alibi == nullptr ? 0.0f : chunk_.alibi[v % chunk_.n_group] * kLog2E;
-  }
-
-  void read_keys(const WordTask& task) {
-    const PageView* page = keys_.coded_page(task.base, task.n);
-    if (page != nullptr && read_word_keys(&work_.keys, chunk_.k, *page,
-                                          {task.base, chunk_.first_pos}, task.n, &work_.tile)) {
-      return;
-    }
-    read_rows<F32Tile>(work_.rows, keys_, chunk_.k.width, task.base, task.n);
-    quantize_key_rows(work_.rows.rows, work_.rows.stride, chunk_.k.width, task.n, &work_.tile);
   }
 
   void read_values(WordTask* task) {

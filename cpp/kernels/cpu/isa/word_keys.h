@@ -2,7 +2,7 @@
 // with a lift in int16 where the basis is dense.
 #pragma once
 
-#include "kernels/cpu/isa/coded_tiles.h"
+#include "kernels/cpu/isa/tile_rows.h"
 #include "kernels/cpu/isa/word_tiles.h"
 
 #if defined(KVE_WORD_TILES)
@@ -30,6 +30,16 @@ size_t word_keys_bytes(int key_dim, int value_dim);
 // nothing is written then.
 bool read_word_keys(WordKeys* keys, const SideArgs& side, const PageView& page, PagePlace place,
                     int32_t n, WordTile* tile);
+
+// Those of the rows [base, base + n) of the cache, a tile; `rows` is scratch memory.
+static inline void read_word_tile(const AttendChunk& chunk, SideReader& reader, int32_t base,
+                                  int32_t n, WordKeys* keys, const TileRows& rows, WordTile* tile) {
+  const PageView* page = reader.coded_page(base, n);
+  const PagePlace place = {base, chunk.first_pos};
+  if (page != nullptr && read_word_keys(keys, chunk.k, *page, place, n, tile)) return;
+  read_rows<F32Tile>(rows, reader, chunk.k.width, base, n);
+  quantize_key_rows(rows.rows, rows.stride, chunk.k.width, n, tile);
+}
 
 }  // namespace kve::KVE_ISA
 

@@ -51,6 +51,30 @@ static inline WordTile carve_word_tile(Carver& carver, int key_dim, int value_di
   return tile;
 }
 
+// The rows that queries see, one query to a lane, [n_vectors rounded up to groups]: from row
+// `first` of the cache to row `last`.
+struct SeenRows {
+  float* first;
+  float* last;
+};
+// Those of query vector v, or, past the last of them, none. Returns the row of the query itself.
+static inline float set_seen(const AttendChunk& chunk, int64_t v, int64_t n_vectors,
+                             const SeenRows& seen) {
+  const auto token = static_cast<int32_t>(v / chunk.n_group);
+  const int32_t own = v < n_vectors ? chunk.query_pos + token - chunk.first_pos : -1;
+  seen.first[v] = chunk.window > 0 ? static_cast<float>(own - chunk.window + 1) : 0.0f;
+  seen.last[v] = static_cast<float>(own);
+  return seen.last[v];
+}
+// `shown` in the lanes from `lane` on that see the row, `hidden` in the others.
+static inline F32 hide(const SeenRows& seen, int64_t lane, float row, F32 hidden, F32 shown) {
+  const F32 out = select(less(load(seen.last + lane), set(row)), hidden, shown);
+  return select(less(set(row), load(seen.first + lane)), hidden, out);
+}
+static inline bool is_dead(const AttendChunk& chunk, int32_t row) {
+  return chunk.dead != nullptr && (chunk.dead[row / 64] >> (row % 64) & 1) != 0;
+}
+
 // The keys of the tile, from rows [n][stride] or columns [width][kTile]; rows past the n-th mean
 // nothing.
 void quantize_key_rows(const float* rows, int64_t stride, int width, int32_t n, WordTile* tile);
