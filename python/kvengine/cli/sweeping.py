@@ -8,7 +8,6 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from kvengine import UnsupportedError
 from kvengine.cli.arguments import add_common
 from kvengine.cli.inputs import load_model
 from kvengine.cli.output import Progress, human_bytes, print_json, print_table, say
@@ -97,11 +96,11 @@ def _sweep(
 
 def _write_report(out: Path, results: Sequence[Result]) -> None:
     from kvengine.eval import report
+    from kvengine.eval.report import plots
 
-    try:
-        say(f"report: {report.write(out, results)}")
-    except UnsupportedError as error:  # results are kept all the same
-        say(f"no report was written: {error}")
+    say(f"report: {report.write(out, results)}")
+    if not plots.can_draw():
+        say(report.WITHOUT_PICTURES)
 
 
 def _time_left(seconds: float | None) -> str:

@@ -21,6 +21,10 @@ from kvengine.eval.report.page import html
 from kvengine.eval.report.text import Picture, Section, markdown, section
 from kvengine.eval.task import Result
 
+WITHOUT_PICTURES = (
+    "Without pictures, for want of matplotlib: pip install 'kvengine[eval]' brings it."
+)
+
 _LIKELIHOOD = "logprob"
 _SPEEDS = {"tps": "tokens per second, one by one", "prefill_tps": "tokens of the prompt per second"}
 
@@ -28,37 +32,38 @@ _SPEEDS = {"tps": "tokens per second, one by one", "prefill_tps": "tokens of the
 def write(out_dir: str | os.PathLike[str], results: Sequence[Result]) -> Path:
     """Write the report of results into a folder, which is made, and return the path of its page.
 
-    Files of an earlier report in it are replaced.
+    Files of an earlier report in it are replaced. Where matplotlib is absent there are tables alone,
+    and the report says so.
 
     Raises:
-        UnsupportedError: matplotlib is absent.
         ConfigError: there are no results.
         IoError: the folder cannot be written.
     """
-    plots.require_matplotlib()
     if not results:
         raise ConfigError("report: expected at least one result, found none")
     out = Path(out_dir)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        sections = [_section(group, out) for group in data.grouped(results)]
+        drawn = plots.can_draw()
+        sections = [_section(group, out, drawn) for group in data.grouped(results)]
         models = [
             (own[0].group.model, own)
             for _, each in itertools.groupby(sections, lambda each: each.group.model_id)
             for own in [list(each)]
         ]
         engine = ", ".join(dict.fromkeys(result.engine for result in results))
-        _replace(out / "report.md", markdown(models, engine))
-        page = html(models, engine, lambda stem: (out / f"{stem}.svg").read_bytes())
+        about = f"kvengine {engine}." if drawn else f"kvengine {engine}. {WITHOUT_PICTURES}"
+        _replace(out / "report.md", markdown(models, about))
+        page = html(models, about, lambda stem: (out / f"{stem}.svg").read_bytes())
         _replace(out / "report.html", page)
     except OSError as error:
         raise IoError(f"{error.filename or out}: could not be written ({error.strerror})") from None
     return out / "report.html"
 
 
-def _section(group: Group, out: Path) -> Section:
+def _section(group: Group, out: Path, drawn: bool) -> Section:
     pictures = []
-    for kind, title, figure in _figures(group):
+    for kind, title, figure in _figures(group) if drawn else ():
         stem = f"{slug(f'{group.model} {group.title}')}-{group.id}-{kind}"
         plots.save(figure, out / stem)
         pictures.append(Picture(stem, title))

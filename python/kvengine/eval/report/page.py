@@ -32,12 +32,12 @@ nav a { display: inline-block; margin-right: 1rem; color: #0b5394; }
 
 
 def html(
-    models: Sequence[tuple[str, list[Section]]], engine: str, picture: Callable[[str], bytes]
+    models: Sequence[tuple[str, list[Section]]], about: str, picture: Callable[[str], bytes]
 ) -> str:
-    """The page. `picture` returns the SVG of a stem."""
+    """The page. about: who made it. `picture` returns the SVG of a stem."""
     body = [
         "<h1>What compressed caches cost in quality</h1>",
-        f"<p>kvengine {escape(engine)}. Shaded rows are on the Pareto front: no other cache of the "
+        f"<p>{escape(about)} Shaded rows are on the Pareto front: no other cache of the "
         "table is both smaller and better. ↑: higher is better, ↓: lower is better. "
         f"{escape(SIZES)}</p>",
         _contents(models),

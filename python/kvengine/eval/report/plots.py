@@ -47,6 +47,15 @@ Spot = tuple[float, float]
 """A point of a plot: MiB, metric."""
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is there."""
+    try:
+        require_matplotlib()
+    except UnsupportedError:
+        return False
+    return True
+
+
 def require_matplotlib() -> Any:
     """The module pyplot, set up. Raises UnsupportedError where it is absent."""
     try:

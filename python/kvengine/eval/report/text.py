@@ -179,9 +179,9 @@ def _difference(result: Result, baseline: Result) -> str:
 # --- Markdown ------------------------------------------------------------------------------------
 
 
-def markdown(models: Sequence[tuple[str, list[Section]]], engine: str) -> str:
-    """report.md: tables, and links to the pictures beside it."""
-    lines = ["# What compressed caches cost in quality", "", f"kvengine {engine}."]
+def markdown(models: Sequence[tuple[str, list[Section]]], about: str) -> str:
+    """report.md: tables, and links to the pictures beside it. about: who made it."""
+    lines = ["# What compressed caches cost in quality", "", about]
     lines.append(f"Bold: no other cache of the table is both smaller and better. {SIZES}")
     for model, sections in models:
         lines += ["", f"## {model}", "", _table(overview([each.group for each in sections]))]
