@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -22,11 +23,13 @@ void check_attention(const TokenRows& tokens, KvCache* cache, Backend& backend, 
   const int first = cache->n_tokens();
   const std::vector<float> found = attend_tokens(tokens, cache, backend, n);
   const int layer = static_cast<int>(cache->layers().size()) - 1;
-  const ViewsOfQueries views(*cache, layer, params.n_heads);
-  if (cache->attends_apart(layer)) params.n_kv_heads = params.n_heads;
+  std::optional<ViewsOfQueries> own;
+  if (cache->attends_apart(layer)) {
+    own.emplace(*cache, layer, params.n_heads);
+    params.n_kv_heads = params.n_heads;
+  }
   const AttendTask task{tokens.q(static_cast<size_t>(layer), first, n),
-                        cache->attends_apart(layer) ? views.heads() : cache->view(layer),
-                        cache->next_position(), Mat()};
+                        own ? own->heads() : cache->view(layer), cache->next_position(), Mat()};
   const std::vector<double> expected = reference_attention(params, task);
   double worst = 0;
   double size = 0;
