@@ -160,7 +160,8 @@ def start(tiny_path: Path, folder: Path) -> subprocess.Popen[str]:
 
 
 def units_done(folder: Path) -> list[tuple[str, int]]:
-    lines = (folder / "results.jsonl").read_text().splitlines() if folder.exists() else []
+    results = folder / "results.jsonl"
+    lines = results.read_text().splitlines() if results.exists() else []
     documents = [json.loads(line) for line in lines if line.endswith("}")]
     return [(each["key"], each["unit"]["index"]) for each in documents if "unit" in each]
 
