@@ -8,7 +8,7 @@
 namespace kve {
 namespace {
 
-// Rows of a chunk. Each prepares the queries for itself, which takes as long as 64 rows.
+// Rows of a chunk. Each prepares the queries for itself.
 constexpr int64_t kLeastMassRows = 4 * kAttendTile;
 constexpr int64_t kMostMassRows = 16 * kAttendTile;
 
