@@ -137,7 +137,6 @@ class CpuBackend final : public Backend {
   const Kernels& kernels_;
   std::string name_;
   ThreadPool pool_;
-  size_t repacked_total_ = 0;  // bytes of all repacked weights
   // Reused from call to call, so that a decode step allocates nothing.
   std::vector<Scratch> thread_scratch_;
   Scratch input_memory_[4];   // of each Path

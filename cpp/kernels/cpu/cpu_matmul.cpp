@@ -1,7 +1,6 @@
 // How matrix products are split into chunks. A chunk is some rows of one weight for all tokens.
 #include <algorithm>
 
-#include "base/cpu_features.h"
 #include "kernels/cpu/cpu_backend.h"
 
 namespace kve {
@@ -59,7 +58,6 @@ size_t CpuBackend::repacked_bytes(const Weight& weight) const {
 }
 
 void CpuBackend::repack(const Weight& weight, std::byte* memory) {
-  repacked_total_ += repacked_bytes(weight);
   constexpr int64_t kTiles = 4;  // of one task
   const int64_t n_tiles = tile_count(weight);
   pool_.parallel((n_tiles + kTiles - 1) / kTiles, [&](int64_t i) {
@@ -130,7 +128,6 @@ MatmulChunk CpuBackend::chunk_of(const Product& product, int64_t first_row, int6
       .weight = weight.data,
       .row_bytes = weight.row_bytes,
       .tiles = weight.repacked,
-      .streams = repacked_total_ > last_level_cache_bytes() / 2,
       .cols = weight.cols,
       .first_row = first_row,
       .n_rows = n_rows,

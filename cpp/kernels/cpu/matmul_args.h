@@ -15,7 +15,6 @@ struct MatmulChunk {
   const std::byte* weight;  // row 0
   size_t row_bytes;
   const std::byte* tiles;  // the same weights interleaved, or null
-  bool streams;            // the weights do not fit the caches
   int64_t cols;
   int64_t first_row;
   int64_t n_rows;
