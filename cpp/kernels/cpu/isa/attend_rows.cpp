@@ -10,8 +10,13 @@ namespace kve::KVE_ISA {
 constexpr int64_t kRunBytes = 8192;
 constexpr int32_t kCodedRows = kTile;  // decoded at a time
 constexpr int64_t kScoreStride =
-    kTile + kLanes;                    // a run's last scores are written kLanes at a time
-constexpr int64_t kAheadBytes = 4096;  // how far prefetching is ahead of reading
+    kTile + kLanes;  // a run's last scores are written kLanes at a time
+// How far prefetching is ahead of reading, as measured for either kind of prefetch_once().
+#if defined(KVE_BF16_DOT)
+constexpr int64_t kAheadBytes = 4096;
+#else
+constexpr int64_t kAheadBytes = 8192;
+#endif
 
 namespace {
 
