@@ -7,12 +7,6 @@
 
 namespace kve {
 
-PrecisionPlan PrecisionPlan::decode() { return {}; }
-
-PrecisionPlan PrecisionPlan::prompt() {
-  return {.qkv = Precision::mixed, .logits = Precision::mixed};
-}
-
 PrecisionPlan PrecisionPlan::exact() {
   return {Precision::exact, Precision::exact, Precision::exact,
           Precision::exact, Precision::exact, Precision::exact};
@@ -88,11 +82,7 @@ void Decoder::embed(const Batch& batch) {
 
 void Decoder::run(const Batch& batch) {
   check_positions(batch);
-  const bool reads_prompt = std::ranges::any_of(
-      batch.slices, [](const Batch::Slice& slice) { return std::ssize(slice.tokens) > kFewRows; });
-  const PrecisionPlan precision = batch.exact    ? PrecisionPlan::exact()
-                                  : reads_prompt ? PrecisionPlan::prompt()
-                                                 : PrecisionPlan::decode();
+  const PrecisionPlan precision = batch.exact ? PrecisionPlan::exact() : PrecisionPlan{};
   act_ = plan_memory(batch.n_tokens());
   backend_.begin_pass();
   embed(batch);

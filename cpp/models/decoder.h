@@ -17,18 +17,15 @@ namespace kve {
 // later attention score or the logits directly. Mean KLD to f32 activations, SmolLM2-135M Q4_1, the
 // second halves of the first two windows of 2,048 tokens of WikiText-2, prompts in passes of 512:
 // 0.0022 with one plane everywhere but for the logits, 0.0015 with two planes for q, k and v (a
-// sixth of the products), 0.0014 with `mixed` instead. Decoded tokens, of however many sequences,
-// have both planes of all.
+// sixth of the products), 0.0014 with `mixed` instead.
 struct PrecisionPlan {
-  Precision qkv = Precision::fine;
+  Precision qkv = Precision::mixed;
   Precision attention = Precision::fast;
   Precision attention_output = Precision::fast;
   Precision ffn_in = Precision::fast;
   Precision ffn_out = Precision::fast;
-  Precision logits = Precision::fine;
+  Precision logits = Precision::mixed;
 
-  static PrecisionPlan decode();
-  static PrecisionPlan prompt();
   static PrecisionPlan exact();
 };
 

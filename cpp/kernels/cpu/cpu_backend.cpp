@@ -12,6 +12,8 @@ namespace {
 
 // Below this many values an element-wise operation is faster than waking another thread.
 constexpr int64_t kSerialValues = 16384;
+// The same of sealing: the rows of a token or two.
+constexpr int64_t kSerialSealValues = 4096;
 
 }  // namespace
 
@@ -245,20 +247,28 @@ bool CpuBackend::seal(const SealJob& job, std::byte* scratch) {
 
 int64_t CpuBackend::seal(std::span<const SealJob> jobs) {
   size_t scratch = 0;
+  int64_t n_values = 0;
   for (const SealJob& job : jobs) {
     const size_t project = job.basis != nullptr ? kernels_.project_scratch(job.width) : 0;
     scratch = std::max(scratch, SealWork(job, project, nullptr).size);
+    n_values += int64_t{job.n_rows} * job.width;
     // Angles are made before the threads run, which only read them.
     if (job.basis != nullptr && job.basis->anchor > 0) angles_for(job);
   }
   reserve_thread_scratch(scratch);
   std::atomic<int64_t> failed{INT64_MAX};
-  pool_.parallel(static_cast<int64_t>(jobs.size()), [&](int64_t i, int thread) {
+  const auto run = [&](int64_t i, int thread) {
     if (seal(jobs[static_cast<size_t>(i)], thread_scratch(thread))) return;
     int64_t first = failed.load();
     while (i < first && !failed.compare_exchange_weak(first, i)) {
     }
-  });
+  };
+  const auto n_jobs = static_cast<int64_t>(jobs.size());
+  if (n_values > kSerialSealValues) {
+    pool_.parallel(n_jobs, run);
+  } else {
+    for (int64_t i = 0; i < n_jobs; ++i) run(i, 0);
+  }
   return failed == INT64_MAX ? -1 : failed.load();
 }
 

@@ -97,7 +97,7 @@ class CpuBackend final : public Backend {
     return thread_scratch_[static_cast<size_t>(thread)].get<std::byte>(0);
   }
   void reserve_thread_scratch(size_t bytes);
-  static Path choose_path(const Product& product, Precision precision, int64_t n_inputs);
+  static Path choose_path(const Product& product, Precision precision, int64_t n_tokens);
   int64_t job_rows(const Weight& weight, Path path) const;
   // As the kernels of a path want it; valid until the next call for that path.
   const std::byte* quantize_input(ConstMat x, Precision precision, Path path);

@@ -13,13 +13,16 @@ constexpr int64_t kMostChunkBytes = 128 << 10;
 constexpr int64_t kChunksPerWeight = 64;
 constexpr int64_t kTileChunkBytes = 256 << 10;
 constexpr int64_t kMostRounds = 16;
+// Up to this many values are quantized faster than another thread is woken.
+constexpr int64_t kSerialInputValues = 2048;
 
 // How much larger than the mean the rounding errors of a group of an input must be for a second
-// plane, where many inputs meet a weight (see PrecisionPlan for what that gains).
+// plane (see PrecisionPlan for what that gains).
 constexpr float kMixedLeastError = 1;
 constexpr float kFastLeastError = 6;
 
-// Of few inputs, whose weights are read from memory once: planes cost little.
+// Of few inputs and weights as they lie in the file, which are read from memory once and unpacked
+// for every plane: all groups have as many.
 int plane_count(Precision precision) { return precision == Precision::fast ? 1 : 2; }
 
 float least_error(Precision precision) {
@@ -73,12 +76,13 @@ void CpuBackend::repack(const Weight& weight, std::byte* memory) {
 }
 
 CpuBackend::Path CpuBackend::choose_path(const Product& product, Precision precision,
-                                         int64_t n_inputs) {
+                                         int64_t n_tokens) {
   const Weight& weight = *product.weight;
   if (precision == Precision::exact || format(weight.type).unpack == nullptr) return Path::exact;
-  if (weight.repacked != nullptr && n_inputs <= kMaxTileInputs) return Path::tiles;
-  if (weight.repacked == nullptr && n_inputs <= kMaxVectorInputs) return Path::vector;
-  return Path::matrix;
+  if (weight.repacked != nullptr) {
+    return n_tokens <= kMaxTileInputs ? Path::tiles : Path::matrix;
+  }
+  return n_tokens * plane_count(precision) <= kMaxVectorInputs ? Path::vector : Path::matrix;
 }
 
 int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
@@ -96,18 +100,26 @@ int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
 }
 
 const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Path path) {
-  const int planes = plane_count(precision);
   Scratch& memory = input_memory_[static_cast<size_t>(path)];
-  const auto n_inputs = static_cast<size_t>(x.rows * planes);
   if (path == Path::vector) {
-    std::byte* vectors = memory.get<std::byte>(kernels_.vector_bytes(x.cols) * n_inputs);
+    const int planes = plane_count(precision);
+    const size_t bytes = kernels_.vector_bytes(x.cols) * static_cast<size_t>(x.rows * planes);
+    std::byte* vectors = memory.get<std::byte>(bytes);
     kernels_.quantize_rows(x.data, x.stride, x.rows, x.cols, planes, vectors);
     return vectors;
   }
   if (path == Path::tiles) {
-    std::byte* vectors = memory.get<std::byte>(kernels_.tile_input_bytes(x.cols) * n_inputs);
-    kernels_.quantize_for_tiles(x.data, x.stride, x.rows, x.cols, planes, vectors);
-    return vectors;
+    std::byte* input = memory.get<std::byte>(kernels_.tile_input_bytes(x.cols, x.rows));
+    // Not row by row where a row is shorter than the hand-out of work.
+    const bool alone = x.rows * x.cols <= kSerialInputValues;
+    const int64_t n_lanes = alone ? 1 : std::min<int64_t>(pool_.size(), x.rows);
+    pool_.parallel(n_lanes, [&](int64_t lane) {
+      for (int64_t t = lane; t < x.rows; t += n_lanes) {
+        kernels_.quantize_for_tiles(x.row(t), x.cols, t, x.rows, least_error(precision), input);
+      }
+    });
+    kernels_.end_tile_input(x.cols, x.rows, input);
+    return input;
   }
   const int64_t step = kernels_.pack_tokens;
   const int64_t n_packs = (x.rows + step - 1) / step;
@@ -148,7 +160,7 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const
     case Path::vector:
       return kernels_.matvec(chunk, input);
     case Path::tiles:
-      return kernels_.matvec_tiles(chunk, input);
+      return kernels_.matvec_tiles(chunk, input.data);
     case Path::matrix:
       return kernels_.matmat(chunk, input.data);
   }
@@ -156,12 +168,11 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const
 
 void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision precision) {
   if (x.rows == 0) return;
-  const int planes = plane_count(precision);
   matmul_jobs_.clear();
   bool used[4] = {};
   for (const Product& product : products) {
     const Weight& weight = *product.weight;
-    const Path path = choose_path(product, precision, x.rows * planes);
+    const Path path = choose_path(product, precision, x.rows);
     used[static_cast<size_t>(path)] = true;
     const int64_t rows = job_rows(weight, path);
     for (int64_t r = 0; r < weight.rows; r += rows) {
@@ -170,7 +181,7 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
   }
   for (const Path path : {Path::vector, Path::tiles, Path::matrix}) {
     const auto index = static_cast<size_t>(path);
-    if (used[index]) inputs_[index] = {quantize_input(x, precision, path), planes};
+    if (used[index]) inputs_[index] = {quantize_input(x, precision, path), plane_count(precision)};
   }
   reserve_thread_scratch(std::max({kernels_.exact_scratch(x.cols), kernels_.matvec_scratch(x.cols),
                                    kernels_.matmat_scratch(x.cols)}));
@@ -183,7 +194,7 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
 bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, Precision out) {
   const int64_t width = block.gate.weight->rows;
   const auto of_many = [&](const Product& product, Precision precision) {
-    return choose_path(product, precision, x.rows * plane_count(precision)) == Path::matrix;
+    return choose_path(product, precision, x.rows) == Path::matrix;
   };
   if (!of_many(block.gate, in) || !of_many(block.up, in) || !of_many(block.down, out)) return false;
   if (width % kGatedRows != 0 || kGatedRows % kernels_.matmat_rows != 0) return false;

@@ -120,7 +120,7 @@ struct MassChunk {
 
 // Bounds of the functions below.
 inline constexpr int kMaxVectorInputs = 7;     // matvec: inputs of one call, planes included
-inline constexpr int kMaxTileInputs = 16;      // matvec_tiles: the same
+inline constexpr int kMaxTileInputs = 16;      // matvec_tiles: inputs of one call
 inline constexpr int kInterleavedRows = 16;    // rows of a tile
 inline constexpr int kMaxAttendVectors = 384;  // attend: n_tokens * n_group of one call
 inline constexpr int kMaxStripVectors = 48;    // the same where pages are read code by code
@@ -151,17 +151,20 @@ struct Kernels {
   size_t (*matvec_scratch)(int64_t cols);
   void (*matvec)(const MatmulChunk& chunk, const QuantizedInput& x);
 
-  // The same against interleaved weights. Bytes of a tile are 0 for types that have none.
+  // A few inputs against interleaved weights, or many, packed in groups of pack_tokens against
+  // either kind: int8 with a scale per 32 columns. A group of 32 has a second plane, its int8
+  // remainder, where the mean square of its rounding errors exceeds least_error times the mean over
+  // the groups of its input.
+  // Bytes of a tile are 0 for types that have none.
   size_t (*interleaved_tile_bytes)(WeightType type, int64_t cols);
   void (*interleave)(const InterleaveChunk& chunk);
-  size_t (*tile_input_bytes)(int64_t cols);  // of one quantized input
-  void (*quantize_for_tiles)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols,
-                             int planes, std::byte* dst);
-  void (*matvec_tiles)(const MatmulChunk& chunk, const QuantizedInput& x);
+  size_t (*tile_input_bytes)(int64_t cols, int64_t n_tokens);
+  // Input `token` of n_tokens; then end_tile_input() once.
+  void (*quantize_for_tiles)(const float* x, int64_t cols, int64_t token, int64_t n_tokens,
+                             float least_error, std::byte* dst);
+  void (*end_tile_input)(int64_t cols, int64_t n_tokens, std::byte* input);
+  void (*matvec_tiles)(const MatmulChunk& chunk, const std::byte* input);
 
-  // Many inputs, packed in groups of pack_tokens, as int8 with a scale per 32 columns. A group of
-  // 32 has a second plane, its int8 remainder, where the mean square of its rounding errors exceeds
-  // least_error times the mean over the groups of its input.
   int pack_tokens;                     // inputs of a pack
   size_t (*pack_bytes)(int64_t cols);  // of one pack
   void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,

@@ -51,7 +51,7 @@ struct InterleaveChunk {
   std::byte* tiles;  // tile 0
 };
 
-// Activations of the integer kernels, as quantize_rows or quantize_for_tiles wrote them.
+// Activations of the integer kernels, as quantize_rows wrote them.
 struct QuantizedInput {
   const std::byte* data;
   int planes;  // 1: int8; 2: int8 and its int8 remainder

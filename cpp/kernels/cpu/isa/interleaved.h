@@ -11,6 +11,7 @@
 //           word(step, v, g, j)   codes 4j ... 4j + 3 of group g, for rows v * kLanes ...
 //   Scales  kParts      scales per group: 1, or 2 for halves of 16 columns
 //           kMin        whether there are minima
+//           kHasOffsets whether kFloatStart * scale is finite (dots.h)
 //           scale(block, i, v), minimum(block, g, v)   of part i = kParts * g + half
 #pragma once
 
@@ -74,12 +75,6 @@ inline BlockView view_block(std::byte* data, int64_t groups) {
   block.mins = block.scales + groups * Scales::kParts * kTileRows * Scales::kBytes;
   block.codes = data + bytes_before_codes<Type>(groups);
   return block;
-}
-
-// kPlaneRatio * high + low, of dot products with the two planes of an input.
-static inline I32 join_planes(I32 high, I32 low) {
-  static_assert(kPlaneRatio == 254);
-  return shift_left(high, 8) - shift_left(high, 1) + low;
 }
 
 static inline I32 line(const std::byte* step, int index, int v) {
@@ -192,6 +187,7 @@ template <bool kMinima>
 struct HalfScales {
   static constexpr bool kUnits = false;
   static constexpr bool kMin = kMinima;
+  static constexpr bool kHasOffsets = true;
   static constexpr int kParts = 1;
   static constexpr int kBytes = 2;
   static F32 scale(const BlockView& block, int64_t i, int v) { return at(block.scales, i, v); }
@@ -207,6 +203,7 @@ struct HalfScales {
 struct PowerScales {
   static constexpr bool kUnits = false;
   static constexpr bool kMin = false;
+  static constexpr bool kHasOffsets = false;
   static constexpr int kParts = 1;
   static constexpr int kBytes = 2;
   static F32 scale(const BlockView& block, int64_t i, int v) {
@@ -224,6 +221,7 @@ static inline F32 unit(const BlockView& block, int side, int v) {
 struct KScales {
   static constexpr bool kUnits = true;
   static constexpr bool kMin = true;
+  static constexpr bool kHasOffsets = true;
   static constexpr int kParts = 1;
   static constexpr int kBytes = 1;
   static F32 scale(const BlockView& block, int64_t i, int v) {
@@ -244,6 +242,7 @@ template <int kPartsPerGroup>
 struct SignedScales {
   static constexpr bool kUnits = true;
   static constexpr bool kMin = false;
+  static constexpr bool kHasOffsets = true;
   static constexpr int kParts = kPartsPerGroup;
   static constexpr int kBytes = 1;
   static F32 scale(const BlockView& block, int64_t i, int v) {

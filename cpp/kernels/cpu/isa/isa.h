@@ -37,11 +37,14 @@ bool matvec_native(const MatmulChunk& chunk, const QuantizedInput& x);
 size_t interleaved_tile_bytes(WeightType type, int64_t cols);
 void interleave(const InterleaveChunk& chunk);
 
+// tile_input.cpp
+size_t tile_input_bytes(int64_t cols, int64_t n_tokens);
+void quantize_for_tiles(const float* x, int64_t cols, int64_t token, int64_t n_tokens,
+                        float least_error, std::byte* dst);
+void end_tile_input(int64_t cols, int64_t n_tokens, std::byte* input);
+
 // matvec_interleaved.cpp
-size_t tile_input_bytes(int64_t cols);
-void quantize_for_tiles(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
-                        std::byte* dst);
-void matvec_tiles(const MatmulChunk& chunk, const QuantizedInput& x);
+void matvec_tiles(const MatmulChunk& chunk, const std::byte* input);
 
 // pack.cpp
 size_t pack_bytes(int64_t cols);

@@ -8,25 +8,7 @@
 
 namespace kve::KVE_ISA {
 
-namespace {
-
-// What the integer sums of a pack are, and how they are scaled.
-enum class Sums {
-  whole,    // dot products
-  shifted,  // the bits of floats, from which kFloatStart is taken
-  fused,    // the same, by Slice::offsets
-};
-
-}  // namespace
-
 size_t matmat_scratch(int64_t cols) { return Slice(nullptr, cols).size; }
-
-template <Sums kSums>
-static inline F32 scaled(I32 sum, F32 scale, F32 offset) {
-  if constexpr (kSums == Sums::fused) return fma(as_f32(sum), scale, offset);
-  if constexpr (kSums == Sums::shifted) return (as_f32(sum) - set(kFloatStart)) * scale;
-  return to_f32(sum) * scale;
-}
 
 // Of types with minima: whether these are multiplied as words, by begin_with_minima.
 template <int kParts>
@@ -173,8 +155,7 @@ static void multiply_packs(const MatmulChunk& chunk, int64_t first_row, int64_t 
   }
 }
 
-// Whether kFloatStart * scale is a finite float for all scales of a type, without rounding: the
-// scale has 22 bits at most.
+// See sums_of().
 static bool has_offsets(WeightType type) {
   return type != WeightType::mxfp4 && type != WeightType::q8_k;
 }

@@ -3,55 +3,10 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/interleaved.h"
+#include "kernels/cpu/isa/tile_input.h"
 
 namespace kve::KVE_ISA {
 namespace {
-
-// 32 quantized values of an input, with what their integer dot products start with. Inputs lie side
-// by side: [cols / 32][n_inputs], the planes of a token after each other.
-struct InputGroup {
-  int8_t codes[32];
-  float scale;
-  float sum;            // of the codes, times their scale; of both planes at the place of the first
-  int32_t start8;       // -8 times the sum of the codes
-  int32_t start16;      // -16 times
-  int32_t bias;         // -kDotBias times
-  int32_t halves32[2];  // -32 times, of 16 codes
-  int32_t unused;
-
-  // Derives the rest from codes and scale.
-  void complete() {
-    int32_t totals[2];
-    code_sums(codes, totals);
-    const int32_t total = totals[0] + totals[1];
-    sum = scale * static_cast<float>(total);
-    start8 = -8 * total;
-    start16 = -16 * total;
-    bias = -kDotBias * total;
-    halves32[0] = -32 * totals[0];
-    halves32[1] = -32 * totals[1];
-    unused = 0;
-  }
-
-  template <class Codes, int kParts>
-  int32_t start(int part) const {
-    if constexpr (!Codes::kSmall) {
-      static_assert(kParts == 1);
-      return bias;
-    } else if constexpr (Codes::kZero == 8) {
-      return start8;
-    } else if constexpr (Codes::kZero == 16) {
-      return start16;
-    } else if constexpr (Codes::kZero == 32) {
-      static_assert(kParts == 2);
-      return halves32[part];
-    } else {
-      static_assert(Codes::kZero == 0);
-      return 0;
-    }
-  }
-};
-static_assert(sizeof(InputGroup) == 64);
 
 // How far ahead of its use memory is asked for, as measured for either kind of prefetch_once().
 // Weights lie in the order of their use, so this goes on past the end of a chunk, and of a matrix.
@@ -78,52 +33,23 @@ inline void ask_for(const std::byte** ahead) {
 
 }  // namespace
 
-size_t tile_input_bytes(int64_t cols) {
-  return static_cast<size_t>(cols / 32) * sizeof(InputGroup);
-}
-
-void quantize_for_tiles(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, int planes,
-                        std::byte* dst) {
-  constexpr int64_t kGroups = 8;  // quantized at a time
-  const int64_t n_inputs = n_tokens * planes;
-  int8_t codes[2][32 * kGroups];
-  float scales[kGroups];
-  for (int64_t t = 0; t < n_tokens; ++t) {
-    InputGroup* group = reinterpret_cast<InputGroup*>(dst) + t * planes;
-    for (int64_t first = 0; first < cols / 32; first += kGroups) {
-      const int64_t n = least(cols / 32 - first, kGroups);
-      quantize_values(x + t * stride + 32 * first, 32 * n, codes[0],
-                      planes == 2 ? codes[1] : nullptr, scales);
-      for (int64_t g = 0; g < n; ++g, group += n_inputs) {
-        memcpy(group[0].codes, codes[0] + 32 * g, 32);
-        group[0].scale = scales[g];
-        group[0].complete();
-        if (planes == 1) continue;
-        memcpy(group[1].codes, codes[1] + 32 * g, 32);
-        group[1].scale = scales[g] / kPlaneRatio;
-        group[1].complete();
-        group[0].sum += group[1].sum;
-      }
-    }
-  }
-}
-
 // Group `group` of a block, number g of its step, added to total[token]; v: rows v * kLanes ...
-template <class Type, int kTokens, int kPlanes>
+// Of second planes the minima are not wanted: sums of inputs are those of both planes.
+template <class Type, int kTokens, bool kSecond = false>
 [[gnu::always_inline]] static inline void multiply_group(const BlockView& block, int v,
                                                          int64_t group, int g, const InputGroup* x,
                                                          F32 (&total)[kTokens]) {
   using Codes = typename Type::Codes;
   using Scales = typename Type::Scales;
   constexpr int kParts = Scales::kParts;
-  constexpr int kInputs = kTokens * kPlanes;
+  constexpr Sums kSums = sums_of(Scales::kHasOffsets);
   const std::byte* step = block.codes + group / Codes::kGroups * Codes::kLines * kLineBytes;
   KVE_UNROLL(2)
   for (int part = 0; part < kParts; ++part) {
-    I32 dot[kInputs];
+    I32 dot[kTokens];
     KVE_UNROLL(8)
-    for (int i = 0; i < kInputs; ++i) {
-      dot[i] = set_i32(x[i].template start<Codes, kParts>(part));
+    for (int t = 0; t < kTokens; ++t) {
+      dot[t] = set_i32(x[t].template start<Codes, kParts>(part));
     }
     KVE_UNROLL(8)
     for (int k = 0; k < 8 / kParts; ++k) {
@@ -131,33 +57,30 @@ template <class Type, int kTokens, int kPlanes>
       const int j = kParts == 2 ? 4 * part + k : k % 2 * 4 + k / 2;
       const I32 word = Codes::word(step, v, g, j);
       KVE_UNROLL(8)
-      for (int i = 0; i < kInputs; ++i) {
-        const I32 values = broadcast_i32(x[i].codes + 4 * j);
-        dot[i] = Codes::kSmall ? dot4_small(dot[i], word, values) : dot4(dot[i], word, values);
+      for (int t = 0; t < kTokens; ++t) {
+        const I32 values = broadcast_i32(x[t].codes + 4 * j);
+        dot[t] = Codes::kSmall ? dot4_small(dot[t], word, values) : dot4(dot[t], word, values);
       }
     }
     const F32 scale = Scales::scale(block, group * kParts + part, v);
+    const F32 offset = kSums == Sums::fused ? scale * set(-kFloatStart) : zero();
     KVE_UNROLL(8)
     for (int t = 0; t < kTokens; ++t) {
-      const int last = t * kPlanes + kPlanes - 1;
-      const I32 sum = kPlanes == 2 ? join_planes(dot[last - 1], dot[last]) : dot[last];
-      total[t] = fma(to_f32(sum), scale * set(x[last].scale), total[t]);
+      total[t] = fma(scaled<kSums>(dot[t], scale, offset), set(x[t].scale), total[t]);
     }
   }
-  if constexpr (Scales::kMin) {
+  if constexpr (Scales::kMin && !kSecond) {
     const F32 minimum = Scales::minimum(block, group, v);
     KVE_UNROLL(8)
-    for (int t = 0; t < kTokens; ++t) {
-      total[t] = fma(minimum, set(x[t * kPlanes].sum), total[t]);
-    }
+    for (int t = 0; t < kTokens; ++t) total[t] = fma(minimum, set(x[t].sum), total[t]);
   }
 }
 
 // Blocks of n_groups groups, added to sums[token][kTileRows]. Not inlined: see gemm.cpp.
-template <class Type, int kTokens, int kPlanes>
+template <class Type, int kTokens>
 __attribute__((noinline)) static void multiply_blocks(std::byte* data, int v, int64_t n_groups,
                                                       const std::byte* ahead, const InputGroup* x,
-                                                      int64_t n_inputs, float* sums) {
+                                                      int64_t n_tokens, float* sums) {
   constexpr int kStepGroups = Type::Codes::kGroups;
   F32 total[kTokens];
   KVE_UNROLL(8)
@@ -172,8 +95,8 @@ __attribute__((noinline)) static void multiply_blocks(std::byte* data, int v, in
         // A few lines at a time: the processor does not remember many.
         ask_for<kGroupLines<Type>>(&ahead);
         asm volatile("" ::: "memory");  // what groups share is read again, not kept on the stack
-        multiply_group<Type, kTokens, kPlanes>(block, v, first + g, g, x, total);
-        x += n_inputs;
+        multiply_group<Type, kTokens>(block, v, first + g, g, x, total);
+        x += n_tokens;
       }
     }
   }
@@ -181,23 +104,20 @@ __attribute__((noinline)) static void multiply_blocks(std::byte* data, int v, in
   for (int t = 0; t < kTokens; ++t) store(sums + t * kTileRows, total[t]);
 }
 
-// The same for any number of tokens, kVecInputs inputs at a time.
-template <class Type, int kPlanes>
+// The same for any number of tokens, kVecInputs at a time.
+template <class Type>
 static void multiply_tokens(std::byte* data, int v, int64_t n_groups, const std::byte* ahead,
                             const InputGroup* x, int64_t n_tokens, float* sums) {
-  constexpr int64_t kTokens = kVecInputs / kPlanes;
-  const int64_t n_inputs = n_tokens * kPlanes;
   for (int64_t t = 0; t < n_tokens;) {
     const auto run = [&]<int kNow>() {
-      multiply_blocks<Type, kNow, kPlanes>(data, v, n_groups, ahead, x + t * kPlanes, n_inputs,
-                                           sums + t * kTileRows);
+      multiply_blocks<Type, kNow>(data, v, n_groups, ahead, x + t, n_tokens, sums + t * kTileRows);
       t += kNow;
     };
-    const int64_t n = least(n_tokens - t, kTokens);
-    if (kTokens >= 8 && n >= 8) {
-      run.template operator()<(kTokens >= 8 ? 8 : 1)>();
-    } else if (kTokens >= 4 && n >= 4) {
-      run.template operator()<(kTokens >= 4 ? 4 : 1)>();
+    const int64_t n = least(n_tokens - t, kVecInputs);
+    if (kVecInputs >= 8 && n >= 8) {
+      run.template operator()<(kVecInputs >= 8 ? 8 : 1)>();
+    } else if (n >= 4) {
+      run.template operator()<4>();
     } else if (n >= 2) {
       run.template operator()<2>();
     } else {
@@ -207,23 +127,49 @@ static void multiply_tokens(std::byte* data, int v, int64_t n_groups, const std:
   }
 }
 
+// Second planes, added to the sums of a tile: few as a rule, so one by one. Groups are counted at
+// run time here.
+template <class Type>
+__attribute__((noinline)) static void add_seconds(std::byte* tile, int64_t n_groups,
+                                                  const SecondPlane* listed, int64_t n_listed,
+                                                  const InputGroup* x, int64_t n_tokens,
+                                                  float* sums) {
+  for (const SecondPlane* each = listed; each < listed + n_listed; ++each) {
+    const int64_t first = each->group / kBlockGroups * kBlockGroups;
+    const int64_t group = each->group - first;
+    const BlockView block =
+        view_block<Type>(tile + each->group / kBlockGroups * block_bytes<Type>(kBlockGroups),
+                         least(n_groups - first, kBlockGroups));
+    KVE_UNROLL(2)
+    for (int v = 0; v < kTileVectors; ++v) {
+      float* sum = sums + each->token * kTileRows + v * kLanes;
+      F32 total[1] = {load(sum)};
+      multiply_group<Type, 1, true>(block, v, group, static_cast<int>(group % Type::Codes::kGroups),
+                                    x + each->group * n_tokens + each->token, total);
+      store(sum, total[0]);
+    }
+  }
+}
+
 // All rows of a tile with all tokens: sums[token][kTileRows]. What several tokens or vectors read
 // in turns is read block by block, so that it stays in the first cache meanwhile.
-template <class Type, int kPlanes>
-static void multiply_tile(std::byte* tile, int64_t cols, const InputGroup* x, int64_t n_tokens,
+template <class Type>
+static void multiply_tile(std::byte* tile, int64_t n_groups, const TileInput& x, int64_t n_tokens,
                           float* sums) {
-  constexpr int64_t kTokens = kVecInputs / kPlanes;
-  const bool once = kTileVectors == 1 && n_tokens <= kTokens && (n_tokens & (n_tokens - 1)) == 0;
-  const int64_t n_at_once = once ? cols / 32 : kBlockGroups;
+  const bool once = kTileVectors == 1 && n_tokens <= kVecInputs && (n_tokens & (n_tokens - 1)) == 0;
+  const int64_t n_at_once = once ? n_groups : kBlockGroups;
   memset(sums, 0, static_cast<size_t>(n_tokens * kTileRows) * sizeof(float));
-  for (int64_t g = 0; g < cols / 32; g += n_at_once) {
-    const int64_t n = least(cols / 32 - g, n_at_once);
+  std::byte* block = tile;
+  for (int64_t g = 0; g < n_groups; g += n_at_once) {
+    const int64_t n = least(n_groups - g, n_at_once);
     for (int v = 0; v < kTileVectors; ++v) {
-      multiply_tokens<Type, kPlanes>(tile, v, n, v == 0 ? tile + kDistance : nullptr,
-                                     x + g * n_tokens * kPlanes, n_tokens, sums + v * kLanes);
+      multiply_tokens<Type>(block, v, n, v == 0 ? block + kDistance : nullptr,
+                            x.first + g * n_tokens, n_tokens, sums + v * kLanes);
     }
-    tile += block_bytes<Type>(kBlockGroups);
+    block += block_bytes<Type>(kBlockGroups);
   }
+  // Behind all first planes, so that the order of sums is the same for any number of tokens.
+  add_seconds<Type>(tile, n_groups, x.seconds, *x.n_seconds, x.second, n_tokens, sums);
 }
 
 static void write_rows(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
@@ -239,25 +185,18 @@ static void write_rows(const MatmulChunk& chunk, int64_t first_row, int64_t n_ro
   }
 }
 
-template <class Type, int kPlanes>
-static void multiply(const MatmulChunk& chunk, const InputGroup* x) {
-  const int64_t bytes = tile_bytes<Type>(chunk.cols);
+void matvec_tiles(const MatmulChunk& chunk, const std::byte* input) {
+  const int64_t n_groups = chunk.cols / 32;
+  const TileInput x(const_cast<std::byte*>(input), n_groups, chunk.n_tokens);
   const int64_t end_row = chunk.first_row + chunk.n_rows;
-  alignas(64) float sums[kMaxTileInputs * kTileRows];
-  for (int64_t r = chunk.first_row; r < end_row; r += kTileRows) {
-    std::byte* tile = const_cast<std::byte*>(chunk.tiles) + r / kTileRows * bytes;
-    multiply_tile<Type, kPlanes>(tile, chunk.cols, x, chunk.n_tokens, sums);
-    write_rows(chunk, r, least(end_row - r, kTileRows), sums);
-  }
-}
-
-void matvec_tiles(const MatmulChunk& chunk, const QuantizedInput& input) {
-  const auto* x = reinterpret_cast<const InputGroup*>(input.data);
   with_interleaved(chunk.format->type, [&](auto kind) {
-    if (input.planes == 2) {
-      multiply<decltype(kind), 2>(chunk, x);
-    } else {
-      multiply<decltype(kind), 1>(chunk, x);
+    using Type = decltype(kind);
+    const int64_t bytes = tile_bytes<Type>(chunk.cols);
+    alignas(64) float sums[kMaxTileInputs * kTileRows];
+    for (int64_t r = chunk.first_row; r < end_row; r += kTileRows) {
+      std::byte* tile = const_cast<std::byte*>(chunk.tiles) + r / kTileRows * bytes;
+      multiply_tile<Type>(tile, n_groups, x, chunk.n_tokens, sums);
+      write_rows(chunk, r, least(end_row - r, kTileRows), sums);
     }
   });
 }

@@ -7,7 +7,6 @@ namespace kve::KVE_ISA {
 
 constexpr int64_t kPackGroups = 16;  // quantized at a time
 constexpr int kSumLanes = (kMatTokens + kLanes - 1) / kLanes * kLanes;
-constexpr float kLeastScale = 1e-30f;  // of a group with a second plane: its inverse is finite
 
 size_t pack_bytes(int64_t cols) { return Pack(nullptr, cols).size; }
 
@@ -42,7 +41,7 @@ static inline void sum_entry(const Pack& out, int64_t entry) {
   for (int t = 0; t < kMatTokens; t += kLanes) {
     const int64_t n = least(kMatTokens - t, kLanes);
     const F32 scale = load_n(out.scales + entry * kMatTokens + t, n);
-    const I32 begin = set_i32(kFloatDots ? kFloatStartBits : 0);
+    const I32 begin = set_i32(kDotsBegin);
     const auto put = [&](I32 sums, int32_t* start, float* scaled_sums) {
       static_assert(kDotBias == 0 || kDotBias == 128);
       const I32 bias = kDotBias == 0 ? set_i32(0) : shift_left(sums, 7);
@@ -96,7 +95,6 @@ static inline void quantize_groups(const Pack& out, const float* x, int64_t stri
 // have a second plane of a group: `remainders` (group, input, dst) writes its codes.
 template <class Remainders>
 static void end(const Pack& out, float least_error, Remainders remainders) {
-  // Rounding errors are as large as scales.
   float limit[kMatTokens] = {};
   for (int64_t g = 0; g < out.n_groups; ++g) {
     out.groups[g] = static_cast<int32_t>(g);
@@ -106,10 +104,7 @@ static void end(const Pack& out, float least_error, Remainders remainders) {
       limit[t] += scale * scale;
     }
   }
-  for (float& one : limit) {
-    const float root = __builtin_sqrtf(one * least_error / static_cast<float>(out.n_groups));
-    one = root > kLeastScale ? root : kLeastScale;
-  }
+  for (float& one : limit) one = plane_limit(one, least_error, out.n_groups);
   int64_t entry = out.n_groups;
   for (int64_t g = 0; g < out.n_groups; ++g) {
     const float* scales = out.scales + g * kMatTokens;

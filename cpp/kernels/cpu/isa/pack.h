@@ -1,23 +1,10 @@
 // Inputs quantized for products of many inputs (matmat.cpp).
 #pragma once
 
-#include "kernels/cpu/isa/isa.h"
+#include "kernels/cpu/isa/dots.h"
 #include "simd/words.h"
 
 namespace kve::KVE_ISA {
-
-// Dot products of one plane are below 2^22 in magnitude. Begun at the bits of 1.5 * 2^23, whose
-// last bit counts 1, their sum is the bits of the float kFloatStart + dot. With one rounding, sum *
-// scale - kFloatStart * scale is then the product dot * scale, in one instruction instead of two
-// that convert and multiply: where all vector arithmetic shares its ports with the dot products,
-// these are 73 % of it instead of 67 %. Needs a fused multiply-add.
-#if defined(__FMA__)
-constexpr bool kFloatDots = true;
-#else
-constexpr bool kFloatDots = false;
-#endif
-constexpr int32_t kFloatStartBits = 0x4b400000;
-constexpr float kFloatStart = 12582912.0f;
 
 // Where minima have dot products of int16 pairs, what an input sums to in each group and the minima
 // of a row are both int16 numbers in units of their norm over kMostWord, so that their dot product

@@ -23,6 +23,7 @@ const Kernels kKernels = {
     .interleave = interleave,
     .tile_input_bytes = tile_input_bytes,
     .quantize_for_tiles = quantize_for_tiles,
+    .end_tile_input = end_tile_input,
     .matvec_tiles = matvec_tiles,
     .pack_tokens = kMatTokens,
     .pack_bytes = pack_bytes,
