@@ -27,7 +27,10 @@ template <int kLines>
 inline void ask_for(const std::byte** ahead) {
   if (*ahead == nullptr) return;
   KVE_UNROLL(64)
-  for (int i = 0; i < kLines; ++i) prefetch_once(*ahead + 64 * i);
+  for (int i = 0; i < kLines; ++i) {
+    prefetch_once(*ahead + 64 * i);
+    if (kNearBytes > 0) prefetch_near(*ahead - kDistance + kNearBytes + 64 * i);
+  }
   *ahead += 64 * kLines;
 }
 
