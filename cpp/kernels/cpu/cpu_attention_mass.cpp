@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/few_rows.h"
 
 namespace kve {
 namespace {
@@ -20,13 +21,22 @@ int32_t rows_of_chunks(int64_t n_rows, int n_threads) {
 
 }  // namespace
 
+AttendMethod CpuBackend::mass_method(const AttendParams& params, const MassTask& task,
+                                     int32_t kv_head) const {
+  const SideView& keys = task.heads[static_cast<size_t>(kv_head)].k;
+  const bool plain = keys.format.id != CodecId::coded && keys.bases == nullptr;
+  if (task.q.rows <= kFewRows && plain) return AttendMethod::rows;
+  const bool round = params.precision == Precision::fast && kernels_.rounded_tiles;
+  return round ? AttendMethod::rounded_tiles : AttendMethod::tiles;
+}
+
 void CpuBackend::weigh_rows(const AttendParams& params, MassOf what, const MassTask& task,
                             const MassJob& job, std::byte* scratch) {
   const int32_t group = params.n_heads / params.n_kv_heads;
   const int32_t groups = std::min(group, kMaxAttendVectors);
   const int32_t step = kMaxAttendVectors / groups;
   const AttendTask queries = {task.q, task.heads, task.first_pos, Mat(), nullptr};
-  const bool round = params.precision == Precision::fast && kernels_.rounded_tiles;
+  const AttendMethod method = mass_method(params, task, job.kv_head);
   for (int32_t g = 0; g < group; g += groups) {
     for (int32_t first = 0; first < task.q.rows; first += step) {
       const QueryBlock block = {
@@ -37,7 +47,7 @@ void CpuBackend::weigh_rows(const AttendParams& params, MassOf what, const MassT
           .n_group = std::min(group - g, groups),
       };
       AttendChunk chunk = chunk_of(params, queries, block, job.sides);
-      chunk.method = round ? AttendMethod::rounded_tiles : AttendMethod::tiles;
+      chunk.method = method;
       chunk.first_row = job.first_row;
       chunk.end_row = std::min(job.end_row, chunk.query_pos + block.n_queries - chunk.first_pos);
       chunk.scratch = scratch;

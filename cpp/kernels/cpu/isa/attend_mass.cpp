@@ -1,5 +1,6 @@
 // The weights that rows get from queries whose sums attention has left (AttendTask::log_sums): a
 // second pass over the keys alone, tile by tile, so that no matrix of all weights is ever there.
+// AttendMethod::rows is for few queries and keys of which no page is coded.
 #include <math.h>
 #include <string.h>
 
@@ -9,6 +10,10 @@
 
 namespace kve::KVE_ISA {
 
+// Vectors that meet a tile at once, where queries are few.
+constexpr int64_t kFewVectors = 16;
+constexpr int64_t kFewStride = kTile + kLanes;  // the last scores are written kLanes at a time
+
 namespace {
 
 struct MassWork {
@@ -17,7 +22,8 @@ struct MassWork {
   float* queries;  // [n_vectors][query_stride], f32
   float* rounded;  // elements [n_vectors][query_stride / 2], for bf16
   int64_t query_stride;
-  float* scores;  // [kGemmTokens][kTile]
+  float* scores;      // [kGemmTokens][kTile]
+  float* few_scores;  // [kFewVectors][kFewStride]
   std::byte* coded_tiles;
   std::byte* lifting;
 #if defined(KVE_WORD_TILES)
@@ -41,6 +47,7 @@ struct MassWork {
     queries = carver.take<float>(kMaxAttendVectors * query_stride);
     rounded = carver.take<float>(kMaxAttendVectors * query_stride / 2);
     scores = carver.take<float>(kGemmTokens * kTile);
+    few_scores = carver.take<float>(kFewVectors * kFewStride);
     coded_tiles = carver.take<std::byte>(static_cast<int64_t>(coded_tiles_bytes(key_dim, key_dim)));
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
 #if defined(KVE_WORD_TILES)
@@ -72,6 +79,19 @@ static void add_weights(const float* scores, float log_sum, int32_t n, bool most
   }
 }
 
+static float log_sum_of(const MassChunk& job, int64_t vector) {
+  const int32_t group = job.chunk.n_group;
+  return job.log_sums[vector / group * job.log_sum_stride + vector % group];
+}
+
+// The weights that a vector gives the n rows from `base` on, whose scores these are.
+static void weigh_scores(const MassChunk& job, int64_t vector, int32_t base, int32_t n,
+                         float* scores, float* mass) {
+  const float log_sum = log_sum_of(job, vector);
+  if (log_sum == -INFINITY || !limit_scores(job.chunk, vector, base, n, scores)) return;
+  add_weights(scores, log_sum, n, job.most, mass);
+}
+
 // The vectors [first, end) of the chunk against the tile of n rows from `base` on.
 template <class Tile>
 static void weigh_tile(const MassChunk& job, const MassWork& work, int64_t first, int64_t end,
@@ -89,12 +109,7 @@ static void weigh_tile(const MassChunk& job, const MassWork& work, int64_t first
     Tile::kProduct(count, round_up(n, kLanes), depth, queries + first * stride, stride, work.keys,
                    kTile, work.scores, kTile, false);
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t vector = first + i;
-      const float log_sum =
-          job.log_sums[vector / chunk.n_group * job.log_sum_stride + vector % chunk.n_group];
-      float* scores = work.scores + i * kTile;
-      if (log_sum == -INFINITY || !limit_scores(chunk, vector, base, n, scores)) continue;
-      add_weights(scores, log_sum, n, job.most, mass);
+      weigh_scores(job, first + i, base, n, work.scores + i * kTile, mass);
     }
   }
 }
@@ -118,6 +133,29 @@ static void weigh_tiles(const MassChunk& job, int64_t n_vectors, const MassWork&
     weigh_tile<Tile>(job, work, 0, n_vectors, base, n, mass);
     add_tile(job, base, n, mass);
   });
+}
+
+// Few queries and rows that are read as they lie in memory: no tile is made of them.
+static void weigh_few(const MassChunk& job, AttendState state, const MassWork& work) {
+  const AttendChunk& chunk = job.chunk;
+  const int64_t n_vectors = state.n_vectors;
+  for (int64_t first = 0; first < n_vectors; first += kFewVectors) {
+    state.n_vectors = least(n_vectors - first, kFewVectors);
+    SideReader keys(chunk.k, chunk.first_pos, false, work.lifting);
+    for_tiles(chunk, chunk.first_row, chunk.end_row, [&](int32_t base, int32_t n) {
+      for (int32_t done = 0; done < n;) {
+        const RowRun run = keys.read(base + done, n - done, nullptr, 0);
+        score_row_run(state, run, chunk.k.width, work.few_scores + done, kFewStride, {});
+        done += run.rows;
+      }
+      float mass[kTile] = {};
+      for (int64_t v = 0; v < state.n_vectors; ++v) {
+        weigh_scores(job, first + v, base, n, work.few_scores + v * kFewStride, mass);
+      }
+      add_tile(job, base, n, mass);
+    });
+    state.queries += kFewVectors * state.key_stride;
+  }
 }
 
 #if defined(KVE_WORD_TILES)
@@ -156,10 +194,8 @@ class WordMass {
         reader_(job.chunk.k, job.chunk.first_pos, false, work.lifting) {
     quantize_queries(state.queries, state.key_stride, n_vectors_, work.tile.key_words, kWordLanes,
                      work.query_rows, work.words, work.scales);
-    const int32_t group = job.chunk.n_group;
     for (int64_t v = 0; v < round_up(n_vectors_, kWordLanes); ++v) {
-      const float log_sum =
-          v < n_vectors_ ? job.log_sums[v / group * job.log_sum_stride + v % group] : -INFINITY;
+      const float log_sum = v < n_vectors_ ? log_sum_of(job, v) : -INFINITY;
       work.units[v] = log_sum == -INFINITY ? kNobody : log_sum;
       set_seen(job.chunk, v, n_vectors_, work.seen);
     }
@@ -259,6 +295,7 @@ void attention_mass(const MassChunk& job) {
   state.key_stride = work.query_stride;
   state.queries = work.queries;
   scale_queries(chunk, state);
+  if (chunk.method == AttendMethod::rows) return weigh_few(job, state, work);
 #if defined(KVE_BF16_DOT)
   if (chunk.method == AttendMethod::rounded_tiles) {
     round_queries(state, work.query_stride / 2, work.rounded);
