@@ -21,11 +21,8 @@ int32_t rows_of_chunks(int64_t n_rows, int n_threads) {
 
 }  // namespace
 
-AttendMethod CpuBackend::mass_method(const AttendParams& params, const MassTask& task,
-                                     int32_t kv_head) const {
-  const SideView& keys = task.heads[static_cast<size_t>(kv_head)].k;
-  const bool plain = keys.format.id != CodecId::coded && keys.bases == nullptr;
-  if (task.q.rows <= kFewRows && plain) return AttendMethod::rows;
+AttendMethod CpuBackend::mass_method(const AttendParams& params, const MassTask& task) const {
+  if (task.q.rows <= kFewRows) return AttendMethod::rows;
   const bool round = params.precision == Precision::fast && kernels_.rounded_tiles;
   return round ? AttendMethod::rounded_tiles : AttendMethod::tiles;
 }
@@ -36,7 +33,7 @@ void CpuBackend::weigh_rows(const AttendParams& params, MassOf what, const MassT
   const int32_t groups = std::min(group, kMaxAttendVectors);
   const int32_t step = kMaxAttendVectors / groups;
   const AttendTask queries = {task.q, task.heads, task.first_pos, Mat(), nullptr};
-  const AttendMethod method = mass_method(params, task, job.kv_head);
+  const AttendMethod method = mass_method(params, task);
   for (int32_t g = 0; g < group; g += groups) {
     for (int32_t first = 0; first < task.q.rows; first += step) {
       const QueryBlock block = {

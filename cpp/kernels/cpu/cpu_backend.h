@@ -110,7 +110,7 @@ class CpuBackend final : public Backend {
   // The same for one block of queries, in parts of at most `rows` cache rows.
   int64_t plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials);
   AttendMethod method(const AttendParams& params, const AttendTask& task) const;
-  AttendMethod mass_method(const AttendParams& params, const MassTask& task, int32_t kv_head) const;
+  AttendMethod mass_method(const AttendParams& params, const MassTask& task) const;
   // Without rows, method and output. `sides` as in AttendJob.
   AttendChunk chunk_of(const AttendParams& params, const AttendTask& task, const QueryBlock& block,
                        int64_t sides);

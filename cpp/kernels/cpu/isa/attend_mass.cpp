@@ -1,6 +1,6 @@
 // The weights that rows get from queries whose sums attention has left (AttendTask::log_sums): a
 // second pass over the keys alone, tile by tile, so that no matrix of all weights is ever there.
-// AttendMethod::rows is for few queries and keys of which no page is coded.
+// AttendMethod::rows is for few queries.
 #include <math.h>
 #include <string.h>
 
@@ -135,7 +135,7 @@ static void weigh_tiles(const MassChunk& job, int64_t n_vectors, const MassWork&
   });
 }
 
-// Few queries and rows that are read as they lie in memory: no tile is made of them.
+// Few queries: dot products with the rows as they lie in memory, or as they are rebuilt.
 static void weigh_few(const MassChunk& job, AttendState state, const MassWork& work) {
   const AttendChunk& chunk = job.chunk;
   const int64_t n_vectors = state.n_vectors;
@@ -144,7 +144,7 @@ static void weigh_few(const MassChunk& job, AttendState state, const MassWork& w
     SideReader keys(chunk.k, chunk.first_pos, false, work.lifting);
     for_tiles(chunk, chunk.first_row, chunk.end_row, [&](int32_t base, int32_t n) {
       for (int32_t done = 0; done < n;) {
-        const RowRun run = keys.read(base + done, n - done, nullptr, 0);
+        const RowRun run = keys.read(base + done, n - done, work.keys, kTile);
         score_row_run(state, run, chunk.k.width, work.few_scores + done, kFewStride, {});
         done += run.rows;
       }
