@@ -26,7 +26,7 @@ enum class Precision : uint8_t {
   exact,  // f32 activations, f32 weights: the reference
   fine,   // two int8 planes per value (about 15 bits), scale per 32
   mixed,  // the same; the second plane only of groups of 32 that int8 hurts, where that is cheaper
-  fast,   // int8, scale per 32, and with many inputs a second plane of groups that int8 hurts most
+  fast,   // int8, scale per 32; the second plane of groups that int8 hurts most, where cheap
 };
 
 // One of several products that share their input: y = x W^T (+ bias per column).

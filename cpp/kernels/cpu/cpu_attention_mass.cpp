@@ -11,7 +11,7 @@ namespace {
 
 // Rows of a chunk. Each prepares the queries for itself.
 constexpr int64_t kLeastMassRows = 4 * kAttendTile;
-constexpr int64_t kMostMassRows = 64 * kAttendTile;
+constexpr int64_t kMostMassRows = 16 * kAttendTile;
 
 // Several chunks for each thread.
 int32_t rows_of_chunks(int64_t n_rows, int n_threads) {

@@ -27,8 +27,8 @@ enum class Sums {
   fused,    // the same, by an offset of -kFloatStart * scale
 };
 
-// How the sums of a type of weights are scaled. Whether kFloatStart * scale is a finite float for
-// all scales of the type, without rounding: the scale has 22 bits at most.
+// Of a type of weights. has_offsets: whether kFloatStart * scale is a finite float for all of its
+// scales, without rounding: the scale has 22 bits at most.
 constexpr Sums sums_of(bool has_offsets) {
   return !kFloatDots ? Sums::whole : has_offsets ? Sums::fused : Sums::shifted;
 }
