@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <numeric>
 
 namespace kve {
 namespace {
@@ -25,6 +26,22 @@ KeptHead::KeptHead(const std::shared_ptr<MemoryCounter>& counter)
 
 int KeptHead::rows_before(int n) const {
   return static_cast<int>(std::ranges::lower_bound(positions, n) - positions.begin());
+}
+
+std::vector<int32_t> KeptHead::live_rows(int n) const {
+  std::vector<int32_t> rows(static_cast<size_t>(n));
+  if (n_dead == 0) {
+    std::iota(rows.begin(), rows.end(), 0);
+    return rows;
+  }
+  size_t count = 0;
+  for (int first = 0; first < n; first += 64) {
+    uint64_t live = ~dead[static_cast<size_t>(first) / 64];
+    if (n - first < 64) live &= (uint64_t{1} << (n - first)) - 1;
+    for (; live != 0; live &= live - 1) rows[count++] = first + std::countr_zero(live);
+  }
+  rows.resize(count);
+  return rows;
 }
 
 void KeptHead::append(int n, int first_pos, bool weighs) {
@@ -77,12 +94,13 @@ void KeptHead::rollback() noexcept {
 
 KeptHead KeptHead::with_rows(std::span<const int32_t> kept, bool reassign) const {
   KeptHead out(positions.get_allocator().counter());
-  const bool weighs = !mass.empty();
-  out.append(static_cast<int>(kept.size()), 0, weighs);
+  out.positions.resize(kept.size());
+  out.dead.resize(words(kept.size()));
+  if (!mass.empty()) out.mass.resize(kept.size());
   for (size_t i = 0; i < kept.size(); ++i) {
     const auto r = static_cast<size_t>(kept[i]);
-    if (!reassign) out.positions[i] = positions[r];
-    if (weighs) out.mass[i] = mass[r] + pending[r];
+    out.positions[i] = reassign ? static_cast<int32_t>(i) : positions[r];
+    if (!mass.empty()) out.mass[i] = mass_of(kept[i]);
   }
   return out;
 }

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <memory>
 #include <span>
+#include <vector>
 
 #include "base/memory.h"
 #include "cache/row_positions.h"
@@ -24,8 +25,15 @@ struct KeptHead {
   RowPositions row_positions() const {
     return has_gaps() ? RowPositions(positions.data()) : RowPositions(0);
   }
+  // What all queries gave a row, where that is asked for.
+  float mass_of(int row) const {
+    const auto r = static_cast<size_t>(row);
+    return pending.empty() ? mass[r] : mass[r] + pending[r];
+  }
   // Rows of tokens before position n.
   int rows_before(int n) const;
+  // Those of the first n rows that are not dead.
+  std::vector<int32_t> live_rows(int n) const;
 
   // Adds the rows of n tokens from first_pos on. Throws CapacityError, and nothing has changed.
   void append(int n, int first_pos, bool weighs);
@@ -46,7 +54,7 @@ struct KeptHead {
   // What all queries so far gave the rows, and those of the pass at hand: [rows], or empty where no
   // selector asks for it.
   CountedVector<float> mass;
-  CountedVector<float> pending;
+  CountedVector<float> pending;  // empty until there is a pass
 };
 
 }  // namespace kve

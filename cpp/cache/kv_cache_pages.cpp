@@ -189,11 +189,12 @@ void KvCache::State::show_pages(const Backend& backend, const AttendParams& para
 void KvCache::plan_attention(Backend& backend, const AttendParams& params, int layer, ConstMat q,
                              Mat out, std::vector<AttendTask>* tasks) {
   State& s = *state_;
-  const LayerCache& cache = s.layers.at(static_cast<size_t>(layer));
+  LayerCache& cache = s.layers.at(static_cast<size_t>(layer));
   const int n = static_cast<int>(q.rows);
   const int first_pos = next_position() + cache.appended - n;
   if (!s.shows_some(cache, n)) {
-    tasks->push_back({q, cache.views, first_pos, out, log_sums(layer, n, params.n_heads)});
+    tasks->push_back({q, cache.views, first_pos, out, log_sums(layer, n, params.n_heads),
+                      s.repeat ? std::span<float* const>() : s.pending_mass(&cache, n)});
     return;
   }
   backend.fetch(q);

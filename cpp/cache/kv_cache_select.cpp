@@ -5,6 +5,7 @@
 // afterwards and only once. Later on, rows that are not kept are marked dead first; when enough of
 // a head's rows are, what is left is decoded and goes through the tail again.
 #include <algorithm>
+#include <iterator>
 #include <numeric>
 
 #include "base/error.h"
@@ -165,13 +166,17 @@ std::vector<std::vector<int32_t>> KvCache::State::choose(
   for (size_t h = 0; h < live.size(); ++h) {
     const KeptHead& head = layer.kept[h];
     LiveHead& own = live[h];
-    for (int row = 0; row < head.rows() - left; ++row) {
-      if (head.is_dead(row)) continue;
-      const auto r = static_cast<size_t>(row);
-      own.rows.push_back(row);
-      own.positions.push_back(head.positions[r]);
-      if (!head.mass.empty()) own.mass.push_back(head.mass[r] + head.pending[r]);
-      if (!mass.empty()) own.mass.push_back(mass[h][r]);
+    own.rows = head.live_rows(head.rows() - left);
+    own.positions.resize(own.rows.size());
+    if (!head.mass.empty() || !mass.empty()) own.mass.resize(own.rows.size());
+    for (size_t i = 0; i < own.rows.size(); ++i) {
+      const auto r = static_cast<size_t>(own.rows[i]);
+      own.positions[i] = head.positions[r];
+      if (!head.mass.empty()) {
+        own.mass[i] = head.mass_of(own.rows[i]);
+      } else if (!mass.empty()) {
+        own.mass[i] = mass[h][r];
+      }
     }
     HeadRows& rows = heads[h];
     const auto kv_head = static_cast<int>(h);
@@ -237,14 +242,8 @@ std::optional<LayerRows> KvCache::State::drop_others(LayerCache* layer,
       for (int row = head.rows() - left; row < head.rows(); ++row) rows.push_back(row);
     }
     if (many) continue;
-    size_t at = 0;
-    for (int row = 0; row < head.rows(); ++row) {
-      if (at < rows.size() && rows[at] == row) {
-        ++at;
-      } else if (!head.is_dead(row)) {
-        head.doomed.push_back(row);
-      }
-    }
+    const std::vector<int32_t> live = head.live_rows(head.rows());
+    std::ranges::set_difference(live, rows, std::back_inserter(head.doomed));
   }
   if (!many) return std::nullopt;
   const auto fewer = [&](const Sides& sides) {
@@ -390,6 +389,21 @@ float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
   return cache.voters->log_sums(n, n_heads);
 }
 
+// The queries of a long pass are not kept until it is committed: they give their weights at once.
+// So does a single query, where no pass has several of which only some might be committed.
+bool KvCache::State::weighs_at_once(const LayerCache& layer, int64_t n_queries) const {
+  if (!is_observing(layer) || !layer.weighs()) return false;
+  return n_queries > kFewRows || (n_queries == 1 && layer.appended == 1 && prompt_tokens > 0 &&
+                                  spec.selector.interval == 1);
+}
+
+std::span<float* const> KvCache::State::pending_mass(LayerCache* layer, int64_t n_queries) const {
+  if (!weighs_at_once(*layer, n_queries)) return {};
+  layer->pending_mass.clear();
+  for (KeptHead& head : layer->kept) layer->pending_mass.push_back(head.pending.data());
+  return layer->pending_mass;
+}
+
 void KvCache::observe_attention(Backend& backend, int layer, const AttendParams& params,
                                 const AttendTask& task) {
   LayerCache& cache = state_->layers.at(static_cast<size_t>(layer));
@@ -398,14 +412,8 @@ void KvCache::observe_attention(Backend& backend, int layer, const AttendParams&
     return state_->repeat->observe(backend, params, task, layer, &cache);
   }
   if (!state_->is_observing(cache)) return;
-  // The queries of a long pass are not kept until it is committed.
-  if (cache.weighs() && task.q.rows > kFewRows) {
-    std::vector<float*> pending;
-    for (KeptHead& head : cache.kept) pending.push_back(head.pending.data());
-    const MassTask mass{task.q, task.heads, task.first_pos, task.log_sums, pending};
-    backend.attention_mass(params, MassOf::sum, {&mass, 1});
-  }
-  cache.voters->observe(backend, params, task.q, task.first_pos);
+  cache.voters->observe(backend, params, task.q, task.first_pos,
+                        state_->weighs_at_once(cache, task.q.rows));
 }
 
 }  // namespace kve

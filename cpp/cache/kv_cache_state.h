@@ -92,6 +92,8 @@ struct KvCache::State {
   bool drops_of_prompt(int n) const;
   bool is_selection_due(int n, bool prompt_goes_on) const;
   int tokens_until_selection() const;
+  bool weighs_at_once(const LayerCache& layer, int64_t n_queries) const;
+  std::span<float* const> pending_mass(LayerCache* layer, int64_t n_queries) const;
   void count_votes(Backend& backend, int n);
   void select(Backend& backend, int n, int left, bool prompt_goes_on);
   std::vector<std::vector<int32_t>> choose(size_t index, int n, int left,

@@ -6,6 +6,7 @@
 #include <numeric>
 #include <optional>
 #include <span>
+#include <vector>
 
 #include "cache/blocks/block_memory.h"
 #include "cache/kept_head.h"
@@ -97,7 +98,8 @@ struct LayerCache : LayerRows {
   // Drops pages of which every row is at a position below `keep_from`.
   void drop_before(int64_t keep_from) noexcept;
 
-  CountedVector<HeadView> views;  // [n_kv_heads]
+  CountedVector<HeadView> views;     // [n_kv_heads]
+  std::vector<float*> pending_mass;  // of KeptHead, of the pass at hand
   // [n_kv_heads] where queries read some pages only; else empty.
   CountedVector<HeadBounds> bounds;
   QuerySquares queries;

@@ -51,7 +51,8 @@ float* Voters::log_sums(int64_t n, int n_heads) {
   return fresh_.data();
 }
 
-void Voters::observe(Backend& backend, const AttendParams& params, ConstMat q, int first_pos) {
+void Voters::observe(Backend& backend, const AttendParams& params, ConstMat q, int first_pos,
+                     bool counted) {
   const bool other =
       (width_ != 0 && (width_ != q.cols || n_heads_ != params.n_heads)) ||
       (moments_ && (moments_->n_heads() != params.n_heads || moments_->dim() != params.key_dim));
@@ -65,7 +66,7 @@ void Voters::observe(Backend& backend, const AttendParams& params, ConstMat q, i
   if (params.alibi != nullptr) slopes_.assign(params.alibi, params.alibi + params.n_heads);
   n_heads_ = params.n_heads;
   width_ = static_cast<int>(q.cols);
-  few_pending_ = q.rows <= kFewRows;
+  few_pending_ = q.rows <= kFewRows && !counted;
   if (wants_moments_ && !moments_) restore_moments(params.n_heads, params.key_dim);
   const int64_t kept = few_pending_ ? q.rows : std::min<int64_t>(most_, q.rows);
   if (kept > 0) {
@@ -81,7 +82,7 @@ void Voters::observe(Backend& backend, const AttendParams& params, ConstMat q, i
   }
   if (!few_pending_) {
     add_moments(backend, q, first_pos);
-    CountedVector<float>(fresh_.get_allocator()).swap(fresh_);
+    if (q.rows > kFewRows) CountedVector<float>(fresh_.get_allocator()).swap(fresh_);
   }
 }
 

@@ -31,8 +31,9 @@ class Voters {
   // Room for the sums [n, n_heads] of a pass, which attend() fills. Throws CapacityError.
   float* log_sums(int64_t n, int n_heads);
   // The queries of that pass, of tokens from first_pos on. Throws CapacityError, and FormatError
-  // where restored queries are of another model.
-  void observe(Backend& backend, const AttendParams& params, ConstMat q, int first_pos);
+  // where restored queries are of another model. counted: nobody will ask what these give.
+  void observe(Backend& backend, const AttendParams& params, ConstMat q, int first_pos,
+               bool counted);
   // The first n appended tokens, from first_pos on, are about to be committed. Throws
   // CapacityError.
   void prepare_commit(Backend& backend, int n, int first_pos);

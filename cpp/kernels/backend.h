@@ -98,6 +98,9 @@ struct AttendTask {
   // [n, n_heads]: receives the base 2 logarithms of the sums of e^score over what a query sees, or
   // null.
   float* log_sums = nullptr;
+  // With log_sums: [n_kv_heads] arrays of the head's n_rows, to which the weights that the queries
+  // give each row are added, as attention_mass() would; or empty.
+  std::span<float* const> mass = {};
 };
 
 // How the weights that several queries give a row become one number.

@@ -27,6 +27,17 @@ std::vector<int32_t> all_rows(size_t n) {
   return rows;
 }
 
+// As top_rows(): what a budget asks for once it is used up and a token comes.
+std::vector<int32_t> all_but_worst(std::span<const float> scores) {
+  float least = scores[0];
+  for (const float score : scores) least = std::min(least, score);
+  // Of rows as bad as the worst, the newest goes.
+  const auto worst = std::ranges::find(scores.rbegin(), scores.rend(), least);
+  std::vector<int32_t> rows = all_rows(scores.size());
+  rows.erase(rows.begin() + (scores.rend() - worst) - 1);
+  return rows;
+}
+
 // Ada-KV (arXiv 2407.11550): a share alpha of its own budget is what every group has for its best
 // rows.
 void protect_best(double alpha, GroupScores* group) {
@@ -49,6 +60,7 @@ std::vector<int32_t> top_rows(std::span<const float> scores, int n) {
   if (n >= static_cast<int>(scores.size())) return all_rows(scores.size());
   std::vector<int32_t> rows;
   if (n <= 0) return rows;
+  if (n == static_cast<int>(scores.size()) - 1) return all_but_worst(scores);
   rows.reserve(static_cast<size_t>(n));
   std::vector<float> ordered(scores.begin(), scores.end());
   const auto last = ordered.begin() + n - 1;
@@ -89,14 +101,13 @@ std::vector<GroupScores> score_groups(const Selector& selector, const LayerPlace
       for (size_t r = 0; r < means.size(); ++r) means[r] += own[r];
     }
     int always = 0;
-    for (size_t r = 0; r < means.size(); ++r) {
-      const int32_t position = rows.positions[r];
-      means[r] = orderly(means[r] / static_cast<float>(heads_per_group));
-      if (position < selector.spec().sinks || position >= place.n_tokens - recent) {
-        means[r] = kAlwaysKept;
-      }
-      always += means[r] == kAlwaysKept;
-    }
+    for (float& mean : means) mean = orderly(mean / static_cast<float>(heads_per_group));
+    const auto row_of = [&](int position) {
+      return std::ranges::lower_bound(rows.positions, position) - rows.positions.begin();
+    };
+    std::fill(means.begin(), means.begin() + row_of(selector.spec().sinks), kAlwaysKept);
+    std::fill(means.begin() + row_of(place.n_tokens - recent), means.end(), kAlwaysKept);
+    for (const float mean : means) always += mean == kAlwaysKept;
     // A share of a short prompt never cuts into sinks and recent tokens.
     out[g].budget = std::max(kept, always);
     out[g].n_heads = heads_per_group;

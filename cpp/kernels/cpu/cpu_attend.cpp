@@ -287,10 +287,20 @@ void CpuBackend::run(const AttendJob& job, const AttendParams& params, int threa
     chunk.partial = partials_.get<float>(0) + job.partial;
     chunk.kept_floats = job.kept_floats;
   }
+  if (job.scores >= 0) {
+    chunk.scores =
+        scores_.get<float>(0) + job.scores + first_head_of(params, job.block) * job.score_stride;
+    chunk.score_stride = job.score_stride;
+  }
+  if (job.method == AttendMethod::weighed_tiles) {
+    chunk.n_rows = task.heads[static_cast<size_t>(job.block.kv_head)].n_rows;
+    chunk.tiles = staged_.get<std::byte>(0) + job.tiles;
+    chunk.mass = masses_.get<float>(0) + job.mass;
+  }
   chunk.prepared = latest != nullptr && differ_in_rows_only(*latest, job);
   chunk.scratch = thread_scratch(thread);
   kernels_.attend(chunk);
-  if (job.merge < 0) return;
+  if (job.merge < 0) return weigh_scores(params, job, job.end_row);
   MergeJob& merged = merge_jobs_[static_cast<size_t>(job.merge)];
   const std::atomic_ref<int32_t> left(merged.left);
   if (left.fetch_sub(1, std::memory_order_acq_rel) == 1) merge(merged, params);
@@ -322,6 +332,8 @@ void CpuBackend::merge(const MergeJob& merged, const AttendParams& params) {
       .log_sums = log_sums_of(params, job),
       .log_sum_stride = params.n_heads,
   });
+  const auto last = static_cast<size_t>(merged.first_job + merged.n_jobs - 1);
+  weigh_scores(params, job, attend_jobs_[last].end_row);
 }
 
 // The angles of a head's anchors; null where it has none.
@@ -340,10 +352,21 @@ void CpuBackend::attend(const AttendParams& params, std::span<const AttendTask> 
   attend_jobs_.clear();
   strip_sides_.clear();
   side_strips_.clear();
+  stage(params, tasks);
   latest_jobs_.assign(thread_scratch_.size(), nullptr);
   merge_jobs_.clear();
   int64_t partials = 0;
-  for (const AttendTask& task : tasks) partials = plan(params, task, partials);
+  n_masses_ = 0;
+  n_scores_ = 0;
+  for (size_t t = 0; t < tasks.size(); ++t) {
+    if (staged_at_[t] >= 0) {
+      plan_weighed(params, tasks[t], staged_at_[t]);
+      continue;
+    }
+    const size_t first_job = attend_jobs_.size();
+    partials = plan(params, tasks[t], partials);
+    if (keeps_scores(params, tasks[t])) plan_scores(params, tasks[t], first_job);
+  }
   partials_.get<float>(static_cast<size_t>(partials));
   // Rows may have more coefficients, those of several heads, than values.
   int key_numbers = params.key_dim;
@@ -356,6 +379,7 @@ void CpuBackend::attend(const AttendParams& params, std::span<const AttendTask> 
   }
   reserve_thread_scratch(kernels_.attend_scratch(key_numbers, value_numbers));
   run_jobs(params);
+  add_masses(params, tasks);
 }
 
 void CpuBackend::run_jobs(const AttendParams& params) {

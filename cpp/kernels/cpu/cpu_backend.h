@@ -72,6 +72,12 @@ class CpuBackend final : public Backend {
     int32_t kept_floats;  // as in AttendChunk
     int64_t partial;      // offset in partials_; -1: writes the output itself
     int64_t merge;        // of merge_jobs_, where there is a partial result
+    // Of weighed_tiles: offsets in staged_ and masses_.
+    int64_t tiles = -1;
+    int64_t mass = -1;
+    // Offset in scores_ of those of the task's first head, `score_stride` apart; -1: not kept.
+    int64_t scores = -1;
+    int64_t score_stride = 0;
   };
   // Rows of one kv head of one task, which all queries of the task weigh.
   struct MassJob {
@@ -107,6 +113,19 @@ class CpuBackend final : public Backend {
                        std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
+  // cpu_attend_weighed.cpp: tasks whose weights are wanted. Prepares the tiles of those that attend
+  // with weighed_tiles; staged_at_ says which.
+  void stage(const AttendParams& params, std::span<const AttendTask> tasks);
+  bool can_stage(const AttendParams& params, const AttendTask& task) const;
+  bool stage(const AttendParams& params, const AttendTask& task, int64_t offset);
+  // Appends the jobs of such a task.
+  void plan_weighed(const AttendParams& params, const AttendTask& task, int64_t tiles);
+  static bool keeps_scores(const AttendParams& params, const AttendTask& task);
+  void plan_scores(const AttendParams& params, const AttendTask& task, size_t first_job);
+  void add_masses(const AttendParams& params, std::span<const AttendTask> tasks);
+  void add_jobs_masses(const AttendParams& params, const AttendTask& task);
+  // Of the rows from the job's first on, before row `end`.
+  void weigh_scores(const AttendParams& params, const AttendJob& job, int32_t end);
   // The same for one block of queries, in parts of at most `rows` cache rows.
   int64_t plan_parts(AttendJob job, int32_t rows, int value_dim, int64_t partials);
   AttendMethod method(const AttendParams& params, const AttendTask& task) const;
@@ -127,6 +146,7 @@ class CpuBackend final : public Backend {
   int64_t add_strip_sides(const SideView& side);
   int32_t kept_floats(const AttendJob& job) const;
   const StripSide* strips_at(int64_t side) const {
+    if (side < 0) return nullptr;
     const int64_t first = side_strips_[static_cast<size_t>(side)];
     return first < 0 ? nullptr : strip_sides_.data() + first;
   }
@@ -154,6 +174,12 @@ class CpuBackend final : public Backend {
   std::vector<MergeJob> merge_jobs_;
   JobLanes lanes_;
   std::vector<MassJob> mass_jobs_;
+  Scratch staged_;                  // tiles of all heads of the tasks that have some
+  std::vector<int64_t> staged_at_;  // of each task: offset of its tiles, or -1
+  Scratch masses_;                  // of each job of weighed_tiles, [n_rows]
+  int64_t n_masses_ = 0;
+  Scratch scores_;
+  int64_t n_scores_ = 0;
 };
 
 }  // namespace kve

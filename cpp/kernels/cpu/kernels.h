@@ -51,6 +51,7 @@ enum class AttendMethod : uint8_t {
   strips,         // the same for coded pages, whose codes are multiplied as they lie in memory
   tiles,          // many queries: tiles of rows are decoded to f32 for matrix products
   rounded_tiles,  // the same, but queries, rows and weights are rounded: to bf16, or to int16
+  weighed_tiles,  // the same in int16, of tiles prepared before; also gives the weights of rows
 };
 
 // Queries of one attend task that share a kv head: n_tokens x n_group vectors, against the cache
@@ -85,6 +86,15 @@ struct AttendChunk {
   int64_t log_sum_stride;
   float* partial;
   int32_t kept_floats;  // multiple of kLanes, for a side of one basis; 0: such sums are lifted
+  // Of weighed_tiles, which writes to `out`: the head's rows, what stage_tiles() made of them all,
+  // and the sums of the weights that the chunk's queries give each, which are written.
+  int32_t n_rows;
+  std::byte* tiles;
+  float* mass;
+  // Of rows and strips: receives the scores of the chunk's rows, minus infinity where a vector does
+  // not see one, [n_tokens * n_group] rows score_stride apart, from row 0 of the cache on; or null.
+  float* scores;
+  int64_t score_stride;
   // The latest chunk that used this scratch differs in its rows and its output only: what it left
   // there need not be prepared again.
   bool prepared;
@@ -116,6 +126,16 @@ struct MassChunk {
   int64_t log_sum_stride;
   bool most;
   float* mass;  // [end_row]: of all rows from row 0 on
+};
+
+// Adds the weights 2^(score - log_sum) of a few vectors to the mass of n rows.
+struct ScoreWeights {
+  const float* scores;  // [n_vectors][n], stride apart
+  int64_t stride;
+  int32_t n_vectors;
+  const float* log_sums;  // [n_vectors]
+  int64_t n;
+  float* mass;  // [n]
 };
 
 // Bounds of the functions below.
@@ -184,11 +204,19 @@ struct Kernels {
 
   bool rounded_tiles;  // whether AttendMethod::rounded_tiles is there
   size_t (*attend_scratch)(int key_dim, int value_dim);
+  // AttendMethod::weighed_tiles, or null where it is not there. Bytes of a tile, of which a head
+  // has n_rows / kAttendTile + 2 at most. stage_tiles() makes those that the chunk's rows lie in,
+  // of sides without pages; false where a number is not finite: tiles are then of no use.
+  size_t (*staged_tile_bytes)(int key_dim, int value_dim);
+  size_t (*stage_scratch)(int key_dim, int value_dim);
+  bool (*stage_tiles)(const AttendChunk& chunk);
+  size_t (*weighed_scratch)(int key_dim, int value_dim, int64_t n_rows);
   int (*attend_value_stride)(int value_dim);  // of partial results
   void (*attend)(const AttendChunk& chunk);
   void (*attend_merge)(const AttendMerge& merge);
   size_t (*mass_scratch)(int key_dim);
   void (*attention_mass)(const MassChunk& job);
+  void (*weigh_scores)(const ScoreWeights& job);
   void (*dot_halves)(const HalfDots& job);
   // As formats/cache_codecs.h has it, with the same bits.
   bool (*encode_rows)(const PageFormat& format, const float* src, int64_t src_stride,

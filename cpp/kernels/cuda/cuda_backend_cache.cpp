@@ -75,6 +75,10 @@ void CudaBackend::attend(const AttendParams& params, std::span<const AttendTask>
       on_device();
       attend_on_device(params, task);
       operands_.finish();
+      if (task.mass.empty()) continue;
+      const MassTask mass{task.q, task.heads, task.first_pos, task.log_sums, task.mass};
+      attention_mass(params, MassOf::sum, {&mass, 1});
+      was_on_host = was_on_host || was_on_host_;
     } else {
       fetch(task.q);
       for (const HeadView& head : task.heads) {

@@ -152,6 +152,17 @@ TEST(SelectTogether, RowsCostTheHeadsThatKeepThem) {
   EXPECT_EQ(choose_together(fewer), (Rows{{0, 2}, {0, 1}})) << "a row that does not fit whole";
 }
 
+TEST(SelectTopRows, OfEquallyBadRowsTheNewestGo) {
+  const std::vector<float> scores = {3, kAlwaysKept, 1, 2, 1, -kAlwaysKept, 4, -kAlwaysKept, 3};
+  using Rows = std::vector<int32_t>;
+  EXPECT_EQ(top_rows(scores, 9), (Rows{0, 1, 2, 3, 4, 5, 6, 7, 8}));
+  EXPECT_EQ(top_rows(scores, 8), (Rows{0, 1, 2, 3, 4, 5, 6, 8}));
+  EXPECT_EQ(top_rows(scores, 7), (Rows{0, 1, 2, 3, 4, 6, 8}));
+  EXPECT_EQ(top_rows(scores, 6), (Rows{0, 1, 2, 3, 6, 8}));
+  EXPECT_EQ(top_rows(std::span(scores).first(2), 1), (Rows{1}));
+  EXPECT_EQ(top_rows(scores, 0), Rows());
+}
+
 TEST(SelectH2o, SumsMassAndKeepsTheNewest) {
   const Layer layer("mass_all.f32", kTokens);
   const auto selector = make_selector({.kind = Kind::h2o, .share = 0.25, .recent = -1}, 1, kHeads);

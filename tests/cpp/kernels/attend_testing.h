@@ -132,19 +132,26 @@ struct Problem {
     return {q.data(), shape.n_queries, int64_t{shape.n_heads} * shape.key_dim};
   }
 
-  // log_sums: as in AttendTask, or null.
-  std::vector<float> run(Backend& backend, std::vector<float>* log_sums = nullptr) const {
+  // log_sums: as in AttendTask, or null. mass: [n_kv_heads][n_rows], to which weights are added, or
+  // null.
+  std::vector<float> run(Backend& backend, std::vector<float>* log_sums = nullptr,
+                         std::vector<float>* mass = nullptr) const {
     std::vector<float> out(static_cast<size_t>(shape.n_queries * shape.n_heads * shape.value_dim),
                            NAN);
     if (log_sums != nullptr) {
       log_sums->assign(static_cast<size_t>(shape.n_queries * shape.n_heads), NAN);
+    }
+    std::vector<float*> of_heads;
+    for (int h = 0; mass != nullptr && h < shape.n_kv_heads; ++h) {
+      of_heads.push_back(mass->data() + int64_t{h} * shape.n_rows);
     }
     const AttendTask task = {
         .q = queries(),
         .heads = heads,
         .first_pos = first_query(),
         .out = Mat(out.data(), shape.n_queries, int64_t{shape.n_heads} * shape.value_dim),
-        .log_sums = log_sums != nullptr ? log_sums->data() : nullptr};
+        .log_sums = log_sums != nullptr ? log_sums->data() : nullptr,
+        .mass = of_heads};
     backend.attend(params, {&task, 1});
     return out;
   }

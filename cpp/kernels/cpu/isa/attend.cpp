@@ -32,6 +32,14 @@ size_t attend_scratch(int key_dim, int value_dim) {
   return carver.size() + (most > words ? most : words);
 }
 
+#if defined(KVE_WORD_TILES)
+size_t weighed_scratch(int key_dim, int value_dim, int64_t n_rows) {
+  Carver carver(nullptr);
+  carve_state(carver, kMaxTileVectors, key_dim, value_dim);
+  return carver.size() + attend_weighed_scratch(key_dim, value_dim, n_rows);
+}
+#endif
+
 int attend_value_stride(int value_dim) { return static_cast<int>(round_up(value_dim, kLanes)); }
 
 void scale_queries(const AttendChunk& chunk, const AttendState& state) {
@@ -92,6 +100,14 @@ static void finish(const AttendChunk& chunk, const AttendState& state) {
   }
 }
 
+// Rows that are not read are not seen.
+static void hide_scores(const AttendChunk& chunk, int64_t n_vectors) {
+  for (int64_t v = 0; v < n_vectors; ++v) {
+    float* scores = chunk.scores + v * chunk.score_stride;
+    for (int32_t r = chunk.first_row; r < chunk.end_row; ++r) scores[r] = -INFINITY;
+  }
+}
+
 void attend(const AttendChunk& chunk) {
   Carver carver(chunk.scratch);
   AttendState state =
@@ -99,6 +115,7 @@ void attend(const AttendChunk& chunk) {
   // Partial results lie like the sums where there is nothing beside them.
   if (chunk.out == nullptr && chunk.kept_floats == 0) state.sums = chunk.partial;
   start(chunk, state);
+  if (chunk.scores != nullptr) hide_scores(chunk, state.n_vectors);
   const int32_t last = chunk.query_pos + chunk.n_tokens - 1 - chunk.first_pos;
   const int32_t end = last + 1 < chunk.end_row ? last + 1 : chunk.end_row;
   int32_t first = chunk.first_row;
@@ -114,6 +131,8 @@ void attend(const AttendChunk& chunk) {
 #if defined(KVE_WORD_TILES)
   } else if (chunk.method == AttendMethod::rounded_tiles) {
     attend_words(chunk, state, first, end, chunk.scratch + carver.size());
+  } else if (chunk.method == AttendMethod::weighed_tiles) {
+    attend_weighed(chunk, state, first, end, chunk.scratch + carver.size());
 #endif
   } else {
     attend_tiles(chunk, state, first, end, chunk.scratch + carver.size());

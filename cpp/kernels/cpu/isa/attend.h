@@ -6,6 +6,7 @@
 #pragma once
 
 #include <math.h>
+#include <string.h>
 
 #include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/isa/isa.h"
@@ -178,6 +179,14 @@ static inline bool limit_scores(const AttendChunk& chunk, int64_t vector, int32_
   return true;
 }
 
+// Keeps what limit_scores() made of the scores of n rows, where they are asked for.
+static inline void keep_scores(const AttendChunk& chunk, int64_t vector, int32_t base, int32_t n,
+                               const float* scores) {
+  if (chunk.scores == nullptr) return;
+  memcpy(chunk.scores + vector * chunk.score_stride + base, scores,
+         sizeof(float) * static_cast<size_t>(n));
+}
+
 // Raises the unit of a vector where its scores, n rounded up to kLanes, ask for it; returns it.
 static inline F32 update_unit(const AttendState& state, int64_t vector, const float* scores,
                               int32_t n) {
@@ -212,6 +221,10 @@ void attend_tiles(const AttendChunk& chunk, const AttendState& state, int32_t fi
 size_t attend_words_scratch(int key_dim, int value_dim);
 void attend_words(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                   std::byte* scratch);
+// attend_weighed.cpp: AttendMethod::weighed_tiles.
+size_t attend_weighed_scratch(int key_dim, int value_dim, int64_t n_rows);
+void attend_weighed(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
+                    std::byte* scratch);
 #else
 constexpr size_t attend_words_scratch(int /*key_dim*/, int /*value_dim*/) { return 0; }
 #endif

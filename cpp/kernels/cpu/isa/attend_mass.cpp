@@ -310,4 +310,18 @@ void attention_mass(const MassChunk& job) {
   weigh_tiles<F32Tile>(job, state.n_vectors, work);
 }
 
+// Vector by vector in the order of weigh_few(), with the same bits.
+void weigh_scores(const ScoreWeights& job) {
+  for (int64_t i = 0; i < job.n; i += kLanes) {
+    const int64_t some = least(job.n - i, kLanes);
+    F32 mass = zero();
+    for (int64_t v = 0; v < job.n_vectors; ++v) {
+      if (job.log_sums[v] == -INFINITY) continue;
+      const F32 score = load_n(job.scores + v * job.stride + i, some);
+      mass = mass + exp2(score - set(job.log_sums[v]));
+    }
+    store_n(job.mass + i, load_n(job.mass + i, some) + mass, some);
+  }
+}
+
 }  // namespace kve::KVE_ISA

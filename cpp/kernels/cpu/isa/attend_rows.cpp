@@ -283,6 +283,7 @@ static void weigh_tile(const AttendChunk& chunk, const AttendState& state, const
       for (int32_t i = 0; i < n; i += kLanes) store(scores + i, zero());
       continue;
     }
+    keep_scores(chunk, v, base, n, scores);
     const F32 unit = update_unit(state, v, scores, n);
     F32 total = load(state.weight + v * kLanes);
     for (int32_t i = 0; i < n; i += kLanes) {

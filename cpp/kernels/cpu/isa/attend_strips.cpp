@@ -146,6 +146,7 @@ class StripReader {
         for (int32_t i = 0; i < n; i += kLanes) store(scores + i, zero());
         continue;
       }
+      keep_scores(chunk_, v, run.base, run.n, scores);
       for (int64_t i = round_up(run.n, kLanes); i < n; i += kLanes) {
         store(scores + i, set(-INFINITY));
       }

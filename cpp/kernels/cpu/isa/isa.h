@@ -85,6 +85,13 @@ void exact(const MatmulChunk& chunk, const float* x, int64_t x_stride);
 
 // attend.cpp
 size_t attend_scratch(int key_dim, int value_dim);
+#if defined(KVE_WORD_TILES)
+size_t weighed_scratch(int key_dim, int value_dim, int64_t n_rows);
+// attend_weighed.cpp
+size_t staged_tile_bytes(int key_dim, int value_dim);
+size_t stage_scratch(int key_dim, int value_dim);
+bool stage_tiles(const AttendChunk& chunk);
+#endif
 int attend_value_stride(int value_dim);
 void attend(const AttendChunk& chunk);
 void attend_merge(const AttendMerge& merge);
@@ -92,6 +99,7 @@ void attend_merge(const AttendMerge& merge);
 // attend_mass.cpp
 size_t mass_scratch(int key_dim);
 void attention_mass(const MassChunk& job);
+void weigh_scores(const ScoreWeights& job);
 
 // attend_rows.cpp: dot products of f16 rows with a few vectors, out[v * stride + r], written for r
 // up to the next multiple of kLanes.

@@ -40,11 +40,23 @@ const Kernels kKernels = {
     .exact = exact,
     .rounded_tiles = kRoundedTiles,
     .attend_scratch = attend_scratch,
+#if defined(KVE_WORD_TILES)
+    .staged_tile_bytes = staged_tile_bytes,
+    .stage_scratch = stage_scratch,
+    .stage_tiles = stage_tiles,
+    .weighed_scratch = weighed_scratch,
+#else
+    .staged_tile_bytes = nullptr,
+    .stage_scratch = nullptr,
+    .stage_tiles = nullptr,
+    .weighed_scratch = nullptr,
+#endif
     .attend_value_stride = attend_value_stride,
     .attend = attend,
     .attend_merge = attend_merge,
     .mass_scratch = mass_scratch,
     .attention_mass = attention_mass,
+    .weigh_scores = weigh_scores,
     .dot_halves = dot_halves,
     .encode_rows = encode_rows,
     .decode_rows = decode_rows,

@@ -143,8 +143,16 @@ static inline F32 exp2_bits(F32 x) {
   return as_f32(blend_bits(mantissa, as_i32(p), bits));
 }
 
-void weigh_rows(const float* scores, const float* top, const float* inverse, int64_t first,
-                int64_t end, int32_t* weights, float* totals) {
+// Two rows of positive floats as bf16, rounded to the nearest.
+static inline I32 pair_bf16(F32 low, F32 high) {
+  const I32 half = set_i32(0x8000);
+  return blend_bits(set_i32(static_cast<int32_t>(0xffff0000)), as_i32(high) + half,
+                    shift_right(as_i32(low) + half, 16));
+}
+
+template <bool kKeep>
+static inline void weigh(const float* scores, const float* top, const float* inverse, int64_t first,
+                         int64_t end, int32_t* weights, int32_t* kept, float* totals) {
   constexpr float kOne = 0x1p23f;
   F32 bias[kWordVectors];
   F32 total[kWordVectors];
@@ -160,16 +168,56 @@ void weigh_rows(const float* scores, const float* top, const float* inverse, int
     const F32 high_inverse = set(inverse[r + 1]);
     KVE_UNROLL(3)
     for (int v = 0; v < kWordVectors; ++v) {
+      const int64_t at = r / 2 * kWordLanes + v * kLanes;
       const float* from = scores + r * kWordLanes + v * kLanes;
       const F32 low = exp2_bits(fma(load(from), set(kOne), bias[v]));
       const F32 high = exp2_bits(fma(load(from + kWordLanes), set(kOne), bias[v]));
       total[v] = fma(low, low_inverse, total[v]);
       total[v] = fma(high, high_inverse, total[v]);
-      store_i32(weights + r / 2 * kWordLanes + v * kLanes, pair_words(to_i32(low), to_i32(high)));
+      store_i32(weights + at, pair_words(to_i32(low), to_i32(high)));
+      if constexpr (kKeep) store_i32(kept + at, pair_bf16(low, high));
     }
   }
   KVE_UNROLL(3)
   for (int v = 0; v < kWordVectors; ++v) store(totals + v * kLanes, total[v]);
+}
+
+void weigh_rows(const float* scores, const float* top, const float* inverse, int64_t first,
+                int64_t end, int32_t* weights, float* totals) {
+  weigh<false>(scores, top, inverse, first, end, weights, nullptr, totals);
+}
+
+void weigh_and_keep_rows(const float* scores, const float* top, const float* inverse, int64_t first,
+                         int64_t end, int32_t* weights, int32_t* kept, float* totals) {
+  weigh<true>(scores, top, inverse, first, end, weights, kept, totals);
+}
+
+void add_kept(const int32_t* kept, const float* factors, float* sums) {
+  F32 factor[kWordVectors];
+  KVE_UNROLL(3)
+  for (int v = 0; v < kWordVectors; ++v) factor[v] = load(factors + v * kLanes);
+  const I32 upper = set_i32(static_cast<int32_t>(0xffff0000));
+  for (int64_t first = 0; first < kTile; first += kLanes) {
+    F32 square[kLanes];
+    KVE_UNROLL(8)
+    for (int i = 0; i < kLanes; i += 2, kept += kWordLanes) {
+      F32 low = zero();
+      F32 high = zero();
+      KVE_UNROLL(3)
+      for (int v = 0; v < kWordVectors; ++v) {
+        const I32 pair = load_i32(kept + v * kLanes);
+        low = fma(as_f32(shift_left(pair, 16)), factor[v], low);
+        high = fma(as_f32(pair & upper), factor[v], high);
+      }
+      square[i] = low;
+      square[i + 1] = high;
+    }
+    transpose(square);
+    F32 total = load(sums + first);
+    KVE_UNROLL(16)
+    for (int i = 0; i < kLanes; ++i) total = total + square[i];
+    store(sums + first, total);
+  }
 }
 
 }  // namespace kve::KVE_ISA

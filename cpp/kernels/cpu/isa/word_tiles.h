@@ -98,6 +98,11 @@ void score_rows(const WordTile& tile, int64_t row, int64_t words, const int32_t*
 // `inverse`, of their row.
 void weigh_rows(const float* scores, const float* top, const float* inverse, int64_t first,
                 int64_t end, int32_t* weights, float* totals);
+// The same; `kept` receives the weights as pairs of bf16 numbers.
+void weigh_and_keep_rows(const float* scores, const float* top, const float* inverse, int64_t first,
+                         int64_t end, int32_t* weights, int32_t* kept, float* totals);
+// Adds what was kept of a tile, times the factor of its query, to a sum for each of kTile rows.
+void add_kept(const int32_t* kept, const float* factors, float* sums);
 // One over the scale of a single row as the keys' are, which rotations leave as it is, and the
 // scale: none where the row has infinities or such. Its words, zero past the width.
 float row_step(const float* row, int64_t width, float* scale);
