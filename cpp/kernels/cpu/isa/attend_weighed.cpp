@@ -84,7 +84,7 @@ struct WeighedWork {
   // Of the group at hand and each tile.
   int32_t* kept;  // [tile][kTile / 2][kWordLanes]
   float* tops;    // [tile][kWordLanes]
-  float* seen;    // [tile]: whether any query sees it
+  bool* seen;     // [tile]: whether any query sees it
   size_t size;
 
   WeighedWork(std::byte* data, int key_dim, int value_dim, int64_t n_tiles) {
@@ -92,7 +92,7 @@ struct WeighedWork {
     group = carve_group_work(carver, key_dim, value_dim);
     kept = carver.take<int32_t>(n_tiles * (kTile / 2) * kWordLanes);
     tops = carver.take<float>(n_tiles * kWordLanes);
-    seen = carver.take<float>(n_tiles);
+    seen = carver.take<bool>(n_tiles);
     size = carver.size();
   }
   KeptTile kept_tile(int64_t number) const {
@@ -139,7 +139,7 @@ class WeighedLoop {
                                     .has_coded = false,
                                     .kept = &kept},
                                    lane);
-    work_.seen[t] = seen ? 1.0f : 0.0f;
+    work_.seen[t] = seen;
   }
 
   void add_weights(int64_t lane) const {
@@ -152,7 +152,7 @@ class WeighedLoop {
                         : INFINITY;
     }
     for (int32_t t = first_; t < end_; ++t) {
-      if (work_.seen[t] != 0) add_tile(t, log_sums);
+      if (work_.seen[t]) add_tile(t, log_sums);
     }
   }
 
