@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 #include <numeric>
 
 namespace kve {
@@ -26,6 +27,13 @@ KeptHead::KeptHead(const std::shared_ptr<MemoryCounter>& counter)
 
 int KeptHead::rows_before(int n) const {
   return static_cast<int>(std::ranges::lower_bound(positions, n) - positions.begin());
+}
+
+std::vector<float> KeptHead::masses(int n) const {
+  std::vector<float> sums(mass.begin(), mass.begin() + n);
+  if (!pending.empty())
+    std::transform(sums.begin(), sums.end(), pending.begin(), sums.begin(), std::plus<>{});
+  return sums;
 }
 
 std::vector<int32_t> KeptHead::live_rows(int n) const {

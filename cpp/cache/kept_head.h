@@ -30,6 +30,7 @@ struct KeptHead {
     const auto r = static_cast<size_t>(row);
     return pending.empty() ? mass[r] : mass[r] + pending[r];
   }
+  std::vector<float> masses(int n) const;  // of the first n rows
   // Rows of tokens before position n.
   int rows_before(int n) const;
   // Those of the first n rows that are not dead.

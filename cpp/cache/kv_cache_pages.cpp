@@ -194,7 +194,7 @@ void KvCache::plan_attention(Backend& backend, const AttendParams& params, int l
   const int first_pos = next_position() + cache.appended - n;
   if (!s.shows_some(cache, n)) {
     tasks->push_back({q, cache.views, first_pos, out, log_sums(layer, n, params.n_heads),
-                      s.repeat ? std::span<float* const>() : s.pending_mass(&cache, n)});
+                      s.pending_mass(&cache, n)});
     return;
   }
   backend.fetch(q);

@@ -16,9 +16,22 @@
 namespace kve {
 namespace {
 
-// Dead rows of a head before they are removed: a share of its rows, but not of few.
-constexpr int kDeadShare = 4;
+// Dead rows of a head before they are removed: a share of its rows, but not of few. Rows that are
+// coded once more lose something; copies of others cost little beside reading past dead ones.
+constexpr int kCodedDeadShare = 4;
+constexpr int kExactDeadShare = 16;
 constexpr int kFewDead = kPageTokens;
+
+bool is_exact(const SideCache& side) {
+  const SideSpec& spec = side.setup().spec;
+  return spec.codec.id == CodecId::f16 && spec.projector == ProjectorSpec() && spec.older.empty();
+}
+
+int most_dead(const LayerCache& layer, int rows) {
+  const bool exact =
+      std::ranges::all_of(layer.keys, is_exact) && std::ranges::all_of(layer.values, is_exact);
+  return std::max(kFewDead, rows / (exact ? kExactDeadShare : kCodedDeadShare));
+}
 
 // What a head's rows look like to a selector, without the dead ones.
 struct LiveHead {
@@ -156,6 +169,44 @@ void KvCache::State::count_votes(Backend& backend, int n) {
   }
 }
 
+LayerPlace KvCache::State::place_of(size_t index, int n) const {
+  return {.layer = static_cast<int>(index),
+          .n_layers = static_cast<int>(layers.size()),
+          .n_tokens = n_tokens + n - shift,
+          .n_budget_tokens = prompt_tokens > 0 ? prompt_tokens : n_tokens + n};
+}
+
+// A token that comes once budgets are used up costs a head one row at most, which is found among
+// all of them, without a list of those that stay. False where more is to be done, and nothing is.
+bool KvCache::State::drop_worst(size_t index, int n, int left,
+                                std::span<const std::vector<float>> mass) {
+  LayerCache& layer = layers[index];
+  if (prompt_tokens == 0 || spec.selector.reassign) return false;
+  std::vector<HeadRows> heads(layer.kept.size());
+  std::vector<std::vector<float>> sums(layer.kept.size());
+  std::vector<const uint64_t*> dead;
+  for (size_t h = 0; h < heads.size(); ++h) {
+    const KeptHead& head = layer.kept[h];
+    if (head.n_dead + 1 >= most_dead(layer, head.rows())) return false;
+    const int rows = head.rows() - left;
+    heads[h].positions = std::span(head.positions).first(static_cast<size_t>(rows));
+    if (!head.mass.empty()) {
+      heads[h].mass = sums[h] = head.masses(rows);
+    } else if (!mass.empty()) {
+      heads[h].mass = std::span(mass[h]).first(static_cast<size_t>(rows));
+    }
+    dead.push_back(head.dead.data());
+  }
+  const int group = layer.heads_per_group();
+  const auto going = worst_rows(*selector, place_of(index, n), heads, dead, group);
+  if (!going) return false;
+  for (size_t h = 0; h < heads.size(); ++h) {
+    const int32_t row = (*going)[h / static_cast<size_t>(group)];
+    if (row >= 0) layer.kept[h].doomed.push_back(row);
+  }
+  return true;
+}
+
 // The rows that each group of heads of a layer keeps, without those of appended tokens.
 std::vector<std::vector<int32_t>> KvCache::State::choose(
     size_t index, int n, int left, std::span<const std::vector<float>> mass) const {
@@ -207,12 +258,8 @@ std::vector<std::vector<int32_t>> KvCache::State::choose(
     rows.future_means = {own.means.data(), rows.group, layer.keys[0].setup().head_dim};
     rows.future_spread = {own.spread.data(), rows.keys.cols * rows.group, rows.keys.cols};
   }
-  const LayerPlace place{.layer = static_cast<int>(index),
-                         .n_layers = static_cast<int>(layers.size()),
-                         .n_tokens = n_tokens + n - shift,
-                         .n_budget_tokens = prompt_tokens > 0 ? prompt_tokens : n_tokens + n};
   std::vector<std::vector<int32_t>> chosen =
-      choose_rows(*selector, place, heads, layer.heads_per_group());
+      choose_rows(*selector, place_of(index, n), heads, layer.heads_per_group());
   for (size_t g = 0; g < chosen.size(); ++g) {
     const LiveHead& first = live[g * static_cast<size_t>(layer.heads_per_group())];
     for (int32_t& row : chosen[g]) row = first.rows[static_cast<size_t>(row)];
@@ -231,7 +278,7 @@ std::optional<LayerRows> KvCache::State::drop_others(LayerCache* layer,
     const KeptHead& head = layer->kept[h];
     const int alive = static_cast<int>(chosen[h / group].size()) + left;
     drops = drops || alive < head.alive();
-    many = many || head.rows() - alive >= std::max(kFewDead, head.rows() / kDeadShare);
+    many = many || head.rows() - alive >= most_dead(*layer, head.rows());
   }
   if (!drops) return std::nullopt;
   std::vector<std::vector<int32_t>> stay(chosen.begin(), chosen.end());
@@ -287,11 +334,12 @@ void KvCache::State::select(Backend& backend, int n, int left, bool prompt_goes_
   const auto select_in = [&](int64_t i) {
     LayerCache& layer = layers[static_cast<size_t>(i)];
     if (layer.kept.empty()) return;
-    if (masks_queries()) return mask_rows(&layer, masses[static_cast<size_t>(i)], left);
-    const auto chosen =
-        in_all.empty() ? choose(static_cast<size_t>(i), n, left, masses[static_cast<size_t>(i)])
-                       : std::move(in_all[static_cast<size_t>(i)]);
-    anew[static_cast<size_t>(i)] = drop_others(&layer, chosen, left);
+    const auto index = static_cast<size_t>(i);
+    const std::vector<std::vector<float>>& mass = masses[index];
+    if (masks_queries()) return mask_rows(&layer, mass, left);
+    if (in_all.empty() && drop_worst(index, n, left, mass)) return;
+    const auto chosen = in_all.empty() ? choose(index, n, left, mass) : std::move(in_all[index]);
+    anew[index] = drop_others(&layer, chosen, left);
   };
   const auto n_layers = static_cast<int64_t>(layers.size());
   if (selector->is_thread_safe()) {
@@ -390,9 +438,10 @@ float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
 }
 
 // The queries of a long pass are not kept until it is committed: they give their weights at once.
-// So does a single query, where no pass has several of which only some might be committed.
+// So does a single query, where no pass has several of which only some might be committed. What a
+// prompt that is read again gives rows is the repeat's own affair.
 bool KvCache::State::weighs_at_once(const LayerCache& layer, int64_t n_queries) const {
-  if (!is_observing(layer) || !layer.weighs()) return false;
+  if (repeat || !is_observing(layer) || !layer.weighs()) return false;
   return n_queries > kFewRows || (n_queries == 1 && layer.appended == 1 && prompt_tokens > 0 &&
                                   spec.selector.interval == 1);
 }

@@ -96,6 +96,8 @@ struct KvCache::State {
   std::span<float* const> pending_mass(LayerCache* layer, int64_t n_queries) const;
   void count_votes(Backend& backend, int n);
   void select(Backend& backend, int n, int left, bool prompt_goes_on);
+  LayerPlace place_of(size_t index, int n) const;
+  bool drop_worst(size_t index, int n, int left, std::span<const std::vector<float>> mass);
   std::vector<std::vector<int32_t>> choose(size_t index, int n, int left,
                                            std::span<const std::vector<float>> mass) const;
   std::vector<std::vector<std::vector<int32_t>>> choose_in_all_layers(int n) const;

@@ -12,6 +12,7 @@ class H2o : public Selector {
  public:
   using Selector::Selector;
   unsigned needs() const override { return mass; }
+  bool scores_rows_alone() const override { return true; }
   int recent(const LayerPlace& place, int head) const override {
     return spec_.recent >= 0 ? spec_.recent : budget(place, head) / 2;
   }

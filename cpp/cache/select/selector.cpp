@@ -1,6 +1,8 @@
 #include "cache/select/selector.h"
 
 #include <algorithm>
+#include <array>
+#include <bit>
 #include <functional>
 #include <numeric>
 
@@ -27,15 +29,42 @@ std::vector<int32_t> all_rows(size_t n) {
   return rows;
 }
 
-// As top_rows(): what a budget asks for once it is used up and a token comes.
+// The row that top_rows() leaves out when it leaves out one: the newest of the worst.
+int32_t worst_row(std::span<const float> scores) {
+  constexpr size_t kLanes = 16;  // minima of their own, for vectors of any width
+  std::array<float, kLanes> least;
+  least.fill(scores[0]);
+  size_t r = 0;
+  for (; r + kLanes <= scores.size(); r += kLanes) {
+    for (size_t i = 0; i < kLanes; ++i) least[i] = std::min(least[i], scores[r + i]);
+  }
+  for (; r < scores.size(); ++r) least[0] = std::min(least[0], scores[r]);
+  const auto worst = std::ranges::find(scores.rbegin(), scores.rend(), std::ranges::min(least));
+  return static_cast<int32_t>(scores.rend() - worst) - 1;
+}
+
 std::vector<int32_t> all_but_worst(std::span<const float> scores) {
-  float least = scores[0];
-  for (const float score : scores) least = std::min(least, score);
-  // Of rows as bad as the worst, the newest goes.
-  const auto worst = std::ranges::find(scores.rbegin(), scores.rend(), least);
   std::vector<int32_t> rows = all_rows(scores.size());
-  rows.erase(rows.begin() + (scores.rend() - worst) - 1);
+  rows.erase(rows.begin() + worst_row(scores));
   return rows;
+}
+
+// Gives rows that are gone a score that never goes again; returns how many others there are, or -1
+// where one of them counts among those that always stay.
+int hide_dead(const uint64_t* dead, std::span<float> scores) {
+  const size_t n = scores.size();
+  int alive = static_cast<int>(n);
+  for (size_t first = 0; first < n; first += 64) {
+    uint64_t bits = dead[first / 64];
+    if (n - first < 64) bits &= (uint64_t{1} << (n - first)) - 1;
+    for (; bits != 0; bits &= bits - 1) {
+      float& score = scores[first + static_cast<size_t>(std::countr_zero(bits))];
+      if (score == kAlwaysKept) return -1;
+      score = kAlwaysKept;
+      --alive;
+    }
+  }
+  return alive;
 }
 
 // Ada-KV (arXiv 2407.11550): a share alpha of its own budget is what every group has for its best
@@ -163,6 +192,23 @@ std::vector<std::vector<int32_t>> choose_rows(const Selector& selector, const La
     return choose_together(groups);
   }
   for (const GroupScores& group : groups) out.push_back(top_rows(group.scores, group.budget));
+  return out;
+}
+
+std::optional<std::vector<int32_t>> worst_rows(const Selector& selector, const LayerPlace& place,
+                                               std::span<const HeadRows> heads,
+                                               std::span<const uint64_t* const> dead,
+                                               int heads_per_group) {
+  if (!selector.scores_rows_alone() || selector.spec().joint) return std::nullopt;
+  if (selector.is_too_short(place.n_tokens)) return std::nullopt;
+  std::vector<GroupScores> groups = score_groups(selector, place, heads, heads_per_group);
+  std::vector<int32_t> out;
+  for (size_t g = 0; g < groups.size(); ++g) {
+    const int alive = hide_dead(dead[g * static_cast<size_t>(heads_per_group)], groups[g].scores);
+    const int surplus = alive - groups[g].budget;
+    if (alive < 0 || surplus > 1) return std::nullopt;
+    out.push_back(surplus == 1 ? worst_row(groups[g].scores) : -1);
+  }
   return out;
 }
 

@@ -7,6 +7,7 @@
 #include <functional>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -67,6 +68,9 @@ class Selector {
   virtual bool repeats_prompt() const { return false; }
   // Whether several layers may be scored at once.
   virtual bool is_thread_safe() const { return true; }
+  // Whether a row's score does not depend on which others there are, and needs() nothing but mass:
+  // rows that are gone may then be among them.
+  virtual bool scores_rows_alone() const { return false; }
   // The queries whose weights make up `mass`: so many newest, or all when 0.
   virtual int voters() const { return 0; }
   // Rows that a head may keep: at least 1, sinks and recent tokens included.
@@ -108,6 +112,15 @@ std::vector<std::vector<int32_t>> choose_together(std::span<const GroupScores> g
 std::vector<std::vector<int32_t>> choose_rows(const Selector& selector, const LayerPlace& place,
                                               std::span<const HeadRows> heads,
                                               int heads_per_group = 1);
+
+// What choose_rows() comes to once budgets are used up and a token comes: the row of each group
+// that goes, -1 where none does. Here `heads` show rows that are gone, too, whose bits in
+// dead[head] (as HeadView::dead) are set. Nothing where more rows go, or where scores are not of
+// rows alone.
+std::optional<std::vector<int32_t>> worst_rows(const Selector& selector, const LayerPlace& place,
+                                               std::span<const HeadRows> heads,
+                                               std::span<const uint64_t* const> dead,
+                                               int heads_per_group = 1);
 
 // Throws ConfigError when `custom` has no scorer or another one has, FormatError and IoError when a
 // file that the spec names cannot be used for a model of these sizes.

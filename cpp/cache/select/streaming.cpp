@@ -8,6 +8,7 @@ namespace {
 class Window : public Selector {
  public:
   using Selector::Selector;
+  bool scores_rows_alone() const override { return true; }
   void score(const LayerPlace& /*place*/, std::span<const HeadRows> heads,
              std::span<const std::span<float>> out) const override {
     for (size_t h = 0; h < heads.size(); ++h) {

@@ -12,6 +12,7 @@ class Tova : public Selector {
  public:
   using Selector::Selector;
   unsigned needs() const override { return mass; }
+  bool scores_rows_alone() const override { return true; }
   int voters() const override { return 1; }
   void score(const LayerPlace& /*place*/, std::span<const HeadRows> heads,
              std::span<const std::span<float>> out) const override {

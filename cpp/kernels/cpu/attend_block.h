@@ -1,7 +1,21 @@
-// How many queries attention over tiles of rows takes at a time.
+// How attention cuts a head's rows into tiles, and how many queries it takes at a time.
 #pragma once
 
+#include <cstdint>
+
+#include "kernels/cpu/kernels.h"
+
 namespace kve {
+
+// Tiles end at fixed positions, where pages do. So many rows of the tile in which row `row` of a
+// head lies come before it; HeadView has first_pos and page_offset.
+constexpr int32_t rows_before_in_tile(int32_t first_pos, int32_t page_offset, int32_t row) {
+  const int32_t at = (first_pos - page_offset + row) % kAttendTile;
+  return at < 0 ? at + kAttendTile : at;
+}
+
+// Tiles of a head, at most: the first and the last may be short.
+constexpr int64_t most_tiles(int64_t n_rows) { return n_rows / kAttendTile + 2; }
 
 // Query vectors (n_tokens * n_group) of one call of attend() with tiles of rows, at most. The more,
 // the less often rows are decoded and lifted.

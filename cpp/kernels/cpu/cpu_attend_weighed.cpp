@@ -1,8 +1,10 @@
-// Attention of many queries that also gives the weights of rows (AttendTask::mass): in one go where
-// the kernels can (AttendMethod::weighed_tiles), by a second pass over the keys elsewhere.
+// Attention that also gives the weights of rows (AttendTask::mass). Many queries: in one go where
+// the kernels can (AttendMethod::weighed_tiles). One query: from the scores that its jobs leave.
+// Elsewhere by a second pass over the keys (cpu_attention_mass.cpp).
 #include <algorithm>
 #include <atomic>
 
+#include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/cpu_backend.h"
 
 namespace kve {
@@ -14,9 +16,6 @@ constexpr int32_t kWeighedVectors = 96;
 constexpr int64_t kStagedTiles = 8;  // of one job that prepares tiles
 constexpr int64_t kMassRows = 2048;  // of one job that adds up what queries gave rows
 constexpr int64_t kNoSides = -2;     // of side_strips_: the rows of keys and values are plain
-
-// Tiles of a head: the first and the last may be short.
-int64_t most_tiles(int64_t n_rows) { return n_rows / kAttendTile + 2; }
 
 // Whether all rows lie as f16 or bf16 in memory.
 bool is_plain(const SideView& side) {
@@ -61,8 +60,7 @@ bool CpuBackend::stage(const AttendParams& params, const AttendTask& task, int64
   for (int32_t h = 0; h < params.n_kv_heads; ++h) {
     const HeadView& head = task.heads[static_cast<size_t>(h)];
     // Jobs begin where tiles do.
-    const int32_t before =
-        ((head.first_pos - head.page_offset) % kAttendTile + kAttendTile) % kAttendTile;
+    const int32_t before = rows_before_in_tile(head.first_pos, head.page_offset, 0);
     const int64_t step = kStagedTiles * kAttendTile;
     pool_.parallel((before + head.n_rows + step - 1) / step, [&](int64_t i, int thread) {
       AttendChunk chunk = chunk_of(params, task, {h, 0, 0, 0, 0}, kNoSides);
@@ -117,6 +115,17 @@ void CpuBackend::plan_weighed(const AttendParams& params, const AttendTask& task
   }
   masses_.get<float>(static_cast<size_t>(n_masses_));
   reserve_thread_scratch(kernels_.weighed_scratch(params.key_dim, params.value_dim, most_rows));
+}
+
+// A prompt's tiles and weights are as large as a layer's rows, and none may follow for long.
+void CpuBackend::cancel_pass() noexcept {
+  staged_ = Scratch();
+  masses_ = Scratch();
+}
+
+int32_t CpuBackend::end_pass() {
+  cancel_pass();
+  return -1;
 }
 
 // A query of which whoever is the last to read rows of a kv head weighs these, by the scores that

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
+#include "kernels/cpu/attend_block.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/few_rows.h"
 
@@ -79,10 +80,10 @@ void CpuBackend::attention_mass(const AttendParams& params, MassOf what,
       side_strips_.push_back(-1);
       key_numbers = std::max(key_numbers, head.k.n_channels);
       // The first rows are fewer, so that all chunks begin with a tile.
-      const int32_t offset =
-          (head.page_offset - head.first_pos % kAttendTile + kAttendTile) % kAttendTile;
+      const int32_t before = rows_before_in_tile(head.first_pos, head.page_offset, 0);
       for (int32_t row = 0, end = 0; row < head.n_rows; row = end) {
-        end = std::min(head.n_rows, row == 0 && offset > 0 ? offset : row + chunk_rows);
+        const int32_t step = row == 0 && before > 0 ? kAttendTile - before : chunk_rows;
+        end = std::min(head.n_rows, row + step);
         mass_jobs_.push_back({static_cast<int64_t>(t), h, row, end, sides});
       }
     }

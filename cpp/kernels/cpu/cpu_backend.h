@@ -19,6 +19,8 @@ class CpuBackend final : public Backend {
 
   std::string_view name() const override { return name_; }
   ThreadPool& pool() override { return pool_; }
+  int32_t end_pass() override;
+  void cancel_pass() noexcept override;
 
   size_t repacked_bytes(const Weight& weight) const override;
   void repack(const Weight& weight, std::byte* memory) override;

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "base/random.h"
 #include "cache/select/h2o_bench.h"
 #include "cache/select/selector.h"
 
@@ -100,6 +101,57 @@ TEST(SelectTrace, CanonicalH2oForgetsWhatItDropped) {
   EXPECT_EQ(positions, (std::vector<int32_t>{0, 1, 5, 6}));
   step({0, 0, 1.5f, 0, 0});
   EXPECT_EQ(positions, (std::vector<int32_t>{1, 5, 6, 7}));
+}
+
+// Token by token beside choose_rows() of the rows that are left: the row that goes, found among all
+// that ever were.
+TEST(SelectTrace, TheWorstRowOfAllThatWere) {
+  Random random(5);
+  for (const Kind kind : {Kind::h2o, Kind::streaming, Kind::tova}) {
+    const SelectorSpec spec{.kind = kind, .tokens = 70, .sinks = 4, .recent = 20};
+    const auto selector = make_selector(spec, 1, 2);
+    std::vector<int32_t> positions = first_positions(70);
+    std::vector<std::vector<float>> mass(2, std::vector<float>(70));
+    std::vector<uint64_t> dead(6);
+    std::vector<int32_t> kept = positions;
+    for (int n = 71; n <= 300; ++n) {
+      positions.push_back(n - 1);
+      kept.push_back(n - 1);
+      for (std::vector<float>& own : mass) {
+        own.push_back(0);
+        // Few values, so that some are equal.
+        for (float& sum : own) sum += static_cast<float>(random.bits() % 4);
+      }
+      std::vector<HeadRows> all(2);
+      std::vector<HeadRows> living(2);
+      std::vector<std::vector<float>> left(2);
+      for (size_t h = 0; h < 2; ++h) {
+        all[h].positions = positions;
+        all[h].mass = mass[h];
+        for (const int32_t row : kept) left[h].push_back(mass[h][static_cast<size_t>(row)]);
+        living[h].positions = kept;
+        living[h].mass = left[h];
+      }
+      const std::vector<const uint64_t*> bits(2, dead.data());
+      const auto going = worst_rows(*selector, place_of(n), all, bits, 2);
+      ASSERT_TRUE(going.has_value());
+      const int32_t worst = (*going)[0];
+      std::vector<int32_t> expected;
+      const RowSets chosen = choose_rows(*selector, place_of(n), living, 2);
+      for (const int32_t row : chosen[0]) expected.push_back(kept[static_cast<size_t>(row)]);
+      std::erase(kept, worst);
+      ASSERT_EQ(kept, expected) << n;
+      dead[static_cast<size_t>(worst) / 64] |= uint64_t{1} << (worst % 64);
+    }
+    // Where two rows have to go, it is for choose_rows() to say.
+    HeadRows rows;
+    const std::vector<float> none(302);
+    const std::vector<int32_t> more = first_positions(302);
+    rows.positions = more;
+    rows.mass = none;
+    const uint64_t* const bits = dead.data();
+    EXPECT_FALSE(worst_rows(*selector, place_of(302), {&rows, 1}, {&bits, 1}).has_value());
+  }
 }
 
 TEST(SelectTrace, StreamingKeepsSinksAndTheNewest) {

@@ -10,6 +10,15 @@ using test::kBound;
 using test::kRoundedBound;
 using test::Problem;
 
+// Rows as they are, in the precision that has a way of its own.
+Case plain_case(int rows, int queries) {
+  Case c;
+  c.n_rows = c.k_tail = c.v_tail = rows;
+  c.n_queries = queries;
+  c.precision = Precision::fast;
+  return c;
+}
+
 class AttendWeighed : public ::testing::TestWithParam<std::string> {
  protected:
   std::vector<float> zeros(const Case& c) const {
@@ -34,6 +43,16 @@ class AttendWeighed : public ::testing::TestWithParam<std::string> {
                 exact ? kBound : fast_bound)
           << what << (exact ? "" : ", fast");
     }
+  }
+  struct Result {
+    std::vector<float> out;
+    std::vector<float> mass;
+  };
+  Result weigh(Backend& backend, const Problem& problem) const {
+    std::vector<float> log_sums;
+    Result result = {{}, zeros(problem.shape)};
+    result.out = problem.run(backend, &log_sums, &result.mass);
+    return result;
   }
   // Weights of many queries are kept in bf16, to 2^-9 of each, and come from scores in int16, which
   // are better than that.
@@ -124,56 +143,33 @@ TEST_P(AttendWeighed, OneQuery) {
 
 TEST_P(AttendWeighed, WeightsAreAddedToWhatIsThere) {
   for (const int queries : {1, 70}) {
-    Case c;
-    c.n_rows = c.k_tail = c.v_tail = 300;
-    c.n_queries = queries;
-    c.precision = Precision::fast;
-    const Problem problem(c);
+    const Problem problem(plain_case(300, queries));
+    const std::vector<float> once = weigh(*backend_, problem).mass;
     std::vector<float> log_sums;
-    std::vector<float> once = zeros(c);
-    problem.run(*backend_, &log_sums, &once);
-    std::vector<float> twice = zeros(c);
-    for (int i = 0; i < 2; ++i) problem.run(*backend_, &log_sums, &twice);
+    std::vector<float> twice = once;
+    problem.run(*backend_, &log_sums, &twice);
     for (size_t i = 0; i < once.size(); ++i) EXPECT_FLOAT_EQ(twice[i], 2 * once[i]);
   }
 }
 
 TEST_P(AttendWeighed, WeightsDoNotDependOnThreads) {
   for (const int queries : {1, 300}) {
-    Case c;
-    c.n_rows = c.k_tail = c.v_tail = 1500;
-    c.n_queries = queries;
-    c.precision = Precision::fast;
-    const Problem problem(c);
-    std::vector<float> expected;
-    std::vector<float> expected_out;
-    for (const int threads : {1, 2, 3, 8}) {
-      std::vector<float> log_sums;
-      std::vector<float> mass = zeros(c);
-      const auto backend = make_cpu_backend(threads, GetParam());
-      const std::vector<float> out = problem.run(*backend, &log_sums, &mass);
-      if (expected.empty()) {
-        expected = mass;
-        expected_out = out;
-      }
-      EXPECT_TRUE(test::same_bits(mass, expected)) << threads;
-      EXPECT_TRUE(test::same_bits(out, expected_out)) << threads;
+    const Problem problem(plain_case(1500, queries));
+    const Result expected = weigh(*make_cpu_backend(1, GetParam()), problem);
+    for (const int threads : {2, 3, 8}) {
+      const Result result = weigh(*make_cpu_backend(threads, GetParam()), problem);
+      EXPECT_TRUE(test::same_bits(result.mass, expected.mass)) << threads;
+      EXPECT_TRUE(test::same_bits(result.out, expected.out)) << threads;
     }
   }
 }
 
 // What a row without numbers comes to is left to the attention without weights.
 TEST_P(AttendWeighed, BrokenValues) {
-  Case c;
-  c.n_rows = c.k_tail = c.v_tail = 300;
-  c.n_queries = 70;
-  c.precision = Precision::fast;
-  Problem problem(c);
-  problem.v[0].tail[static_cast<size_t>(290 * c.value_dim)] = 0x7c00;  // infinity
+  Problem problem(plain_case(300, 70));
+  problem.v[0].tail[static_cast<size_t>(290 * problem.shape.value_dim)] = 0x7c00;  // infinity
   const std::vector<float> plain = problem.run(*backend_);
-  std::vector<float> log_sums;
-  std::vector<float> mass = zeros(c);
-  const std::vector<float> out = problem.run(*backend_, &log_sums, &mass);
+  const std::vector<float> out = weigh(*backend_, problem).out;
   ASSERT_EQ(out.size(), plain.size());
   for (size_t i = 0; i < out.size(); ++i) {
     EXPECT_EQ(std::isfinite(out[i]), std::isfinite(plain[i])) << i;

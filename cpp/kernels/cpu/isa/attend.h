@@ -61,8 +61,8 @@ static inline Visible visible_rows(const AttendChunk& chunk, int32_t pos, int32_
 // Rows of the tile that begins at row `base`. Tiles end at fixed positions, so that the rows a
 // query sees are added in the same order whatever other queries there are; they end where pages do.
 static inline int32_t tile_rows(const AttendChunk& chunk, int32_t base, int32_t end) {
-  const int32_t within = (chunk.first_pos + base + kTile - chunk.page_offset) % kTile;
-  return static_cast<int32_t>(least(end - base, kTile - within));
+  const int32_t before = rows_before_in_tile(chunk.first_pos, chunk.page_offset, base);
+  return static_cast<int32_t>(least(end - base, kTile - before));
 }
 
 // A larger score than this above the unit makes a new one. Weights may exceed 1 by this power of

@@ -85,7 +85,7 @@ static float log_sum_of(const MassChunk& job, int64_t vector) {
 }
 
 // The weights that a vector gives the n rows from `base` on, whose scores these are.
-static void weigh_scores(const MassChunk& job, int64_t vector, int32_t base, int32_t n,
+static void weigh_vector(const MassChunk& job, int64_t vector, int32_t base, int32_t n,
                          float* scores, float* mass) {
   const float log_sum = log_sum_of(job, vector);
   if (log_sum == -INFINITY || !limit_scores(job.chunk, vector, base, n, scores)) return;
@@ -109,7 +109,7 @@ static void weigh_tile(const MassChunk& job, const MassWork& work, int64_t first
     Tile::kProduct(count, round_up(n, kLanes), depth, queries + first * stride, stride, work.keys,
                    kTile, work.scores, kTile, false);
     for (int64_t i = 0; i < count; ++i) {
-      weigh_scores(job, first + i, base, n, work.scores + i * kTile, mass);
+      weigh_vector(job, first + i, base, n, work.scores + i * kTile, mass);
     }
   }
 }
@@ -150,7 +150,7 @@ static void weigh_few(const MassChunk& job, AttendState state, const MassWork& w
       }
       float mass[kTile] = {};
       for (int64_t v = 0; v < state.n_vectors; ++v) {
-        weigh_scores(job, first + v, base, n, work.few_scores + v * kFewStride, mass);
+        weigh_vector(job, first + v, base, n, work.few_scores + v * kFewStride, mass);
       }
       add_tile(job, base, n, mass);
     });

@@ -33,9 +33,7 @@ namespace {
 // Where tiles begin: the first may be short.
 struct TileGrid {
   explicit TileGrid(const AttendChunk& chunk)
-      : before((chunk.first_pos - chunk.page_offset) % kTile), n_rows(chunk.n_rows) {
-    if (before < 0) before += kTile;
-  }
+      : before(rows_before_in_tile(chunk.first_pos, chunk.page_offset, 0)), n_rows(chunk.n_rows) {}
   int32_t number(int32_t row) const { return (row + before) / kTile; }
   int32_t base(int32_t tile) const { return tile == 0 ? 0 : tile * kTile - before; }
   int32_t rows(int32_t tile) const {
@@ -187,12 +185,12 @@ class WeighedLoop {
 }  // namespace
 
 size_t attend_weighed_scratch(int key_dim, int value_dim, int64_t n_rows) {
-  return WeighedWork(nullptr, key_dim, value_dim, n_rows / kTile + 2).size;
+  return WeighedWork(nullptr, key_dim, value_dim, most_tiles(n_rows)).size;
 }
 
 void attend_weighed(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                     std::byte* scratch) {
-  const WeighedWork work(scratch, chunk.k.width, chunk.v.width, chunk.n_rows / kTile + 2);
+  const WeighedWork work(scratch, chunk.k.width, chunk.v.width, most_tiles(chunk.n_rows));
   WeighedLoop(chunk, state, first, end, work).attend();
 }
 
