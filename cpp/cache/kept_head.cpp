@@ -87,7 +87,7 @@ void KeptHead::count_dead() noexcept {
 }
 
 void KeptHead::commit() noexcept {
-  for (size_t r = 0; r < pending.size(); ++r) mass[r] += pending[r];
+  for (size_t r = 0; r < mass.size() && r < pending.size(); ++r) mass[r] += pending[r];
   for (const int32_t row : doomed) {
     dead[static_cast<size_t>(row) / 64] |= uint64_t{1} << (static_cast<size_t>(row) % 64);
   }
@@ -96,7 +96,11 @@ void KeptHead::commit() noexcept {
 }
 
 void KeptHead::rollback() noexcept {
-  std::ranges::fill(pending, 0.0f);
+  if (mass.empty()) {
+    pending.clear();
+  } else {
+    std::ranges::fill(pending, 0.0f);
+  }
   doomed.clear();
 }
 

@@ -53,7 +53,7 @@ struct KeptHead {
   int n_dead = 0;
   CountedVector<int32_t> doomed;  // rows that the commit at hand marks dead
   // What all queries so far gave the rows, and those of the pass at hand: [rows], or empty where no
-  // selector asks for it.
+  // selector asks for it. Without `mass` the latter is for the commit at hand alone.
   CountedVector<float> mass;
   CountedVector<float> pending;  // empty until there is a pass
 };

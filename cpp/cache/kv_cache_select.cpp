@@ -96,6 +96,15 @@ int whole_voters(const LayerCache& layer, int next, int n) {
 std::vector<std::vector<float>> weigh(Backend& backend, const LayerCache& layer, int n, int next) {
   const Voters& voters = *layer.voters;
   std::vector<std::vector<float>> mass;
+  const auto came_along = [](const KeptHead& head) {
+    return head.mass.empty() && head.pending.size() == head.positions.size();
+  };
+  if (std::ranges::all_of(layer.kept, came_along)) {
+    for (const KeptHead& head : layer.kept) {
+      mass.emplace_back(head.pending.begin(), head.pending.end());
+    }
+    return mass;
+  }
   std::vector<float*> pointers;
   for (const KeptHead& head : layer.kept) mass.emplace_back(head.positions.size());
   for (std::vector<float>& rows : mass) pointers.push_back(rows.data());
@@ -439,17 +448,21 @@ float* KvCache::log_sums(int layer, int64_t n, int n_heads) {
 
 // The queries of a long pass are not kept until it is committed: they give their weights at once.
 // So does a single query, where no pass has several of which only some might be committed. What a
-// prompt that is read again gives rows is the repeat's own affair.
+// prompt that is read again gives rows, and what query heads with masks give, goes other ways.
 bool KvCache::State::weighs_at_once(const LayerCache& layer, int64_t n_queries) const {
-  if (repeat || !is_observing(layer) || !layer.weighs()) return false;
-  return n_queries > kFewRows || (n_queries == 1 && layer.appended == 1 && prompt_tokens > 0 &&
-                                  spec.selector.interval == 1);
+  if (repeat || masks_queries() || !is_observing(layer)) return false;
+  const bool single =
+      n_queries == 1 && layer.appended == 1 && prompt_tokens > 0 && spec.selector.interval == 1;
+  return (layer.weighs() && (n_queries > kFewRows || single)) || (layer.weighs_newest() && single);
 }
 
 std::span<float* const> KvCache::State::pending_mass(LayerCache* layer, int64_t n_queries) const {
   if (!weighs_at_once(*layer, n_queries)) return {};
   layer->pending_mass.clear();
-  for (KeptHead& head : layer->kept) layer->pending_mass.push_back(head.pending.data());
+  for (KeptHead& head : layer->kept) {
+    if (head.mass.empty()) head.pending.assign(head.positions.size(), 0.0f);
+    layer->pending_mass.push_back(head.pending.data());
+  }
   return layer->pending_mass;
 }
 

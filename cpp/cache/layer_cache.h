@@ -95,6 +95,8 @@ struct LayerCache : LayerRows {
   }
   // Whether the selector wants what all queries gave the rows.
   bool weighs() const { return voters && voters->most() == 0 && !voters->wants_moments(); }
+  // Whether it wants what the newest query gives them.
+  bool weighs_newest() const { return voters && voters->most() == 1; }
   // Drops pages of which every row is at a position below `keep_from`.
   void drop_before(int64_t keep_from) noexcept;
 
