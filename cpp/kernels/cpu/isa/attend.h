@@ -135,8 +135,8 @@ static inline bool hide_dead(const AttendChunk& chunk, int32_t base, Visible see
   for (int32_t i = seen.first; i < seen.end; i += 64) {
     const auto n = static_cast<int32_t>(least(seen.end - i, 64));
     const uint64_t bits = dead_rows(chunk, base + i, n);
-    for (int32_t r = 0; bits != 0 && r < n; ++r) {
-      if ((bits >> r & 1) != 0) scores[i + r] = -INFINITY;
+    for (uint64_t left = bits; left != 0; left &= left - 1) {
+      scores[i + __builtin_ctzll(left)] = -INFINITY;
     }
     any_left = any_left || bits != (n < 64 ? (uint64_t{1} << n) - 1 : ~uint64_t{0});
   }
