@@ -54,9 +54,11 @@ KVE_HD void round_away_codes(const GroupBlock& b, const LaneParams<F>& params) {
 // level) for every lane of values.
 template <class F, class Visit>
 KVE_HD void nearest_codes(const GroupBlock& b, Coding coding, int bits, F scale, Visit visit) {
-  const int n_levels = 1 << bits;
-  float levels[16] = {};
-  float middles[16] = {};  // between a level and the one below
+  // Such codings have 4 bits at most, which compilers cannot see.
+  constexpr int kMostLevels = 16;
+  const int n_levels = bits < 4 ? 1 << bits : kMostLevels;
+  float levels[kMostLevels] = {};
+  float middles[kMostLevels] = {};  // between a level and the one below
   for (int k = 0; k < n_levels; ++k) {
     levels[k] = level(coding, bits, static_cast<unsigned>(k));
     if (k > 0) middles[k] = (levels[k - 1] + levels[k]) / 2;
