@@ -5,6 +5,10 @@
 
 #if defined(__x86_64__) || defined(__i386__)
 #include <cpuid.h>
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #elif defined(__aarch64__) && defined(__linux__)
 #include <sys/auxv.h>
 #elif defined(__aarch64__) && defined(__APPLE__)
@@ -38,6 +42,18 @@ bool is_intel() {
   return vendor.ebx == kGenu && vendor.edx == kIneI && vendor.ecx == kNtel;
 }
 
+// Tile registers are large, so Linux saves them only for processes that have asked for it; it
+// refuses where a thread has too small a stack for signals.
+bool may_use_tiles() {
+#if defined(__linux__) && defined(__x86_64__)
+  constexpr long kRequestPermission = 0x1023;  // ARCH_REQ_XCOMP_PERM
+  constexpr long kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 // All of the given bits.
 bool all(uint32_t flags, uint32_t wanted) { return (flags & wanted) == wanted; }
 
@@ -61,6 +77,10 @@ CpuFeatures detect() {
   // extended.eax is the last subleaf.
   constexpr uint32_t kBf16 = 1u << 5;
   features.avx512_bf16 = features.avx512 && extended.eax >= 1 && all(cpuid(7, 1).eax, kBf16);
+  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+  constexpr uint64_t kTileStates = 0x60000;
+  features.amx = features.avx512 && (states & kTileStates) == kTileStates &&
+                 all(extended.edx, kAmxBf16 | kAmxTile | kAmxInt8) && may_use_tiles();
   // Intel's run at a quarter of the rate (measured on Emerald Rapids), AMD's at the same.
   features.slow_bf16 = features.avx512_bf16 && is_intel();
   return features;

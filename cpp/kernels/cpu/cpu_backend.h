@@ -42,8 +42,9 @@ class CpuBackend final : public Backend {
 
  private:
   // How one product is computed: f32; few inputs against the file's layout; few against repacked
-  // tiles; many.
-  enum class Path : uint8_t { exact, vector, tiles, matrix };
+  // tiles; many, packed as planes of int8 or as bf16.
+  enum class Path : uint8_t { exact, vector, tiles, planes, bf16 };
+  static constexpr size_t kPaths = 5;
   struct MatmulJob {
     const Product* product;
     Path path;
@@ -105,7 +106,9 @@ class CpuBackend final : public Backend {
     return thread_scratch_[static_cast<size_t>(thread)].get<std::byte>(0);
   }
   void reserve_thread_scratch(size_t bytes);
-  static Path choose_path(const Product& product, Precision precision, int64_t n_tokens);
+  Path choose_path(const Product& product, Precision precision, int64_t n_tokens) const;
+  // The kernels of a path of many inputs.
+  const PackedProducts& packed(Path path) const;
   int64_t job_rows(const Weight& weight, Path path) const;
   // As the kernels of a path want it; valid until the next call for that path.
   const std::byte* quantize_input(ConstMat x, Precision precision, Path path);
@@ -162,8 +165,8 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   // Reused from call to call, so that a decode step allocates nothing.
   std::vector<Scratch> thread_scratch_;
-  Scratch input_memory_[4];   // of each Path
-  QuantizedInput inputs_[4];  // of each Path
+  Scratch input_memory_[kPaths];   // of each Path
+  QuantizedInput inputs_[kPaths];  // of each Path
   Scratch gated_packs_;
   Scratch partials_;
   std::vector<float> ones_;  // what is not gated is multiplied with

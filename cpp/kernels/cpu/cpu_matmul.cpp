@@ -76,13 +76,20 @@ void CpuBackend::repack(const Weight& weight, std::byte* memory) {
 }
 
 CpuBackend::Path CpuBackend::choose_path(const Product& product, Precision precision,
-                                         int64_t n_tokens) {
+                                         int64_t n_tokens) const {
   const Weight& weight = *product.weight;
   if (precision == Precision::exact || format(weight.type).unpack == nullptr) return Path::exact;
   if (weight.repacked != nullptr) {
-    return n_tokens <= kMaxTileInputs ? Path::tiles : Path::matrix;
+    if (n_tokens <= kMaxTileInputs) return Path::tiles;
+  } else if (n_tokens * plane_count(precision) <= kMaxVectorInputs) {
+    return Path::vector;
   }
-  return n_tokens * plane_count(precision) <= kMaxVectorInputs ? Path::vector : Path::matrix;
+  const bool rounds = kernels_.bf16.multiply != nullptr && precision != Precision::fine;
+  return rounds ? Path::bf16 : Path::planes;
+}
+
+const PackedProducts& CpuBackend::packed(Path path) const {
+  return path == Path::bf16 ? kernels_.bf16 : kernels_.planes;
 }
 
 int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
@@ -93,10 +100,11 @@ int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
       return streaming_rows(weight, 4);
     case Path::tiles:
       return tile_rows(weight, pool_.size());
-    case Path::matrix:
+    case Path::planes:
+    case Path::bf16:
       break;
   }
-  return kernels_.matmat_rows;
+  return packed(path).rows;
 }
 
 const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Path path) {
@@ -121,13 +129,14 @@ const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Pat
     kernels_.end_tile_input(x.cols, x.rows, input);
     return input;
   }
-  const int64_t step = kernels_.pack_tokens;
+  const PackedProducts& kernels = packed(path);
+  const int64_t step = kernels.tokens;
   const int64_t n_packs = (x.rows + step - 1) / step;
-  const size_t bytes = kernels_.pack_bytes(x.cols);
+  const size_t bytes = kernels.pack_bytes(x.cols);
   std::byte* packs = memory.get<std::byte>(bytes * static_cast<size_t>(n_packs));
   pool_.parallel(n_packs, [&](int64_t i) {
-    kernels_.pack(x.row(i * step), x.stride, std::min(x.rows - i * step, step), x.cols,
-                  least_error(precision), packs + static_cast<size_t>(i) * bytes);
+    kernels.pack(x.row(i * step), x.stride, std::min(x.rows - i * step, step), x.cols,
+                 least_error(precision), packs + static_cast<size_t>(i) * bytes);
   });
   return packs;
 }
@@ -161,15 +170,16 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const
       return kernels_.matvec(chunk, input);
     case Path::tiles:
       return kernels_.matvec_tiles(chunk, input.data);
-    case Path::matrix:
-      return kernels_.matmat(chunk, input.data);
+    case Path::planes:
+    case Path::bf16:
+      return packed(job.path).multiply(chunk, input.data);
   }
 }
 
 void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision precision) {
   if (x.rows == 0) return;
   matmul_jobs_.clear();
-  bool used[4] = {};
+  bool used[kPaths] = {};
   for (const Product& product : products) {
     const Weight& weight = *product.weight;
     const Path path = choose_path(product, precision, x.rows);
@@ -179,12 +189,14 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
       matmul_jobs_.push_back({&product, path, r, std::min(weight.rows - r, rows)});
     }
   }
-  for (const Path path : {Path::vector, Path::tiles, Path::matrix}) {
+  size_t scratch = std::max(kernels_.exact_scratch(x.cols), kernels_.matvec_scratch(x.cols));
+  for (const Path path : {Path::vector, Path::tiles, Path::planes, Path::bf16}) {
     const auto index = static_cast<size_t>(path);
-    if (used[index]) inputs_[index] = {quantize_input(x, precision, path), plane_count(precision)};
+    if (!used[index]) continue;
+    inputs_[index] = {quantize_input(x, precision, path), plane_count(precision)};
+    if (path >= Path::planes) scratch = std::max(scratch, packed(path).scratch(x.cols));
   }
-  reserve_thread_scratch(std::max({kernels_.exact_scratch(x.cols), kernels_.matvec_scratch(x.cols),
-                                   kernels_.matmat_scratch(x.cols)}));
+  reserve_thread_scratch(scratch);
   pool_.parallel(static_cast<int64_t>(matmul_jobs_.size()), [&](int64_t i, int thread) {
     run(matmul_jobs_[static_cast<size_t>(i)], x, thread_scratch(thread));
   });
@@ -193,18 +205,19 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
 // What gate and up become is quantized group by group as it is made, and never written as floats.
 bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, Precision out) {
   const int64_t width = block.gate.weight->rows;
-  const auto of_many = [&](const Product& product, Precision precision) {
-    return choose_path(product, precision, x.rows) == Path::matrix;
-  };
-  if (!of_many(block.gate, in) || !of_many(block.up, in) || !of_many(block.down, out)) return false;
-  if (width % kGatedRows != 0 || kGatedRows % kernels_.matmat_rows != 0) return false;
+  const Path path = choose_path(block.gate, in, x.rows);
+  if (path < Path::planes || choose_path(block.up, in, x.rows) != path ||
+      choose_path(block.down, out, x.rows) != path) {
+    return false;
+  }
+  const PackedProducts& kernels = packed(path);
+  if (width % kGatedRows != 0 || kGatedRows % kernels.rows != 0) return false;
 
-  const std::byte* packs = quantize_input(x, in, Path::matrix);
-  const int64_t n_packs = (x.rows + kernels_.pack_tokens - 1) / kernels_.pack_tokens;
-  const size_t bytes = kernels_.pack_bytes(width);
+  const std::byte* packs = quantize_input(x, in, path);
+  const int64_t n_packs = (x.rows + kernels.tokens - 1) / kernels.tokens;
+  const size_t bytes = kernels.pack_bytes(width);
   std::byte* made = gated_packs_.get<std::byte>(bytes * static_cast<size_t>(n_packs));
-  reserve_thread_scratch(
-      std::max(kernels_.gated_scratch(x.cols, x.rows), kernels_.matmat_scratch(width)));
+  reserve_thread_scratch(std::max(kernels.gated_scratch(x.cols, x.rows), kernels.scratch(width)));
   // Threads begin far from each other: neighbouring groups share cache lines.
   const int64_t n_groups = width / kGatedRows;
   const int64_t stride = (n_groups + pool_.size() - 1) / pool_.size();
@@ -212,22 +225,22 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
     const int64_t group = i % pool_.size() * stride + i / pool_.size();
     if (group >= n_groups) return;
     const int64_t row = group * kGatedRows;
-    kernels_.gated_group({.gate = chunk_of(block.gate, row, kGatedRows, x.rows, nullptr),
-                          .up = chunk_of(block.up, row, kGatedRows, x.rows, nullptr),
-                          .activation = static_cast<int>(block.activation),
-                          .cols = width,
-                          .packs = made,
-                          .scratch = thread_scratch(thread)},
-                         packs);
+    kernels.gated_group({.gate = chunk_of(block.gate, row, kGatedRows, x.rows, nullptr),
+                         .up = chunk_of(block.up, row, kGatedRows, x.rows, nullptr),
+                         .activation = static_cast<int>(block.activation),
+                         .cols = width,
+                         .packs = made,
+                         .scratch = thread_scratch(thread)},
+                        packs);
   });
   pool_.parallel(n_packs, [&](int64_t i) {
-    kernels_.end_pack(width, least_error(out), made + static_cast<size_t>(i) * bytes);
+    kernels.end_pack(width, least_error(out), made + static_cast<size_t>(i) * bytes);
   });
-  const int64_t rows = kernels_.matmat_rows;
+  const int64_t rows = kernels.rows;
   const int64_t n_rows = block.down.weight->rows;
   pool_.parallel((n_rows + rows - 1) / rows, [&](int64_t i, int thread) {
     const int64_t row = i * rows;
-    kernels_.matmat(
+    kernels.multiply(
         chunk_of(block.down, row, std::min(n_rows - row, rows), x.rows, thread_scratch(thread)),
         made);
   });

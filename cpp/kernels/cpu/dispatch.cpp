@@ -26,6 +26,11 @@ namespace avx512_bf16 {
 extern const Kernels kKernels;
 }
 #endif
+#ifdef KVE_HAVE_AMX
+namespace amx {
+extern const Kernels kKernels;
+}
+#endif
 #ifdef KVE_HAVE_NEON
 namespace neon {
 extern const Kernels kKernels;
@@ -57,6 +62,9 @@ const Choice kChoices[] = {
 #ifdef KVE_HAVE_AVX512_BF16
     {&avx512_bf16::kKernels, cpu_features().avx512_bf16,
      cpu_features().avx512_bf16 && !cpu_features().slow_bf16},
+#endif
+#ifdef KVE_HAVE_AMX
+    {&amx::kKernels, cpu_features().amx},
 #endif
 #ifdef KVE_HAVE_NEON
     {&neon::kKernels, cpu_features().neon},

@@ -149,6 +149,21 @@ inline constexpr int kAttendTile = 64;         // attend: cache rows decoded at 
 inline constexpr int kPeakValues = 512;        // peak_int8, peak_f32: operands
 inline constexpr int kPeakSums = 16 * 16;      // peak_*: results
 
+// Many inputs, packed in groups of `tokens`, against quantized weights of either layout.
+struct PackedProducts {
+  int tokens;                          // inputs of a pack
+  size_t (*pack_bytes)(int64_t cols);  // of one pack
+  void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
+               std::byte* dst);
+  int rows;  // chunks start at multiples of this
+  size_t (*scratch)(int64_t cols);
+  void (*multiply)(const MatmulChunk& chunk, const std::byte* packs);
+  // Packs that are made group by group, by gated_group(), and ended one by one.
+  size_t (*gated_scratch)(int64_t cols, int64_t n_tokens);
+  void (*gated_group)(const GatedChunk& chunk, const std::byte* packs);
+  void (*end_pack)(int64_t cols, float least_error, std::byte* pack);
+};
+
 struct Kernels {
   const char* name;
 
@@ -171,10 +186,9 @@ struct Kernels {
   size_t (*matvec_scratch)(int64_t cols);
   void (*matvec)(const MatmulChunk& chunk, const QuantizedInput& x);
 
-  // A few inputs against interleaved weights, or many, packed in groups of pack_tokens against
-  // either kind: int8 with a scale per 32 columns. A group of 32 has a second plane, its int8
-  // remainder, where the mean square of its rounding errors exceeds least_error times the mean over
-  // the groups of its input.
+  // A few inputs against interleaved weights, or many, packed, against either kind: int8 with a
+  // scale per 32 columns. A group of 32 has a second plane, its int8 remainder, where the mean
+  // square of its rounding errors exceeds least_error times the mean over the groups of its input.
   // Bytes of a tile are 0 for types that have none.
   size_t (*interleaved_tile_bytes)(WeightType type, int64_t cols);
   void (*interleave)(const InterleaveChunk& chunk);
@@ -185,17 +199,8 @@ struct Kernels {
   void (*end_tile_input)(int64_t cols, int64_t n_tokens, std::byte* input);
   void (*matvec_tiles)(const MatmulChunk& chunk, const std::byte* input);
 
-  int pack_tokens;                     // inputs of a pack
-  size_t (*pack_bytes)(int64_t cols);  // of one pack
-  void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
-               std::byte* dst);
-  int matmat_rows;  // chunks start at multiples of this
-  size_t (*matmat_scratch)(int64_t cols);
-  void (*matmat)(const MatmulChunk& chunk, const std::byte* packs);
-  // Packs that are made group by group, by gated_group(), and ended one by one.
-  size_t (*gated_scratch)(int64_t cols, int64_t n_tokens);
-  void (*gated_group)(const GatedChunk& chunk, const std::byte* packs);
-  void (*end_pack)(int64_t cols, float least_error, std::byte* pack);
+  PackedProducts planes;  // in planes of int8
+  PackedProducts bf16;    // both rounded to bf16, sums in f32; empty without a unit for them
 
   // f32 activations and weights of any type; x [n_tokens, cols].
   int exact_rows;  // chunks start at multiples of this

@@ -58,6 +58,13 @@ void end_pack(int64_t cols, float least_error, std::byte* pack);
 size_t matmat_scratch(int64_t cols);
 void matmat(const MatmulChunk& chunk, const std::byte* packs);
 
+// bf16_products.cpp
+#if defined(KVE_ISA_AMX)
+extern const PackedProducts kBf16Products;
+#else
+constexpr PackedProducts kBf16Products = {};
+#endif
+
 // gemm.cpp: C = A B, or C += A B when `accumulate`; A [m, k], B [k, n] with ldb >= n rounded up to
 // kLanes and rows readable up to there, C [m, n].
 constexpr int kGemmCols = kGemmVectors * kLanes;

@@ -155,11 +155,6 @@ static void multiply_packs(const MatmulChunk& chunk, int64_t first_row, int64_t 
   }
 }
 
-// See sums_of().
-static bool has_offsets(WeightType type) {
-  return type != WeightType::mxfp4 && type != WeightType::q8_k;
-}
-
 // What takes kFloatStart back from the sums of a slice.
 static void place_offsets(int64_t n_scales, const Slice& slice) {
   for (int64_t i = 0; i < n_scales * kSliceRows; i += kLanes) {
@@ -205,12 +200,7 @@ void matmat(const MatmulChunk& chunk, const std::byte* packs) {
   const int64_t end = chunk.first_row + chunk.n_rows;
   for (int64_t r = chunk.first_row; r < end; r += kSliceRows) {
     const int64_t n = least(end - r, kSliceRows);
-    if (chunk.tiles != nullptr) {
-      with_interleaved(chunk.format->type,
-                       [&](auto kind) { unpack_tiles<decltype(kind)>(chunk, r, n, slice); });
-    } else {
-      unpack_slice(chunk, r, n, !one, slice);
-    }
+    unpack_rows(chunk, r, n, slice);
     if (chunk.format->has_min) {
       if (one) {
         multiply_slice<1, true>(chunk, r, n, packs, slice);

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "kernels/cpu/isa/gated_work.h"
+
 namespace kve::KVE_ISA {
 
 constexpr int64_t kPackGroups = 16;  // quantized at a time
@@ -142,27 +144,8 @@ void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float 
 
 // ---- what a gate leaves ----
 
-namespace {
-
-struct GatedWork {
-  float* gate;  // [n_tokens][kGatedRows]
-  float* up;
-  std::byte* product;
-  size_t size;
-
-  GatedWork(std::byte* data, int64_t cols, int64_t n_tokens) {
-    Carver carver(data);
-    gate = carver.take<float>(n_tokens * kGatedRows);
-    up = carver.take<float>(n_tokens * kGatedRows);
-    product = carver.take<std::byte>(static_cast<int64_t>(matmat_scratch(cols)));
-    size = carver.size();
-  }
-};
-
-}  // namespace
-
 size_t gated_scratch(int64_t cols, int64_t n_tokens) {
-  return GatedWork(nullptr, cols, n_tokens).size;
+  return GatedWork(nullptr, matmat_scratch(cols), n_tokens).size;
 }
 
 // A group of n inputs, whose values are rows of 32. The codes of the second plane wait where that
@@ -179,21 +162,13 @@ static void place_values(const Pack& out, int64_t group, const float* rows, int6
 
 void gated_group(const GatedChunk& chunk, const std::byte* packs) {
   const int64_t n_tokens = chunk.gate.n_tokens;
-  const GatedWork work(chunk.scratch, chunk.gate.cols, n_tokens);
-  const auto multiply = [&](MatmulChunk product, float* y) {
-    product.y = y;
-    product.y_stride = kGatedRows;
-    product.y_row = product.first_row;
-    product.scratch = work.product;
-    matmat(product, packs);
-  };
-  multiply(chunk.gate, work.gate);
-  multiply(chunk.up, work.up);
-  gated(chunk.activation, work.gate, work.up, n_tokens * kGatedRows);
+  const float* values =
+      multiply_gate(chunk, GatedWork(chunk.scratch, matmat_scratch(chunk.gate.cols), n_tokens),
+                    [&](const MatmulChunk& product) { matmat(product, packs); });
   const int64_t group = chunk.gate.first_row / kGatedRows;
   std::byte* dst = chunk.packs;
   for (int64_t t = 0; t < n_tokens; t += kMatTokens, dst += pack_bytes(chunk.cols)) {
-    place_values(Pack(dst, chunk.cols), group, work.gate + t * kGatedRows,
+    place_values(Pack(dst, chunk.cols), group, values + t * kGatedRows,
                  least(n_tokens - t, kMatTokens));
   }
 }

@@ -159,4 +159,21 @@ static void unpack_tiles(const MatmulChunk& chunk, int64_t first_row, int64_t n_
   }
 }
 
+// Rows [first_row, first_row + n_rows) of the chunk's weights, n_rows being kSliceRows at the most.
+static inline void unpack_rows(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
+                               const Slice& slice) {
+  if (chunk.tiles == nullptr) {
+    unpack_slice(chunk, first_row, n_rows, !one_scale(chunk.format->type), slice);
+    return;
+  }
+  with_interleaved(chunk.format->type, [&](auto kind) {
+    unpack_tiles<decltype(kind)>(chunk, first_row, n_rows, slice);
+  });
+}
+
+// See sums_of().
+static inline bool has_offsets(WeightType type) {
+  return type != WeightType::mxfp4 && type != WeightType::q8_k;
+}
+
 }  // namespace kve::KVE_ISA

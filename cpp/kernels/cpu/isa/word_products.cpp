@@ -143,13 +143,6 @@ static inline F32 exp2_bits(F32 x) {
   return as_f32(blend_bits(mantissa, as_i32(p), bits));
 }
 
-// Two rows of positive floats as bf16, rounded to the nearest.
-static inline I32 pair_bf16(F32 low, F32 high) {
-  const I32 half = set_i32(0x8000);
-  return blend_bits(set_i32(static_cast<int32_t>(0xffff0000)), as_i32(high) + half,
-                    shift_right(as_i32(low) + half, 16));
-}
-
 template <bool kKeep>
 static inline void weigh(const float* scores, const float* top, const float* inverse, int64_t first,
                          int64_t end, int32_t* weights, int32_t* kept, float* totals) {
@@ -175,7 +168,7 @@ static inline void weigh(const float* scores, const float* top, const float* inv
       total[v] = fma(low, low_inverse, total[v]);
       total[v] = fma(high, high_inverse, total[v]);
       store_i32(weights + at, pair_words(to_i32(low), to_i32(high)));
-      if constexpr (kKeep) store_i32(kept + at, pair_bf16(low, high));
+      if constexpr (kKeep) store_i32(kept + at, round_bf16_pair(low, high));
     }
   }
   KVE_UNROLL(3)

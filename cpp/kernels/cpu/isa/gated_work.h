@@ -1,0 +1,44 @@
+// Some rows of gate and up, and what they become, before it is packed for the next product.
+#pragma once
+
+#include "kernels/cpu/isa/isa.h"
+
+namespace kve::KVE_ISA {
+namespace {
+
+struct GatedWork {
+  float* gate;  // [n_tokens][kGatedRows]
+  float* up;
+  std::byte* product;
+  size_t size;
+
+  // product_scratch: what one of both products needs.
+  GatedWork(std::byte* data, size_t product_scratch, int64_t n_tokens) {
+    Carver carver(data);
+    gate = carver.take<float>(n_tokens * kGatedRows);
+    up = carver.take<float>(n_tokens * kGatedRows);
+    product = carver.take<std::byte>(static_cast<int64_t>(product_scratch));
+    size = carver.size();
+  }
+};
+
+}  // namespace
+
+// activation(gate) * up, [n_tokens][kGatedRows], by multiply(chunk) for each of both. In `work`.
+template <class Multiply>
+static const float* multiply_gate(const GatedChunk& chunk, const GatedWork& work,
+                                  const Multiply& multiply) {
+  const auto product = [&](MatmulChunk rows, float* y) {
+    rows.y = y;
+    rows.y_stride = kGatedRows;
+    rows.y_row = rows.first_row;
+    rows.scratch = work.product;
+    multiply(rows);
+  };
+  product(chunk.gate, work.gate);
+  product(chunk.up, work.up);
+  gated(chunk.activation, work.gate, work.up, chunk.gate.n_tokens * kGatedRows);
+  return work.gate;
+}
+
+}  // namespace kve::KVE_ISA

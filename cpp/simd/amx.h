@@ -1,0 +1,56 @@
+// The tile unit of Intel's processors (AMX): eight registers of 16 rows of 64 bytes. Only for
+// sources of the set that has it (KVE_ISA_AMX). Written as assembly because GCC 12's functions do
+// not tell the compiler which memory they read, so that it leaves out stores before them.
+#pragma once
+
+#include <stdint.h>
+
+namespace kve::KVE_ISA {
+
+constexpr int kTileUnitRows = 16;
+constexpr int kTileUnitBytes = 16 * 64;
+
+namespace {
+
+// Gives this thread's tile registers their shape while it lives; without it they have none.
+class TileUnit {
+ public:
+  TileUnit() {
+    struct {
+      uint8_t palette = 1;
+      uint8_t start_row = 0;
+      uint8_t reserved[14] = {};
+      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } shape;
+    static_assert(sizeof(shape) == 64);
+    asm volatile("ldtilecfg %0" : : "m"(shape) : "memory");
+  }
+  ~TileUnit() { asm volatile("tilerelease" : : : "memory"); }
+  TileUnit(const TileUnit&) = delete;
+  TileUnit& operator=(const TileUnit&) = delete;
+};
+
+}  // namespace
+
+template <int kTile>
+inline void zero_tile() {
+  asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
+}
+// Rows of 64 bytes, `stride` bytes apart.
+template <int kTile>
+inline void load_tile(const void* data, int64_t stride) {
+  asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(data), "r"(stride), "i"(kTile) : "memory");
+}
+template <int kTile>
+inline void store_tile(void* data, int64_t stride) {
+  asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(data), "r"(stride), "i"(kTile) : "memory");
+}
+// kSum[m][n] += the dot products of row m of kA and column n of kB: 16 pairs of bf16 numbers, those
+// of column n being the n-th of each row. Denormals count as zero.
+template <int kSum, int kA, int kB>
+inline void dot_bf16() {
+  asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
+}
+
+}  // namespace kve::KVE_ISA
