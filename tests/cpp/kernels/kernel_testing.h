@@ -19,6 +19,7 @@ inline std::vector<std::string> available_isas() {
   if (cpu_features().avx2) names.push_back("avx2");
   if (cpu_features().avx512) names.push_back("avx512");
   if (cpu_features().avx512_bf16) names.push_back("avx512_bf16");
+  if (cpu_features().amx) names.push_back("amx");
   if (cpu_features().neon) names.push_back("neon");
   if (cpu_features().dotprod) names.push_back("dotprod");
   return names;
