@@ -42,6 +42,11 @@ template <int kTile>
 inline void load_tile(const void* data, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(data), "r"(stride), "i"(kTile) : "memory");
 }
+// The same of a stream: it does not displace what the first cache holds.
+template <int kTile>
+inline void stream_tile(const void* data, int64_t stride) {
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(data), "r"(stride), "i"(kTile) : "memory");
+}
 template <int kTile>
 inline void store_tile(void* data, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(data), "r"(stride), "i"(kTile) : "memory");

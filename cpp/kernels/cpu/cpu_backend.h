@@ -109,7 +109,10 @@ class CpuBackend final : public Backend {
   Path choose_path(const Product& product, Precision precision, int64_t n_tokens) const;
   // The kernels of a path of many inputs.
   const PackedProducts& packed(Path path) const;
-  int64_t job_rows(const Weight& weight, Path path) const;
+  int64_t job_rows(const Weight& weight, Path path, int64_t n_inputs) const;
+  // Rows of one chunk of a product of packed inputs.
+  int64_t packed_rows(const PackedProducts& kernels, int64_t rows, int64_t cols,
+                      int64_t n_inputs) const;
   // As the kernels of a path want it; valid until the next call for that path.
   const std::byte* quantize_input(ConstMat x, Precision precision, Path path);
   void run(const MatmulJob& job, ConstMat x, std::byte* scratch) const;

@@ -30,6 +30,11 @@ float least_error(Precision precision) {
   return precision == Precision::mixed ? kMixedLeastError : kFastLeastError;
 }
 
+// Inputs that exceed this are read from farther away for every chunk, so that chunks have more
+// rows, but enough for every thread to have some chunks.
+constexpr int64_t kSecondCacheBytes = 2 << 20;
+constexpr int64_t kRoundsOfThread = 2;
+
 int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Rows of a chunk of weights of which every byte is read once.
@@ -92,7 +97,16 @@ const PackedProducts& CpuBackend::packed(Path path) const {
   return path == Path::bf16 ? kernels_.bf16 : kernels_.planes;
 }
 
-int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
+int64_t CpuBackend::packed_rows(const PackedProducts& kernels, int64_t rows, int64_t cols,
+                                int64_t n_inputs) const {
+  const int64_t packs = (n_inputs + kernels.tokens - 1) / kernels.tokens;
+  const int64_t bytes = packs * static_cast<int64_t>(kernels.pack_bytes(cols));
+  if (bytes <= kSecondCacheBytes) return kernels.rows;
+  const int64_t share = rows / (pool_.size() * kRoundsOfThread);
+  return round_up(std::clamp<int64_t>(share, kernels.rows, kernels.most_rows), kernels.rows);
+}
+
+int64_t CpuBackend::job_rows(const Weight& weight, Path path, int64_t n_inputs) const {
   switch (path) {
     case Path::exact:
       return round_up(std::min<int64_t>(streaming_rows(weight, 4), 64), kernels_.exact_rows);
@@ -104,7 +118,7 @@ int64_t CpuBackend::job_rows(const Weight& weight, Path path) const {
     case Path::bf16:
       break;
   }
-  return packed(path).rows;
+  return packed_rows(packed(path), weight.rows, weight.cols, n_inputs);
 }
 
 const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Path path) {
@@ -184,7 +198,7 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
     const Weight& weight = *product.weight;
     const Path path = choose_path(product, precision, x.rows);
     used[static_cast<size_t>(path)] = true;
-    const int64_t rows = job_rows(weight, path);
+    const int64_t rows = job_rows(weight, path, x.rows);
     for (int64_t r = 0; r < weight.rows; r += rows) {
       matmul_jobs_.push_back({&product, path, r, std::min(weight.rows - r, rows)});
     }
@@ -217,16 +231,19 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
   const int64_t n_packs = (x.rows + kernels.tokens - 1) / kernels.tokens;
   const size_t bytes = kernels.pack_bytes(width);
   std::byte* made = gated_packs_.get<std::byte>(bytes * static_cast<size_t>(n_packs));
-  reserve_thread_scratch(std::max(kernels.gated_scratch(x.cols, x.rows), kernels.scratch(width)));
+  // Those of both weights together are as many as those of one product.
+  const int64_t step = round_up(packed_rows(kernels, 2 * width, x.cols, x.rows) / 2, kGatedRows);
+  reserve_thread_scratch(
+      std::max(kernels.gated_scratch(x.cols, step, x.rows), kernels.scratch(width)));
   // Threads begin far from each other: neighbouring groups share cache lines.
-  const int64_t n_groups = width / kGatedRows;
-  const int64_t stride = (n_groups + pool_.size() - 1) / pool_.size();
+  const int64_t n_jobs = (width + step - 1) / step;
+  const int64_t stride = (n_jobs + pool_.size() - 1) / pool_.size();
   pool_.parallel(stride * pool_.size(), [&](int64_t i, int thread) {
-    const int64_t group = i % pool_.size() * stride + i / pool_.size();
-    if (group >= n_groups) return;
-    const int64_t row = group * kGatedRows;
-    kernels.gated_group({.gate = chunk_of(block.gate, row, kGatedRows, x.rows, nullptr),
-                         .up = chunk_of(block.up, row, kGatedRows, x.rows, nullptr),
+    const int64_t row = (i % pool_.size() * stride + i / pool_.size()) * step;
+    if (row >= width) return;
+    const int64_t n = std::min(width - row, step);
+    kernels.gated_group({.gate = chunk_of(block.gate, row, n, x.rows, nullptr),
+                         .up = chunk_of(block.up, row, n, x.rows, nullptr),
                          .activation = static_cast<int>(block.activation),
                          .cols = width,
                          .packs = made,
@@ -236,8 +253,8 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
   pool_.parallel(n_packs, [&](int64_t i) {
     kernels.end_pack(width, least_error(out), made + static_cast<size_t>(i) * bytes);
   });
-  const int64_t rows = kernels.rows;
   const int64_t n_rows = block.down.weight->rows;
+  const int64_t rows = packed_rows(kernels, n_rows, width, x.rows);
   pool_.parallel((n_rows + rows - 1) / rows, [&](int64_t i, int thread) {
     const int64_t row = i * rows;
     kernels.multiply(

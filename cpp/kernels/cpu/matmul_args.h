@@ -28,7 +28,8 @@ struct MatmulChunk {
 
 // kGatedRows rows of two weights, gate and up, times activations: what they become is a group of
 // columns of the packs, of `cols` columns, that the next product reads. Both chunks have the same
-// rows and input; y is not theirs to state.
+// rows (some groups of them where PackedProducts::most_rows allows) and input; y is not theirs to
+// state.
 inline constexpr int64_t kGatedRows = 32;
 struct GatedChunk {
   MatmulChunk gate;

@@ -25,7 +25,9 @@ size_t staged_tile_bytes(int key_dim, int value_dim) {
 static WordTile staged_tile(const AttendChunk& chunk, int64_t number) {
   Carver carver(chunk.tiles +
                 number * static_cast<int64_t>(staged_tile_bytes(chunk.k.width, chunk.v.width)));
-  return carve_word_tile(carver, chunk.k.width, chunk.v.width);
+  WordTile tile = carve_word_tile(carver, chunk.k.width, chunk.v.width);
+  tile.bf16 = kBf16Tiles;
+  return tile;
 }
 
 namespace {
@@ -65,9 +67,9 @@ bool stage_tiles(const AttendChunk& chunk) {
     WordTile tile = staged_tile(chunk, t);
     const int32_t n = grid.rows(t);
     read_rows<F32Tile>(rows, keys, chunk.k.width, grid.base(t), n);
-    quantize_key_rows(rows.rows, rows.stride, chunk.k.width, n, &tile);
+    put_key_rows(rows.rows, rows.stride, chunk.k.width, n, &tile);
     read_rows<F32Tile>(rows, values, chunk.v.width, grid.base(t), n);
-    quantize_value_rows(rows.rows, rows.stride, chunk.v.width, n, &tile);
+    put_value_rows(rows.rows, rows.stride, chunk.v.width, n, &tile);
     if ((tile.broken_keys | tile.broken_values) != 0) return false;
   }
   return true;
@@ -164,7 +166,7 @@ class WeighedLoop {
     alignas(64) float sums[kTile] = {};
     add_kept(kept.weights, factors, sums);
     const float* inverse = staged_tile(chunk_, t).value_inverse;
-    const F32 unit = set(1 / kLift / (1 << kWordWeightBits));
+    const F32 unit = set(1 / kLift / kKeptUnit);
     float* mass = chunk_.mass + grid_.base(t);
     const int64_t n = grid_.rows(t);
     for (int64_t r = 0; r < n; r += kLanes) {
@@ -190,6 +192,7 @@ size_t attend_weighed_scratch(int key_dim, int value_dim, int64_t n_rows) {
 
 void attend_weighed(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                     std::byte* scratch) {
+  const GroupUnit unit;
   const WeighedWork work(scratch, chunk.k.width, chunk.v.width, most_tiles(chunk.n_rows));
   WeighedLoop(chunk, state, first, end, work).attend();
 }

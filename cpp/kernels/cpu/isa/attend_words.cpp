@@ -37,6 +37,7 @@ struct WordWork {
     const int64_t key_stride = 2 * group.key_words;
     rows = carve_rows(carver, key_stride > channels ? key_stride : channels);
     tile = carve_word_tile(carver, key_dim, value_dim);
+    tile.bf16 = kBf16Tiles;
     lift = carver.take<float>(round_up(value_dim, kLanes) * channels);
     lift_tile = carve_word_tile(carver, value_dim, 1);
     lift_lanes = carver.take<int32_t>(channels / 2 * kWordLanes);
@@ -104,7 +105,7 @@ class WordLoop {
       value_elements(chunk_.v.strips[page->basis], *page, false, work_.rows.rows, work_.rows.stride,
                      work_.keys.tiles.params);
     }
-    quantize_value_rows(work_.rows.rows, work_.rows.stride, width, task->n, &work_.tile);
+    put_value_rows(work_.rows.rows, work_.rows.stride, width, task->n, &work_.tile);
   }
 
   // Sums in a basis are added to those of values.
@@ -182,6 +183,7 @@ size_t attend_words_scratch(int key_dim, int value_dim) {
 
 void attend_words(const AttendChunk& chunk, const AttendState& state, int32_t first, int32_t end,
                   std::byte* scratch) {
+  const GroupUnit unit;
   WordWork work(scratch, chunk.k.width, chunk.v.width, row_numbers(chunk));
   WordLoop(chunk, state, work).attend(first, end);
 }

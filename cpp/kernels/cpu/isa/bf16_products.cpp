@@ -20,15 +20,25 @@ static_assert(kSliceRows == 2 * kTileUnitRows && kLanes == kTileUnitRows);
 // of weights, it fills a register.
 constexpr int64_t kStepNumbers = 16 * 32;
 
+// Columns of weights that are rounded at a time: 32 rows of them stay in the first cache while all
+// inputs pass. A multiple of the groups that are unpacked together, unless it is all.
+constexpr int64_t kBlockSteps = 16;
+constexpr int64_t kMostSteps = 20;
+static_assert(kBlockSteps % kUnpackGroups == 0);
+constexpr int64_t kMostRows = 256;  // that are rounded before any input is read
+
+// Inputs that meet all of those rows while they are in the second cache.
+constexpr int64_t kNearInputs = 128;
+
 struct Rounded {
-  uint16_t* rows;  // [2][steps][16 pairs][16 rows][2]
-  std::byte* slice;
+  uint16_t* rows;  // [kMostRows / 16][steps][16 pairs][16 rows][2]
+  Slice slice;
   size_t size;
 
-  Rounded(std::byte* data, int64_t cols) {
+  explicit Rounded(std::byte* data) : slice(nullptr, 32 * kMostSteps) {
     Carver carver(data);
-    rows = carver.take<uint16_t>(2 * cols / 32 * kStepNumbers);
-    slice = carver.take<std::byte>(static_cast<int64_t>(Slice(nullptr, cols).size));
+    rows = carver.take<uint16_t>(kMostRows / kTileUnitRows * kMostSteps * kStepNumbers);
+    slice = Slice(carver.take<std::byte>(static_cast<int64_t>(slice.size)), 32 * kMostSteps);
     size = carver.size();
   }
 };
@@ -116,8 +126,8 @@ static void round_rows(const Slice& slice, int64_t n_groups, int v, uint16_t* ds
 }
 
 template <bool kHalves, bool kMin>
-static void round_slice(const MatmulChunk& chunk, const Slice& slice, uint16_t* dst) {
-  const int64_t n_groups = chunk.cols / 32;
+static void round_slice(const MatmulChunk& chunk, const Slice& slice, int64_t n_groups,
+                        uint16_t* dst) {
   const bool offsets = has_offsets(chunk.format->type);
   for (int v = 0; v < kMatVectors; ++v, dst += n_groups * kStepNumbers) {
     if (offsets) {
@@ -128,135 +138,172 @@ static void round_slice(const MatmulChunk& chunk, const Slice& slice, uint16_t* 
   }
 }
 
-static void round_weights(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
-                          const Rounded& work) {
-  const Slice slice(work.slice, chunk.cols);
-  unpack_rows(chunk, first_row, n_rows, slice);
+static void round_weights(const MatmulChunk& chunk, const SliceOf& part, const Slice& slice,
+                          uint16_t* dst) {
+  const int64_t n = part.n_groups;
+  unpack_part(chunk, part, slice);
   if (one_scale(chunk.format->type)) {
-    chunk.format->has_min ? round_slice<false, true>(chunk, slice, work.rows)
-                          : round_slice<false, false>(chunk, slice, work.rows);
+    chunk.format->has_min ? round_slice<false, true>(chunk, slice, n, dst)
+                          : round_slice<false, false>(chunk, slice, n, dst);
   } else {
-    chunk.format->has_min ? round_slice<true, true>(chunk, slice, work.rows)
-                          : round_slice<true, false>(chunk, slice, work.rows);
+    chunk.format->has_min ? round_slice<true, true>(chunk, slice, n, dst)
+                          : round_slice<true, false>(chunk, slice, n, dst);
   }
 }
 
 // ---- products ----
 
-// Inputs are asked for this far ahead of their use.
-constexpr int64_t kAhead = 2 * kTileUnitBytes;
+namespace {
 
-static inline void ask_for(const std::byte* step) {
-  KVE_UNROLL(16)
-  for (int i = 0; i < kTileUnitBytes; i += 64) prefetch_near(step + i);
-}
+// Some columns of packs and of a slice of weights.
+struct Columns {
+  const std::byte* packs;  // of the first pack, at the first column
+  size_t pack_bytes;
+  const uint16_t* rows;
+  int64_t n_steps;
+  bool first;  // else the results of columns before are there already
+};
 
-// kPacks packs times 32 rows: y[input][row].
+}  // namespace
+
+// kPacks packs times 32 rows: y[input][row]. Of both, weights are what stays in the first cache.
 template <int kPacks>
-static void multiply_packs(const std::byte* packs, size_t pack_stride, const uint16_t* rows,
-                           int64_t n_steps, float* y, int64_t y_stride) {
-  const auto* a = packs;
-  const auto* b = reinterpret_cast<const std::byte*>(rows);
-  const int64_t next_rows = n_steps * kTileUnitBytes;
-  zero_tile<0>();
-  zero_tile<1>();
-  if constexpr (kPacks == 2) {
+static void multiply_packs(const Columns& columns, float* y, int64_t y_stride) {
+  const int64_t stride = y_stride * static_cast<int64_t>(sizeof(float));
+  float* second = y + kTileUnitRows * y_stride;
+  if (columns.first) {
+    zero_tile<0>();
+    zero_tile<1>();
     zero_tile<2>();
     zero_tile<3>();
+  } else {
+    load_tile<0>(y, stride);
+    load_tile<1>(y + kTileUnitRows, stride);
+    if constexpr (kPacks == 2) {
+      load_tile<2>(second, stride);
+      load_tile<3>(second + kTileUnitRows, stride);
+    }
   }
-  for (int64_t step = 0; step < n_steps; ++step, a += kTileUnitBytes, b += kTileUnitBytes) {
-    for (int i = 0; i < kPacks; ++i) ask_for(a + i * pack_stride + kAhead);
-    load_tile<4>(a, 64);
+  const std::byte* a = columns.packs;
+  const auto* b = reinterpret_cast<const std::byte*>(columns.rows);
+  const int64_t next_rows = columns.n_steps * kTileUnitBytes;
+  for (int64_t i = 0; i < columns.n_steps; ++i, a += kTileUnitBytes, b += kTileUnitBytes) {
+    stream_tile<4>(a, 64);
     load_tile<6>(b, 64);
     dot_bf16<0, 4, 6>();
     load_tile<7>(b + next_rows, 64);
     dot_bf16<1, 4, 7>();
     if constexpr (kPacks == 2) {
-      load_tile<5>(a + pack_stride, 64);
+      stream_tile<5>(a + columns.pack_bytes, 64);
       dot_bf16<2, 5, 6>();
       dot_bf16<3, 5, 7>();
     }
   }
-  const int64_t stride = y_stride * static_cast<int64_t>(sizeof(float));
   store_tile<0>(y, stride);
   store_tile<1>(y + kTileUnitRows, stride);
   if constexpr (kPacks == 2) {
-    y += kTileUnitRows * y_stride;
-    store_tile<2>(y, stride);
-    store_tile<3>(y + kTileUnitRows, stride);
+    store_tile<2>(second, stride);
+    store_tile<3>(second + kTileUnitRows, stride);
   }
 }
 
-// Results that do not fill all registers, [n_tokens][kSliceRows], to their rows of y.
-static void copy_out(const float* sums, int64_t n_tokens, int64_t n_rows, float* y,
-                     int64_t y_stride) {
-  for (int64_t t = 0; t < n_tokens; ++t) {
-    memcpy(y + t * y_stride, sums + t * kSliceRows, static_cast<size_t>(n_rows) * sizeof(float));
+static void multiply_inputs(const Columns& columns, int64_t n, float* y, int64_t y_stride) {
+  n > kTileUnitRows ? multiply_packs<2>(columns, y, y_stride)
+                    : multiply_packs<1>(columns, y, y_stride);
+}
+
+static void copy_rows(const float* from, int64_t from_stride, int64_t n, int64_t width, float* to,
+                      int64_t to_stride) {
+  for (int64_t i = 0; i < n; ++i) {
+    memcpy(to + i * to_stride, from + i * from_stride, static_cast<size_t>(width) * sizeof(float));
   }
 }
 
-static void add_bias(const float* bias, int64_t n_tokens, int64_t n_rows, float* y,
-                     int64_t y_stride) {
-  for (int64_t t = 0; t < n_tokens; ++t) add(y + t * y_stride, bias, n_rows);
+// n inputs, two packs at the most, times n_rows of a slice. Registers are written as a whole.
+static void multiply_some(const Columns& columns, int64_t n, int64_t n_rows, float* y,
+                          int64_t y_stride) {
+  if (n_rows == kSliceRows && n % kTileUnitRows == 0) {
+    multiply_inputs(columns, n, y, y_stride);
+    return;
+  }
+  alignas(64) float sums[2 * kTileUnitRows * kSliceRows];
+  if (!columns.first) copy_rows(y, y_stride, n, n_rows, sums, kSliceRows);
+  multiply_inputs(columns, n, sums, kSliceRows);
+  copy_rows(sums, kSliceRows, n, n_rows, y, y_stride);
 }
 
-// One slice with all tokens.
-static void multiply_slice(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
-                           const std::byte* packs, const uint16_t* rows) {
-  constexpr int64_t kTokens = 2 * kTileUnitRows;
+// Columns 32 * first_step ... of n_rows rows, kMostRows at the most, with all inputs.
+static void multiply_columns(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
+                             int64_t first_step, int64_t n_steps, const std::byte* packs,
+                             const Rounded& work) {
+  const int64_t slice_numbers = 2 * n_steps * kStepNumbers;
+  for (int64_t r = 0; r < n_rows; r += kSliceRows) {
+    round_weights(chunk, {first_row + r, least(n_rows - r, kSliceRows), first_step, n_steps},
+                  work.slice, work.rows + r / kSliceRows * slice_numbers);
+  }
   const size_t pack = bf16_pack_bytes(chunk.cols);
-  const int64_t n_steps = chunk.cols / 32;
-  alignas(64) float sums[kTokens * kSliceRows];
-  float* first = chunk.y + first_row - chunk.y_row;
-  for (int64_t t = 0; t < chunk.n_tokens; t += kTokens, packs += 2 * pack) {
-    const int64_t n = least(chunk.n_tokens - t, kTokens);
-    float* y = first + t * chunk.y_stride;
-    const bool whole = n_rows == kSliceRows && n % kTileUnitRows == 0;
-    float* to = whole ? y : sums;
-    const int64_t stride = whole ? chunk.y_stride : kSliceRows;
-    if (n > kTileUnitRows) {
-      multiply_packs<2>(packs, pack, rows, n_steps, to, stride);
-    } else {
-      multiply_packs<1>(packs, pack, rows, n_steps, to, stride);
+  packs += first_step * kTileUnitBytes;
+  for (int64_t near = 0; near < chunk.n_tokens; near += kNearInputs) {
+    const int64_t end = least(near + kNearInputs, chunk.n_tokens);
+    for (int64_t r = 0; r < n_rows; r += kSliceRows) {
+      float* y = chunk.y + first_row + r - chunk.y_row;
+      for (int64_t t = near; t < end; t += 2 * kTileUnitRows) {
+        const Columns columns = {packs + static_cast<size_t>(t / kTileUnitRows) * pack, pack,
+                                 work.rows + r / kSliceRows * slice_numbers, n_steps,
+                                 first_step == 0};
+        multiply_some(columns, least(end - t, 2 * kTileUnitRows), least(n_rows - r, kSliceRows),
+                      y + t * chunk.y_stride, chunk.y_stride);
+      }
     }
-    if (!whole) copy_out(sums, n, n_rows, y, chunk.y_stride);
-    if (chunk.bias != nullptr) add_bias(chunk.bias + first_row, n, n_rows, y, chunk.y_stride);
   }
 }
 
-static size_t bf16_scratch(int64_t cols) { return Rounded(nullptr, cols).size; }
+static size_t bf16_scratch(int64_t /*cols*/) { return Rounded(nullptr).size; }
 
 static void bf16_multiply(const MatmulChunk& chunk, const std::byte* packs) {
-  const Rounded work(chunk.scratch, chunk.cols);
+  const Rounded work(chunk.scratch);
   const TileUnit unit;
+  const int64_t n_steps = chunk.cols / 32;
+  const int64_t block = n_steps > kMostSteps ? kBlockSteps : n_steps;
   const int64_t end = chunk.first_row + chunk.n_rows;
-  for (int64_t r = chunk.first_row; r < end; r += kSliceRows) {
-    const int64_t n = least(end - r, kSliceRows);
-    round_weights(chunk, r, n, work);
-    multiply_slice(chunk, r, n, packs, work.rows);
+  for (int64_t r = chunk.first_row; r < end; r += kMostRows) {
+    const int64_t n = least(end - r, kMostRows);
+    for (int64_t step = 0; step < n_steps; step += block) {
+      multiply_columns(chunk, r, n, step, least(n_steps - step, block), packs, work);
+    }
+  }
+  if (chunk.bias == nullptr) return;
+  for (int64_t t = 0; t < chunk.n_tokens; ++t) {
+    add(chunk.y + t * chunk.y_stride + chunk.first_row - chunk.y_row, chunk.bias + chunk.first_row,
+        chunk.n_rows);
   }
 }
 
 // ---- what a gate leaves ----
 
-static size_t bf16_gated_scratch(int64_t cols, int64_t n_tokens) {
-  return GatedWork(nullptr, bf16_scratch(cols), n_tokens).size;
+static size_t bf16_gated_scratch(int64_t cols, int64_t n_rows, int64_t n_tokens) {
+  return GatedWork(nullptr, bf16_scratch(cols), n_rows, n_tokens).size;
 }
 
 static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
   static_assert(kGatedRows == 32);
   const int64_t n_tokens = chunk.gate.n_tokens;
-  const float* values =
-      multiply_gate(chunk, GatedWork(chunk.scratch, bf16_scratch(chunk.gate.cols), n_tokens),
-                    [&](const MatmulChunk& product) { bf16_multiply(product, packs); });
+  const int64_t n_rows = chunk.gate.n_rows;
+  const float* values = multiply_gate(
+      chunk, GatedWork(chunk.scratch, bf16_scratch(chunk.gate.cols), n_rows, n_tokens),
+      [&](const MatmulChunk& product) { bf16_multiply(product, packs); });
   const size_t bytes = bf16_pack_bytes(chunk.cols);
-  std::byte* step = chunk.packs + chunk.gate.first_row / kGatedRows * kTileUnitBytes;
+  const int64_t n_steps = n_rows / kGatedRows;
+  std::byte* first = chunk.packs + chunk.gate.first_row / kGatedRows * kTileUnitBytes;
   for (int64_t t = 0; t < round_up(n_tokens, kTileUnitRows); ++t) {
-    std::byte* dst = step + static_cast<size_t>(t / kTileUnitRows) * bytes + t % kTileUnitRows * 64;
-    if (t < n_tokens) {
-      round_step(values + t * kGatedRows, dst);
-    } else {
-      memset(dst, 0, 64);
+    std::byte* dst =
+        first + static_cast<size_t>(t / kTileUnitRows) * bytes + t % kTileUnitRows * 64;
+    for (int64_t step = 0; step < n_steps; ++step, dst += kTileUnitBytes) {
+      if (t < n_tokens) {
+        round_step(values + t * n_rows + step * kGatedRows, dst);
+      } else {
+        memset(dst, 0, 64);
+      }
     }
   }
 }
@@ -268,6 +315,7 @@ const PackedProducts kBf16Products = {
     .pack_bytes = bf16_pack_bytes,
     .pack = bf16_pack,
     .rows = kSliceRows,
+    .most_rows = kMostRows,
     .scratch = bf16_scratch,
     .multiply = bf16_multiply,
     .gated_scratch = bf16_gated_scratch,

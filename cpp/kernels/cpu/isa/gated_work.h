@@ -7,16 +7,16 @@ namespace kve::KVE_ISA {
 namespace {
 
 struct GatedWork {
-  float* gate;  // [n_tokens][kGatedRows]
+  float* gate;  // [n_tokens][n_rows]
   float* up;
   std::byte* product;
   size_t size;
 
   // product_scratch: what one of both products needs.
-  GatedWork(std::byte* data, size_t product_scratch, int64_t n_tokens) {
+  GatedWork(std::byte* data, size_t product_scratch, int64_t n_rows, int64_t n_tokens) {
     Carver carver(data);
-    gate = carver.take<float>(n_tokens * kGatedRows);
-    up = carver.take<float>(n_tokens * kGatedRows);
+    gate = carver.take<float>(n_tokens * n_rows);
+    up = carver.take<float>(n_tokens * n_rows);
     product = carver.take<std::byte>(static_cast<int64_t>(product_scratch));
     size = carver.size();
   }
@@ -24,20 +24,20 @@ struct GatedWork {
 
 }  // namespace
 
-// activation(gate) * up, [n_tokens][kGatedRows], by multiply(chunk) for each of both. In `work`.
+// activation(gate) * up, [n_tokens][n_rows], by multiply(chunk) for each of both. In `work`.
 template <class Multiply>
 static const float* multiply_gate(const GatedChunk& chunk, const GatedWork& work,
                                   const Multiply& multiply) {
   const auto product = [&](MatmulChunk rows, float* y) {
     rows.y = y;
-    rows.y_stride = kGatedRows;
+    rows.y_stride = rows.n_rows;
     rows.y_row = rows.first_row;
     rows.scratch = work.product;
     multiply(rows);
   };
   product(chunk.gate, work.gate);
   product(chunk.up, work.up);
-  gated(chunk.activation, work.gate, work.up, chunk.gate.n_tokens * kGatedRows);
+  gated(chunk.activation, work.gate, work.up, chunk.gate.n_tokens * chunk.gate.n_rows);
   return work.gate;
 }
 

@@ -50,7 +50,7 @@ void matvec_tiles(const MatmulChunk& chunk, const std::byte* input);
 size_t pack_bytes(int64_t cols);
 void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
           std::byte* dst);
-size_t gated_scratch(int64_t cols, int64_t n_tokens);
+size_t gated_scratch(int64_t cols, int64_t n_rows, int64_t n_tokens);
 void gated_group(const GatedChunk& chunk, const std::byte* packs);
 void end_pack(int64_t cols, float least_error, std::byte* pack);
 

@@ -200,7 +200,7 @@ void matmat(const MatmulChunk& chunk, const std::byte* packs) {
   const int64_t end = chunk.first_row + chunk.n_rows;
   for (int64_t r = chunk.first_row; r < end; r += kSliceRows) {
     const int64_t n = least(end - r, kSliceRows);
-    unpack_rows(chunk, r, n, slice);
+    unpack_part(chunk, {r, n, 0, chunk.cols / 32}, slice);
     if (chunk.format->has_min) {
       if (one) {
         multiply_slice<1, true>(chunk, r, n, packs, slice);

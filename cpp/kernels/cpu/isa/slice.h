@@ -80,17 +80,26 @@ static void transpose_rows(const Slice& slice, int64_t first_word, int64_t n_wor
   }
 }
 
+// Rows of a chunk's weights, kSliceRows at the most, and their groups of columns; the first group
+// is a multiple of kUnpackGroups, which becomes group 0 of the slice.
+struct SliceOf {
+  int64_t first_row;
+  int64_t n_rows;
+  int64_t first_group;
+  int64_t n_groups;
+};
+
 // From the file's layout, for any type.
-static void unpack_slice(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows, bool halves,
+static void unpack_slice(const MatmulChunk& chunk, const SliceOf& part, bool halves,
                          const Slice& slice) {
-  const int64_t n_groups = chunk.cols / 32;
-  for (int64_t g = 0; g < n_groups; g += kUnpackGroups) {
-    const int64_t n = least(n_groups - g, kUnpackGroups);
+  for (int64_t g = 0; g < part.n_groups; g += kUnpackGroups) {
+    const int64_t n = least(part.n_groups - g, kUnpackGroups);
     for (int r = 0; r < kSliceRows; ++r) {
       CodeGroup groups[kUnpackGroups];
-      if (r < n_rows) {
-        const size_t row = static_cast<size_t>(first_row + r);
-        unpack(*chunk.format, chunk.weight + row * chunk.row_bytes, g, n, groups);
+      if (r < part.n_rows) {
+        const size_t row = static_cast<size_t>(part.first_row + r);
+        unpack(*chunk.format, chunk.weight + row * chunk.row_bytes, part.first_group + g, n,
+               groups);
       } else {
         memset(groups, 0, sizeof(groups));
       }
@@ -134,41 +143,39 @@ static void unpack_block_vector(const BlockView& block, int from, int64_t first_
 
 // From interleaved tiles. Rows past the last tile get scales of zero, so that they count nothing.
 template <class Type>
-static void unpack_tiles(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
-                         const Slice& slice) {
-  const int64_t n_groups = chunk.cols / 32;
-  const int64_t end = round_up(first_row + n_rows, kTileRows);
+static void unpack_tiles(const MatmulChunk& chunk, const SliceOf& part, const Slice& slice) {
+  static_assert(kUnpackGroups == kBlockGroups);
+  const int64_t end = round_up(part.first_row + part.n_rows, kTileRows);
   for (int v = 0; v < kMatVectors; ++v) {
-    const int64_t row = first_row + v * kLanes;
+    const int64_t row = part.first_row + v * kLanes;
     if (row < end) {
-      std::byte* data =
-          const_cast<std::byte*>(chunk.tiles) + row / kTileRows * tile_bytes<Type>(chunk.cols);
+      std::byte* data = const_cast<std::byte*>(chunk.tiles) +
+                        row / kTileRows * tile_bytes<Type>(chunk.cols) +
+                        part.first_group / kBlockGroups * block_bytes<Type>(kBlockGroups);
       const int from = static_cast<int>(row % kTileRows / kLanes);
-      for (int64_t g = 0; g < n_groups; g += kBlockGroups) {
-        const int64_t n = least(n_groups - g, kBlockGroups);
+      for (int64_t g = 0; g < part.n_groups; g += kBlockGroups) {
+        const int64_t n = least(part.n_groups - g, kBlockGroups);
         const BlockView block = view_block<Type>(data, n);
         unpack_block_vector<Type>(block, from, g, n, v, slice);
         data += block_bytes<Type>(n);
       }
       continue;
     }
-    for (int64_t g = 0; g < n_groups * Type::Scales::kParts; ++g) {
+    for (int64_t g = 0; g < part.n_groups * Type::Scales::kParts; ++g) {
       store(slice.scales + g * kSliceRows + v * kLanes, zero());
       store(slice.minima + g * kSliceRows + v * kLanes, zero());
     }
   }
 }
 
-// Rows [first_row, first_row + n_rows) of the chunk's weights, n_rows being kSliceRows at the most.
-static inline void unpack_rows(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
-                               const Slice& slice) {
+// From either layout.
+static inline void unpack_part(const MatmulChunk& chunk, const SliceOf& part, const Slice& slice) {
   if (chunk.tiles == nullptr) {
-    unpack_slice(chunk, first_row, n_rows, !one_scale(chunk.format->type), slice);
+    unpack_slice(chunk, part, !one_scale(chunk.format->type), slice);
     return;
   }
-  with_interleaved(chunk.format->type, [&](auto kind) {
-    unpack_tiles<decltype(kind)>(chunk, first_row, n_rows, slice);
-  });
+  with_interleaved(chunk.format->type,
+                   [&](auto kind) { unpack_tiles<decltype(kind)>(chunk, part, slice); });
 }
 
 // See sums_of().

@@ -5,6 +5,9 @@
 
 namespace kve::KVE_ISA {
 
+constexpr int kChunkRows =
+    kMatVectors * kLanes > kInterleavedRows ? kMatVectors * kLanes : kInterleavedRows;
+
 extern const Kernels kKernels;
 const Kernels kKernels = {
     .name = KVE_STRING(KVE_ISA),
@@ -28,8 +31,8 @@ const Kernels kKernels = {
     .planes = {.tokens = kMatTokens,
                .pack_bytes = pack_bytes,
                .pack = pack,
-               .rows = kMatVectors * kLanes > kInterleavedRows ? kMatVectors * kLanes
-                                                               : kInterleavedRows,
+               .rows = kChunkRows,
+               .most_rows = kChunkRows,
                .scratch = matmat_scratch,
                .multiply = matmat,
                .gated_scratch = gated_scratch,

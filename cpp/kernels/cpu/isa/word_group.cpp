@@ -16,6 +16,9 @@ constexpr float kNoUnit = -1e30f;
 
 namespace {
 
+// Rows are computed so many at a time.
+constexpr int32_t kSpanRows = kBf16Tiles ? kBf16Rows : kWordRows;
+
 // The rows of a tile that are computed, of which those from `end` on are not seen.
 struct Span {
   int32_t first;
@@ -38,7 +41,7 @@ static void limit_group(const GroupTask& task, int64_t lane, Span span, float* t
   const uint64_t broken = tile.broken_keys | tile.broken_values;
   for (int64_t v = 0; v < kWordLanes; v += kLanes) {
     F32 most = set(-INFINITY);
-    for (int32_t r = span.first; r < round_up(span.end, kWordRows); ++r) {
+    for (int32_t r = span.first; r < round_up(span.end, kSpanRows); ++r) {
       float* at = scores + r * kWordLanes + v;
       const int32_t row = task.base + r;
       const auto number = static_cast<float>(row);
@@ -70,81 +73,138 @@ static inline void scale_lanes(float* sums, int64_t channels, F32 factor) {
   for (int64_t c = 0; c < channels; ++c, sums += kWordLanes) store(sums, load(sums) * factor);
 }
 
-// Factors of the tile's sums, after units that were exceeded by more than the slack were raised.
-static void update_units(const GroupTask& task, int64_t lane, const float* top, const float* totals,
-                         float* factors) {
+// The unit of the queries from lane + v on, raised where `peak` exceeds it by more than the slack.
+static inline F32 raise_unit(const GroupTask& task, int64_t lane, int64_t v, F32 peak) {
   const QueryLanes& lanes = task.work.lanes;
   const int64_t channels = task.work.channels;
-  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
-    const F32 peak = load(top + v);
-    F32 unit = load(lanes.unit + lane + v);
-    F32 weight = load(lanes.weight + lane + v);
-    const Mask raised = less(unit + set(kUnitSlack), peak);
-    if (any(raised)) {
-      const F32 now = select(raised, peak, unit);
-      const F32 factor = exp2(unit - now);
-      weight = weight * factor;
-      scale_lanes(task.work.sums + lane * channels + v, channels, factor);
-      if (task.has_coded) scale_lanes(task.work.coded + lane * channels + v, channels, factor);
-      store(lanes.unit + lane + v, now);
-      unit = now;
-    }
-    const F32 factor = exp2(peak - unit) * set(1.0f / (1 << kWordWeightBits));
-    store(lanes.weight + lane + v, fma(load(totals + v), factor, weight));
-    store(factors + v, factor);
-  }
+  const F32 unit = load(lanes.unit + lane + v);
+  const Mask raised = less(unit + set(kUnitSlack), peak);
+  if (!any(raised)) return unit;
+  const F32 now = select(raised, peak, unit);
+  const F32 factor = exp2(unit - now);
+  float* weight = lanes.weight + lane + v;
+  store(weight, load(weight) * factor);
+  scale_lanes(task.work.sums + lane * channels + v, channels, factor);
+  if (task.has_coded) scale_lanes(task.work.coded + lane * channels + v, channels, factor);
+  store(lanes.unit + lane + v, now);
+  return now;
 }
 
-// As weigh_rows(), for rows [first, end), but the weights are kept as well.
-static void weigh_kept(const GroupTask& task, int32_t first, int32_t end, const float* top,
-                       float* totals) {
+// Rows outside [first, end) of a tile have no weight.
+static void clear_others(int64_t first, int64_t end, const KeptTile& kept) {
   const auto clear = [&](int64_t begin, int64_t last) {
-    memset(task.kept->weights + begin / 2 * kWordLanes, 0,
+    memset(kept.weights + begin / 2 * kWordLanes, 0,
            sizeof(int32_t) * static_cast<size_t>((last - begin) / 2 * kWordLanes));
   };
   clear(0, first);
   clear(end, kTile);
+}
+
+// ---- products: scores of the rows [first, end), and what they add to sums ----
+
+#if defined(KVE_BF16_TILES)
+
+static bool fills_products(const GroupTask& task) { return task.n % kSpanRows == 0; }
+
+static void score_group(const GroupTask& task, int64_t lane, int32_t first, int32_t end,
+                        bool /*limited*/, float* top) {
+  score_bf16(task.tile, first, end, task.work.queries + lane * task.tile.key_words,
+             task.work.scores, top);
+}
+
+static void add_group(const GroupTask& task, int64_t lane, int32_t first, int32_t end, bool limited,
+                      const float* top) {
+  const QueryLanes& lanes = task.work.lanes;
+  alignas(64) float units[kWordLanes];
+  alignas(64) float totals[kWordLanes];
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    store(units + v, raise_unit(task, lane, v, load(top + v)));
+  }
+  int32_t* weights = task.work.weights;
+  if (task.kept != nullptr) {
+    weights = task.kept->weights;
+    clear_others(first, end, *task.kept);
+    memcpy(task.kept->top, units, sizeof(units));
+  }
+  weigh_bf16(task.work.scores, units, first, end, limited, weights, totals);
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    float* weight = lanes.weight + lane + v;
+    store(weight, load(weight) + load(totals + v));
+  }
+  add_bf16_values(task.tile, first, end, task.value_width, weights,
+                  task.sums + lane * task.work.channels);
+}
+
+#else
+
+static bool fills_products(const GroupTask& /*task*/) { return true; }
+
+static void score_group(const GroupTask& task, int64_t lane, int32_t first, int32_t end,
+                        bool limited, float* top) {
+  static constexpr float kNothing[kTile] = {};
+  const GroupWork& work = task.work;
+  const int64_t words = (task.chunk.k.width + 1) / 2;
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) store(top + v, set(-INFINITY));
+  for (int32_t r = first; r < end; r += kWordRows) {
+    score_rows(task.tile, r, words, work.queries + lane * task.tile.key_words,
+               work.lanes.scale + lane, limited ? kNothing : task.tile.value_log, work.scores, top);
+  }
+}
+
+// As weigh_rows(), but the weights are kept as well.
+static void weigh_kept(const GroupTask& task, int32_t first, int32_t end, const float* top,
+                       float* totals) {
+  clear_others(first, end, *task.kept);
   memcpy(task.kept->top, top, sizeof(float) * kWordLanes);
   weigh_and_keep_rows(task.work.scores, top, task.tile.value_inverse, first, end, task.work.weights,
                       task.kept->weights, totals);
 }
 
+static void add_group(const GroupTask& task, int64_t lane, int32_t first, int32_t end,
+                      bool /*limited*/, const float* top) {
+  const GroupWork& work = task.work;
+  const WordTile& tile = task.tile;
+  alignas(64) float totals[kWordLanes];
+  alignas(64) float factors[kWordLanes];
+  if (task.kept == nullptr) {
+    weigh_rows(work.scores, top, tile.value_inverse, first, end, work.weights, totals);
+  } else {
+    weigh_kept(task, first, end, top, totals);
+  }
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    const F32 peak = load(top + v);
+    const F32 unit = raise_unit(task, lane, v, peak);
+    const F32 factor = exp2(peak - unit) * set(1.0f / (1 << kWordWeightBits));
+    float* weight = work.lanes.weight + lane + v;
+    store(weight, fma(load(totals + v), factor, load(weight)));
+    store(factors + v, factor);
+  }
+  for (int64_t c = 0; c < task.value_width; c += kWordRows) {
+    add_channels(tile.values + first / 2 * tile.value_words + c, tile.value_words,
+                 work.weights + first / 2 * kWordLanes, (end - first) / 2, factors,
+                 task.sums + lane * work.channels + c * kWordLanes);
+  }
+}
+
+#endif
+
 bool attend_group(const GroupTask& task, int64_t lane) {
   const AttendChunk& chunk = task.chunk;
-  const GroupWork& work = task.work;
   const WordTile& tile = task.tile;
   const int64_t last = least(lane + kWordLanes, task.n_vectors) - 1;
   const int32_t pos = chunk.query_pos + static_cast<int32_t>(lane / chunk.n_group);
   const int32_t last_pos = chunk.query_pos + static_cast<int32_t>(last / chunk.n_group);
   if (none_visible(chunk, pos, last_pos, task.base, task.n)) return false;
   const bool limited = chunk.softcap > 0 || chunk.alibi != nullptr ||
-                       (tile.broken_keys | tile.broken_values) != 0 ||
+                       (tile.broken_keys | tile.broken_values) != 0 || !fills_products(task) ||
                        !all_visible(chunk, pos, last_pos, task.base, task.n);
-  const Span span = {visible_rows(chunk, pos, task.base, task.n).first / kWordRows * kWordRows,
+  const Span span = {visible_rows(chunk, pos, task.base, task.n).first / kSpanRows * kSpanRows,
                      visible_rows(chunk, last_pos, task.base, task.n).end};
-  const auto end = static_cast<int32_t>(round_up(span.end, kWordRows));
-  static constexpr float kNothing[kTile] = {};
+  const auto end = static_cast<int32_t>(round_up(span.end, kSpanRows));
   alignas(64) float top[kWordLanes];
-  alignas(64) float totals[kWordLanes];
-  alignas(64) float factors[kWordLanes];
-  for (int64_t v = 0; v < kWordLanes; v += kLanes) store(top + v, set(-INFINITY));
-  const int64_t words = (chunk.k.width + 1) / 2;
-  for (int32_t r = span.first; r < end; r += kWordRows) {
-    score_rows(tile, r, words, work.queries + lane * tile.key_words, work.lanes.scale + lane,
-               limited ? kNothing : tile.value_log, work.scores, top);
-  }
+  score_group(task, lane, span.first, end, limited, top);
   if (limited) limit_group(task, lane, span, top);
-  if (task.kept == nullptr) {
-    weigh_rows(work.scores, top, tile.value_inverse, span.first, end, work.weights, totals);
-  } else {
-    weigh_kept(task, span.first, end, top, totals);
-  }
-  update_units(task, lane, top, totals, factors);
-  for (int64_t c = 0; c < task.value_width; c += kWordRows) {
-    add_channels(tile.values + span.first / 2 * tile.value_words + c, tile.value_words,
-                 work.weights + span.first / 2 * kWordLanes, (end - span.first) / 2, factors,
-                 task.sums + lane * work.channels + c * kWordLanes);
-  }
+  add_group(task, lane, span.first, end, limited, top);
   return true;
 }
 
@@ -177,8 +237,13 @@ static void prepare_lane(const AttendChunk& chunk, int64_t n_vectors, int64_t v,
 
 void start_groups(const AttendChunk& chunk, const AttendState& state, const GroupWork& work) {
   const int64_t padded = round_up(state.n_vectors, kWordLanes);
+#if defined(KVE_BF16_TILES)
+  round_queries(state.queries, state.key_stride, state.n_vectors, work.key_words, work.query_rows,
+                work.queries, work.lanes.scale);
+#else
   quantize_queries(state.queries, state.key_stride, state.n_vectors, work.key_words, kWordLanes,
                    work.query_rows, work.queries, work.lanes.scale);
+#endif
   memset(work.sums, 0, sizeof(float) * static_cast<size_t>(padded * work.channels));
   for (int64_t v = 0; v < padded; ++v) prepare_lane(chunk, state.n_vectors, v, work.lanes);
 }

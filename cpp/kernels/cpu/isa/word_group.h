@@ -8,6 +8,9 @@
 #pragma once
 
 #include "kernels/cpu/isa/word_tiles.h"
+#if defined(KVE_BF16_TILES)
+#include "simd/amx.h"
+#endif
 
 #if defined(KVE_WORD_TILES)
 
@@ -23,6 +26,15 @@ struct QueryLanes {
   float* position;
   float* slope;
 };
+
+// What a thread that calls attend_group() holds meanwhile.
+#if defined(KVE_BF16_TILES)
+using GroupUnit = TileUnit;
+#else
+struct GroupUnit {
+  GroupUnit() {}
+};
+#endif
 
 // All queries of a chunk; scores and weights are those of the group at hand.
 struct GroupWork {
@@ -55,7 +67,8 @@ static inline GroupWork carve_group_work(Carver& carver, int key_dim, int value_
 }
 
 // What is kept of the weights that a group gives a tile: pairs of bf16 numbers of two rows, times
-// 2^kWordWeightBits; zero where rows are not computed. `top` is the logarithm of their unit.
+// kKeptUnit; zero where rows are not computed. `top` is the logarithm of their unit.
+constexpr float kKeptUnit = kBf16Tiles ? 1.0f : 1 << kWordWeightBits;
 struct KeptTile {
   int32_t* weights;  // [kTile / 2][kWordLanes]
   float* top;        // [kWordLanes]

@@ -91,7 +91,7 @@ bool read_word_keys(WordKeys* keys, const SideArgs& side, const PageView& page, 
   const BasisView* basis = side.bases == nullptr ? nullptr : side.bases + page.basis;
   if (basis == nullptr || basis->block != basis->dim) {
     if (!read_coded_keys(&keys->tiles, side, page, place, false, keys->columns)) return false;
-    quantize_key_columns(keys->columns, side.width, n, tile);
+    put_key_columns(keys->columns, side.width, n, tile);
     return true;
   }
   if (page.basis != keys->basis) {
@@ -108,7 +108,7 @@ bool read_word_keys(WordKeys* keys, const SideArgs& side, const PageView& page, 
     basis->interleaved ? turn_neighbours(*keys, angles, basis->n_pairs, n)
                        : turn_halves(*keys, angles, basis->n_pairs, n);
   }
-  quantize_key_rows(keys->rows, keys->stride, basis->dim, n, tile);
+  put_key_rows(keys->rows, keys->stride, basis->dim, n, tile);
   tile->broken_keys |= coefficients->broken_keys;
   return true;
 }

@@ -38,7 +38,7 @@ static inline void read_word_tile(const AttendChunk& chunk, SideReader& reader, 
   const PagePlace place = {base, chunk.first_pos};
   if (page != nullptr && read_word_keys(keys, chunk.k, *page, place, n, tile)) return;
   read_rows<F32Tile>(rows, reader, chunk.k.width, base, n);
-  quantize_key_rows(rows.rows, rows.stride, chunk.k.width, n, tile);
+  put_key_rows(rows.rows, rows.stride, chunk.k.width, n, tile);
 }
 
 }  // namespace kve::KVE_ISA

@@ -130,19 +130,6 @@ void add_lifted(const WordTile& tile, int64_t row, int64_t words, const int32_t*
 
 // ---- weights ----
 
-// 2^(x / 2^23 - 127) to 1.1e-4, at least 2^-126, which is what no number gives; x < 2^31. The
-// mantissa of the result is a polynomial of x's, which stays within [1, 2).
-static inline F32 exp2_bits(F32 x) {
-  const I32 mantissa = set_i32(0x7fffff);
-  const I32 bits = to_i32(max(x, set(0x1p23f)));
-  const F32 g = as_f32(blend_bits(mantissa, bits, set_i32(0x3f800000)));
-  F32 p = set(7.823818177e-2f);
-  p = fma(p, g, set(-8.362265304e-3f));
-  p = fma(p, g, set(4.774165452e-1f));
-  p = fma(p, g, set(4.527090490e-1f));
-  return as_f32(blend_bits(mantissa, as_i32(p), bits));
-}
-
 template <bool kKeep>
 static inline void weigh(const float* scores, const float* top, const float* inverse, int64_t first,
                          int64_t end, int32_t* weights, int32_t* kept, float* totals) {

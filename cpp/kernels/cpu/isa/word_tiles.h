@@ -13,7 +13,20 @@
 
 #include "simd/words.h"
 
+// Where the tile unit is there, attention itself multiplies bf16 numbers, which lie in the places
+// of int16 ones; what lifts coefficients, or weighs rows alone, stays with int16.
+#if defined(KVE_ISA_AMX)
+#define KVE_BF16_TILES 1
+#endif
+
 namespace kve::KVE_ISA {
+
+#if defined(KVE_BF16_TILES)
+constexpr bool kBf16Tiles = true;
+#else
+constexpr bool kBf16Tiles = false;
+#endif
+constexpr int kBf16Rows = 32;  // of one product
 
 constexpr int kWordVectors = 3;                    // registers of queries in a group
 constexpr int kWordLanes = kWordVectors * kLanes;  // queries of a group
@@ -35,6 +48,7 @@ struct WordTile {
   int32_t* values;       // [kTile / 2][value_words]: pairs of rows
   float* value_log;      // [kTile]: the base 2 logarithm of the scale of the row
   float* value_inverse;  // [kTile]: one over the scale
+  bool bf16;             // instead of int16: values are [value_words][kTile / 2], scales are one
   // Rows with infinities or numbers that are none in a key or a value; their codes mean nothing.
   uint64_t broken_keys;
   uint64_t broken_values;
@@ -82,11 +96,68 @@ void quantize_key_columns(const float* columns, int width, int32_t n, WordTile* 
 // The values, from rows [n][stride].
 void quantize_value_rows(const float* rows, int64_t stride, int width, int32_t n, WordTile* tile);
 
+#if defined(KVE_BF16_TILES)
+// The same of tiles of bf16 (bf16_tiles.cpp). Broken rows are zeros, values past the n-th as well.
+void round_key_rows(const float* rows, int64_t stride, int width, int32_t n, WordTile* tile);
+void round_key_columns(const float* columns, int width, int32_t n, WordTile* tile);
+void round_value_rows(const float* rows, int64_t stride, int width, int32_t n, WordTile* tile);
+// As quantize_queries(), in groups of kWordLanes; scales are one, or none of a broken query.
+void round_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
+                   int32_t* codes, int32_t* words, float* scales);
+
+// bf16_group.cpp. Scores and their largest, as score_rows() has them, of the rows [first, end),
+// multiples of kBf16Rows.
+void score_bf16(const WordTile& tile, int64_t first, int64_t end, const int32_t* queries,
+                float* scores, float* top);
+// Their weights 2^(score - unit) as pairs of rows, and the sums of these; `hidden`: some scores are
+// minus infinity.
+void weigh_bf16(const float* scores, const float* units, int64_t first, int64_t end, bool hidden,
+                int32_t* weights, float* totals);
+// Adds the rows' values, `width` channels, times their weights to sums [channel][kWordLanes].
+void add_bf16_values(const WordTile& tile, int64_t first, int64_t end, int64_t width,
+                     const int32_t* weights, float* sums);
+#endif
+
+// What a tile is: either of the above.
+static inline void put_key_rows(const float* rows, int64_t stride, int width, int32_t n,
+                                WordTile* tile) {
+#if defined(KVE_BF16_TILES)
+  if (tile->bf16) return round_key_rows(rows, stride, width, n, tile);
+#endif
+  quantize_key_rows(rows, stride, width, n, tile);
+}
+static inline void put_key_columns(const float* columns, int width, int32_t n, WordTile* tile) {
+#if defined(KVE_BF16_TILES)
+  if (tile->bf16) return round_key_columns(columns, width, n, tile);
+#endif
+  quantize_key_columns(columns, width, n, tile);
+}
+static inline void put_value_rows(const float* rows, int64_t stride, int width, int32_t n,
+                                  WordTile* tile) {
+#if defined(KVE_BF16_TILES)
+  if (tile->bf16) return round_value_rows(rows, stride, width, n, tile);
+#endif
+  quantize_value_rows(rows, stride, width, n, tile);
+}
+
 // Queries [n][stride] to words [group][key_words][lanes], a group being `lanes` of them, and a
 // scale each, which is not a number where the query has infinities or such; the rest of the last
 // group becomes zero. The memory at `codes` holds kLanes * key_words words.
 void quantize_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
                       int64_t lanes, int32_t* codes, int32_t* words, float* scales);
+
+// 2^(x / 2^23 - 127) to 1.1e-4, at least 2^-126, which is what no number gives; x < 2^31. The
+// mantissa of the result is a polynomial of x's, which stays within [1, 2).
+static inline F32 exp2_bits(F32 x) {
+  const I32 mantissa = set_i32(0x7fffff);
+  const I32 bits = to_i32(max(x, set(0x1p23f)));
+  const F32 g = as_f32(blend_bits(mantissa, bits, set_i32(0x3f800000)));
+  F32 p = set(7.823818177e-2f);
+  p = fma(p, g, set(-8.362265304e-3f));
+  p = fma(p, g, set(4.774165452e-1f));
+  p = fma(p, g, set(4.527090490e-1f));
+  return as_f32(blend_bits(mantissa, as_i32(p), bits));
+}
 
 // word_products.cpp. Scores [row][kWordLanes] of kWordRows rows of the tile, from `row` on, with a
 // group of queries of `words` words and their scales; `raise` [row] is added. `top` becomes the

@@ -65,7 +65,7 @@ __attribute__((noinline)) static void put_words(const std::byte* strip, const in
 
 bool read_word_values(const StripSide& side, const PageView& page, float* scratch, WordTile* tile) {
   const bool one_scale = !side.per_channel && side.group >= side.width;
-  if (!one_scale || side.levels != StripLevels::table || side.has_zero ||
+  if (tile->bf16 || !one_scale || side.levels != StripLevels::table || side.has_zero ||
       side.factors != StripFactors::none || side.strip_bits != nullptr) {
     return false;
   }
