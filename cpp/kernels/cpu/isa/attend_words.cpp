@@ -17,9 +17,13 @@ namespace kve::KVE_ISA {
 
 namespace {
 
+// Tiles that a group of queries meets before the next does. With the tile unit, what a group holds
+// would take longer to come from the second cache than its products do.
+constexpr int kTilesAtOnce = kBf16Tiles ? 8 : 1;
+
 struct WordWork {
   TileRows rows;
-  WordTile tile;
+  WordTile tiles[kTilesAtOnce];
   GroupWork group;
   float* lift;  // [value_dim][channels]
   WordTile lift_tile;
@@ -36,8 +40,10 @@ struct WordWork {
     const int64_t channels = group.channels;
     const int64_t key_stride = 2 * group.key_words;
     rows = carve_rows(carver, key_stride > channels ? key_stride : channels);
-    tile = carve_word_tile(carver, key_dim, value_dim);
-    tile.bf16 = kBf16Tiles;
+    for (WordTile& tile : tiles) {
+      tile = carve_word_tile(carver, key_dim, value_dim);
+      tile.bf16 = kBf16Tiles;
+    }
     lift = carver.take<float>(round_up(value_dim, kLanes) * channels);
     lift_tile = carve_word_tile(carver, value_dim, 1);
     lift_lanes = carver.take<int32_t>(channels / 2 * kWordLanes);
@@ -67,45 +73,75 @@ class WordLoop {
   }
 
   void attend(int32_t first, int32_t end) {
-    const int64_t shares = padded_ / kWordLanes;
     for_tiles(chunk_, first, end, [&](int32_t base, int32_t n) {
-      GroupTask task = {chunk_, work_.group, work_.tile, state_.n_vectors, base, n,
-                        0,      nullptr,     false,      nullptr};
-      read_word_tile(chunk_, keys_, base, n, &work_.keys, work_.rows, &work_.tile);
-      read_values(&task);
-      NextTile ahead(chunk_, keys_, values_, base + n, end, shares);
-      for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
-        ahead.prefetch();
-        attend_group(task, lane);
+      const PageView* page = values_.coded_page(base, n);
+      const bool in_basis = page != nullptr && chunk_.v.bases != nullptr;
+      if (in_basis && page->basis != basis_) {
+        attend_read(end);
+        begin_basis(page->basis);
       }
+      WordTile* tile = work_.tiles + n_read_;
+      ReadTile& read = read_[n_read_++];
+      read = {base, n, in_basis ? chunk_.v.n_channels : chunk_.v.width,
+              in_basis ? work_.group.coded : work_.group.sums};
+      read_word_tile(chunk_, keys_, base, n, &work_.keys, work_.rows, tile);
+      read_values(page, read, tile);
+      if (n_read_ == kTilesAtOnce) attend_read(end);
     });
-    finish();
+    attend_read(end);
+    lift();
+    finish_groups(state_, work_.group);
   }
 
  private:
-  void read_values(GroupTask* task) {
-    const PageView* page = values_.coded_page(task->base, task->n);
-    const bool in_basis = page != nullptr && chunk_.v.bases != nullptr;
-    const int width = in_basis ? chunk_.v.n_channels : chunk_.v.width;
-    task->value_width = width;
-    task->sums = in_basis ? work_.group.coded : work_.group.sums;
-    if (in_basis && page->basis != basis_) {
-      lift();
-      memset(work_.group.coded, 0,
-             sizeof(float) * static_cast<size_t>(padded_ * work_.group.channels));
-      basis_ = page->basis;
+  struct ReadTile {
+    int32_t base;
+    int32_t n;
+    int value_width;
+    float* sums;
+  };
+
+  // Every group of queries against the tiles that were read; those that follow them are asked for
+  // meanwhile.
+  void attend_read(int32_t end) {
+    if (n_read_ == 0) return;
+    const ReadTile& last = read_[n_read_ - 1];
+    const int32_t rows = last.base + last.n - read_[0].base;
+    const int64_t shares = padded_ / kWordLanes;
+    NextTile ahead[kTilesAtOnce];
+    for (int i = 0; i < n_read_; ++i) {
+      ahead[i] = NextTile(chunk_, keys_, values_, read_[i].base + rows, end, shares);
     }
-    task->has_coded = basis_ >= 0;
+    for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
+      for (int i = 0; i < n_read_; ++i) {
+        const ReadTile& read = read_[i];
+        ahead[i].prefetch();
+        attend_group({chunk_, work_.group, work_.tiles[i], state_.n_vectors, read.base, read.n,
+                      read.value_width, read.sums, basis_ >= 0, nullptr},
+                     lane);
+      }
+    }
+    n_read_ = 0;
+  }
+
+  void read_values(const PageView* page, const ReadTile& read, WordTile* tile) {
     if (page == nullptr) {
-      read_rows<F32Tile>(work_.rows, values_, width, task->base, task->n);
+      read_rows<F32Tile>(work_.rows, values_, read.value_width, read.base, read.n);
     } else if (read_word_values(chunk_.v.strips[page->basis], *page, work_.keys.tiles.params,
-                                &work_.tile)) {
+                                tile)) {
       return;
     } else {
       value_elements(chunk_.v.strips[page->basis], *page, false, work_.rows.rows, work_.rows.stride,
                      work_.keys.tiles.params);
     }
-    put_value_rows(work_.rows.rows, work_.rows.stride, width, task->n, &work_.tile);
+    put_value_rows(work_.rows.rows, work_.rows.stride, read.value_width, read.n, tile);
+  }
+
+  void begin_basis(int32_t basis) {
+    lift();
+    memset(work_.group.coded, 0,
+           sizeof(float) * static_cast<size_t>(padded_ * work_.group.channels));
+    basis_ = basis;
   }
 
   // Sums in a basis are added to those of values.
@@ -161,11 +197,6 @@ class WordLoop {
     }
   }
 
-  void finish() {
-    lift();
-    finish_groups(state_, work_.group);
-  }
-
   const AttendChunk& chunk_;
   const AttendState& state_;
   WordWork& work_;
@@ -173,6 +204,8 @@ class WordLoop {
   SideReader values_;
   int64_t padded_;      // queries
   int32_t basis_ = -1;  // of the coded sums; -1: there are none
+  ReadTile read_[kTilesAtOnce];
+  int n_read_ = 0;
 };
 
 }  // namespace

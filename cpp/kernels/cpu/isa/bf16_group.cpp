@@ -14,86 +14,101 @@ namespace kve::KVE_ISA {
 constexpr int64_t kLineStride = kWordLanes * static_cast<int64_t>(sizeof(float));
 static_assert(kWordVectors == 3 && kLanes == kTileUnitRows);
 
-// Registers 0 to 5 are sums: of 16 rows with three vectors of queries, then of the next 16.
-static inline void zero_sums() {
-  zero_tile<0>();
-  zero_tile<1>();
-  zero_tile<2>();
-  zero_tile<3>();
-  zero_tile<4>();
-  zero_tile<5>();
-}
-static inline void load_sums(const float* sums) {
-  const float* next = sums + kTileUnitRows * kWordLanes;
-  load_tile<0>(sums, kLineStride);
-  load_tile<1>(sums + kLanes, kLineStride);
-  load_tile<2>(sums + 2 * kLanes, kLineStride);
-  load_tile<3>(next, kLineStride);
-  load_tile<4>(next + kLanes, kLineStride);
-  load_tile<5>(next + 2 * kLanes, kLineStride);
-}
-static inline void store_sums(float* sums) {
-  float* next = sums + kTileUnitRows * kWordLanes;
-  store_tile<0>(sums, kLineStride);
-  store_tile<1>(sums + kLanes, kLineStride);
-  store_tile<2>(sums + 2 * kLanes, kLineStride);
-  store_tile<3>(next, kLineStride);
-  store_tile<4>(next + kLanes, kLineStride);
-  store_tile<5>(next + 2 * kLanes, kLineStride);
-}
-// 16 pairs of 32 rows, `row_words` words apart, times those of the lanes.
-static inline void add_products(const int32_t* rows, int64_t row_words, const int32_t* lanes) {
+// kBlocks times 16 rows with the 16 lanes at `lanes`: the products of n_steps times 16 pairs, where
+// a row has row_words of them, become sums [row][kWordLanes], or are added there.
+template <int kBlocks, bool kAdd>
+static inline void multiply_lanes(const int32_t* rows, int64_t row_words, const int32_t* lanes,
+                                  int64_t n_steps, float* sums) {
+  static_assert(kBlocks == 2 || kBlocks == 4);
+  constexpr int64_t kNext = kTileUnitRows * kWordLanes;
+  if constexpr (kAdd) {
+    load_tile<0>(sums, kLineStride);
+    load_tile<1>(sums + kNext, kLineStride);
+    if constexpr (kBlocks == 4) {
+      load_tile<2>(sums + 2 * kNext, kLineStride);
+      load_tile<3>(sums + 3 * kNext, kLineStride);
+    }
+  } else {
+    zero_tile<0>();
+    zero_tile<1>();
+    if constexpr (kBlocks == 4) {
+      zero_tile<2>();
+      zero_tile<3>();
+    }
+  }
   const int64_t stride = row_words * static_cast<int64_t>(sizeof(int32_t));
-  load_tile<6>(rows, stride);
-  load_tile<7>(lanes, kLineStride);
-  dot_bf16<0, 6, 7>();
-  load_tile<7>(lanes + kLanes, kLineStride);
-  dot_bf16<1, 6, 7>();
-  load_tile<7>(lanes + 2 * kLanes, kLineStride);
-  dot_bf16<2, 6, 7>();
-  load_tile<6>(rows + kTileUnitRows * row_words, stride);
-  dot_bf16<5, 6, 7>();
-  load_tile<7>(lanes + kLanes, kLineStride);
-  dot_bf16<4, 6, 7>();
-  load_tile<7>(lanes, kLineStride);
-  dot_bf16<3, 6, 7>();
+  const int64_t block = kTileUnitRows * row_words;
+  for (int64_t i = 0; i < n_steps; ++i, rows += kLanes, lanes += kLanes * kWordLanes) {
+    load_tile<7>(lanes, kLineStride);
+    load_tile<4>(rows, stride);
+    dot_bf16<0, 4, 7>();
+    load_tile<5>(rows + block, stride);
+    dot_bf16<1, 5, 7>();
+    if constexpr (kBlocks == 4) {
+      load_tile<6>(rows + 2 * block, stride);
+      dot_bf16<2, 6, 7>();
+      load_tile<4>(rows + 3 * block, stride);
+      dot_bf16<3, 4, 7>();
+    }
+  }
+  store_tile<0>(sums, kLineStride);
+  store_tile<1>(sums + kNext, kLineStride);
+  if constexpr (kBlocks == 4) {
+    store_tile<2>(sums + 2 * kNext, kLineStride);
+    store_tile<3>(sums + 3 * kNext, kLineStride);
+  }
+}
+
+// The same for any multiple of 32 rows and all vectors of the lanes.
+template <bool kAdd>
+static inline void multiply_group(const int32_t* rows, int64_t row_words, int64_t n_rows,
+                                  const int32_t* lanes, int64_t n_steps, float* sums) {
+  constexpr int64_t kMost = 4 * kTileUnitRows;
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    for (int64_t r = 0; r < n_rows; r += kMost) {
+      const int32_t* from = rows + r * row_words;
+      float* to = sums + r * kWordLanes + v;
+      if (n_rows - r >= kMost) {
+        multiply_lanes<4, kAdd>(from, row_words, lanes + v, n_steps, to);
+      } else {
+        multiply_lanes<2, kAdd>(from, row_words, lanes + v, n_steps, to);
+      }
+    }
+  }
 }
 
 void score_bf16(const WordTile& tile, int64_t first, int64_t end, const int32_t* queries,
-                float* scores, float* top) {
-  for (int64_t r = first; r < end; r += kBf16Rows) {
-    zero_sums();
-    for (int64_t w = 0; w < tile.key_words; w += kLanes) {
-      add_products(tile.keys + r * tile.key_words + w, tile.key_words, queries + w * kWordLanes);
-    }
-    store_sums(scores + r * kWordLanes);
-  }
-  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
-    F32 most[2] = {set(-INFINITY), set(-INFINITY)};
-    for (int64_t r = first; r < end; r += 2) {
-      most[0] = max(most[0], load(scores + r * kWordLanes + v));
-      most[1] = max(most[1], load(scores + (r + 1) * kWordLanes + v));
-    }
-    store(top + v, max(most[0], most[1]));
-  }
+                float* scores) {
+  multiply_group<false>(tile.keys + first * tile.key_words, tile.key_words, end - first, queries,
+                        tile.key_words / kLanes, scores + first * kWordLanes);
+}
+
+void add_bf16_values(const WordTile& tile, int64_t first, int64_t end, int64_t width,
+                     const int32_t* weights, float* sums) {
+  multiply_group<true>(tile.values + first / 2, kTile / 2, round_up(width, kBf16Rows),
+                       weights + first / 2 * kWordLanes, (end - first) / kBf16Rows, sums);
 }
 
 template <bool kHidden>
 static inline void weigh(const float* scores, const float* units, int64_t first, int64_t end,
-                         int32_t* weights, float* totals) {
+                         int32_t* weights, float* totals, float* top) {
   constexpr float kOne = 0x1p23f;
   F32 bias[kWordVectors];
   F32 total[kWordVectors];
+  F32 most[kWordVectors];
   KVE_UNROLL(3)
   for (int v = 0; v < kWordVectors; ++v) {
     bias[v] = fma(load(units + v * kLanes), set(-kOne), set(127 * kOne));
     total[v] = zero();
+    most[v] = set(-INFINITY);
   }
   for (int64_t r = first; r < end; r += 2) {
     KVE_UNROLL(3)
     for (int v = 0; v < kWordVectors; ++v) {
-      const auto weight = [&](const float* score) {
-        const F32 x = fma(load(score), set(kOne), bias[v]);
+      const auto weight = [&](const float* at) {
+        const F32 score = load(at);
+        if constexpr (!kHidden) most[v] = max(most[v], score);
+        const F32 x = fma(score, set(kOne), bias[v]);
         const F32 power = exp2_bits(x);
         return kHidden ? select(less(x, set(kOne)), zero(), power) : power;
       };
@@ -105,25 +120,20 @@ static inline void weigh(const float* scores, const float* units, int64_t first,
     }
   }
   KVE_UNROLL(3)
-  for (int v = 0; v < kWordVectors; ++v) store(totals + v * kLanes, total[v]);
-}
-
-void weigh_bf16(const float* scores, const float* units, int64_t first, int64_t end, bool hidden,
-                int32_t* weights, float* totals) {
-  hidden ? weigh<true>(scores, units, first, end, weights, totals)
-         : weigh<false>(scores, units, first, end, weights, totals);
-}
-
-void add_bf16_values(const WordTile& tile, int64_t first, int64_t end, int64_t width,
-                     const int32_t* weights, float* sums) {
-  constexpr int64_t kPairs = kTile / 2;
-  for (int64_t c = 0; c < width; c += 2 * kTileUnitRows) {
-    load_sums(sums + c * kWordLanes);
-    for (int64_t pair = first / 2; pair < end / 2; pair += kLanes) {
-      add_products(tile.values + c * kPairs + pair, kPairs, weights + pair * kWordLanes);
-    }
-    store_sums(sums + c * kWordLanes);
+  for (int v = 0; v < kWordVectors; ++v) {
+    store(totals + v * kLanes, total[v]);
+    if constexpr (!kHidden) store(top + v * kLanes, most[v]);
   }
+}
+
+void weigh_bf16(const float* scores, const float* units, int64_t first, int64_t end,
+                int32_t* weights, float* totals, float* top) {
+  weigh<false>(scores, units, first, end, weights, totals, top);
+}
+
+void weigh_seen_bf16(const float* scores, const float* units, int64_t first, int64_t end,
+                     int32_t* weights, float* totals) {
+  weigh<true>(scores, units, first, end, weights, totals, nullptr);
 }
 
 }  // namespace kve::KVE_ISA

@@ -10,6 +10,7 @@ namespace {
 
 class NextTile {
  public:
+  NextTile() = default;
   // The tile that begins at row `next`, if that is before `end`.
   NextTile(const AttendChunk& chunk, const SideReader& keys, const SideReader& values, int32_t next,
            int32_t end, int64_t shares) {

@@ -107,26 +107,45 @@ static void clear_others(int64_t first, int64_t end, const KeptTile& kept) {
 static bool fills_products(const GroupTask& task) { return task.n % kSpanRows == 0; }
 
 static void score_group(const GroupTask& task, int64_t lane, int32_t first, int32_t end,
-                        bool /*limited*/, float* top) {
+                        bool /*limited*/, float* /*top*/) {
   score_bf16(task.tile, first, end, task.work.queries + lane * task.tile.key_words,
-             task.work.scores, top);
+             task.work.scores);
+}
+
+static bool exceeds(const float* top, const float* units) {
+  bool some = false;
+  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+    some |= any(less(load(units + v) + set(kUnitSlack), load(top + v)));
+  }
+  return some;
 }
 
 static void add_group(const GroupTask& task, int64_t lane, int32_t first, int32_t end, bool limited,
                       const float* top) {
+  const float* scores = task.work.scores;
   const QueryLanes& lanes = task.work.lanes;
-  alignas(64) float units[kWordLanes];
+  const float* units = lanes.unit + lane;
   alignas(64) float totals[kWordLanes];
-  for (int64_t v = 0; v < kWordLanes; v += kLanes) {
-    store(units + v, raise_unit(task, lane, v, load(top + v)));
+  alignas(64) float most[kWordLanes];
+  int32_t* weights = task.kept == nullptr ? task.work.weights : task.kept->weights;
+  const auto raise = [&](const float* peaks) {
+    for (int64_t v = 0; v < kWordLanes; v += kLanes) raise_unit(task, lane, v, load(peaks + v));
+  };
+  if (limited) {
+    raise(top);
+    weigh_seen_bf16(scores, units, first, end, weights, totals);
+  } else {
+    // Units are seldom raised, so that weights are made before it is known.
+    weigh_bf16(scores, units, first, end, weights, totals, most);
+    if (exceeds(most, units)) {
+      raise(most);
+      weigh_bf16(scores, units, first, end, weights, totals, most);
+    }
   }
-  int32_t* weights = task.work.weights;
   if (task.kept != nullptr) {
-    weights = task.kept->weights;
     clear_others(first, end, *task.kept);
-    memcpy(task.kept->top, units, sizeof(units));
+    memcpy(task.kept->top, units, sizeof(float) * kWordLanes);
   }
-  weigh_bf16(task.work.scores, units, first, end, limited, weights, totals);
   for (int64_t v = 0; v < kWordLanes; v += kLanes) {
     float* weight = lanes.weight + lane + v;
     store(weight, load(weight) + load(totals + v));

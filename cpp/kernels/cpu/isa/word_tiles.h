@@ -105,14 +105,16 @@ void round_value_rows(const float* rows, int64_t stride, int width, int32_t n, W
 void round_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
                    int32_t* codes, int32_t* words, float* scales);
 
-// bf16_group.cpp. Scores and their largest, as score_rows() has them, of the rows [first, end),
-// multiples of kBf16Rows.
+// bf16_group.cpp. Scores [row][kWordLanes] of the rows [first, end), multiples of kBf16Rows.
 void score_bf16(const WordTile& tile, int64_t first, int64_t end, const int32_t* queries,
-                float* scores, float* top);
-// Their weights 2^(score - unit) as pairs of rows, and the sums of these; `hidden`: some scores are
-// minus infinity.
-void weigh_bf16(const float* scores, const float* units, int64_t first, int64_t end, bool hidden,
-                int32_t* weights, float* totals);
+                float* scores);
+// Their weights 2^(score - unit) as pairs of rows, the sums of these, and the largest scores, with
+// which weights mean nothing that exceed their unit by more than kUnitSlack.
+void weigh_bf16(const float* scores, const float* units, int64_t first, int64_t end,
+                int32_t* weights, float* totals, float* top);
+// The same where some scores are minus infinity and the units are large enough.
+void weigh_seen_bf16(const float* scores, const float* units, int64_t first, int64_t end,
+                     int32_t* weights, float* totals);
 // Adds the rows' values, `width` channels, times their weights to sums [channel][kWordLanes].
 void add_bf16_values(const WordTile& tile, int64_t first, int64_t end, int64_t width,
                      const int32_t* weights, float* sums);
