@@ -208,7 +208,7 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
     const auto index = static_cast<size_t>(path);
     if (!used[index]) continue;
     inputs_[index] = {quantize_input(x, precision, path), plane_count(precision)};
-    if (path >= Path::planes) scratch = std::max(scratch, packed(path).scratch(x.cols));
+    if (path >= Path::planes) scratch = std::max(scratch, packed(path).scratch(x.cols, x.rows));
   }
   reserve_thread_scratch(scratch);
   pool_.parallel(static_cast<int64_t>(matmul_jobs_.size()), [&](int64_t i, int thread) {
@@ -234,7 +234,7 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
   // Those of both weights together are as many as those of one product.
   const int64_t step = round_up(packed_rows(kernels, 2 * width, x.cols, x.rows) / 2, kGatedRows);
   reserve_thread_scratch(
-      std::max(kernels.gated_scratch(x.cols, step, x.rows), kernels.scratch(width)));
+      std::max(kernels.gated_scratch(x.cols, step, x.rows), kernels.scratch(width, x.rows)));
   // Threads begin far from each other: neighbouring groups share cache lines.
   const int64_t n_jobs = (width + step - 1) / step;
   const int64_t stride = (n_jobs + pool_.size() - 1) / pool_.size();

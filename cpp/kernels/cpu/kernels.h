@@ -157,7 +157,7 @@ struct PackedProducts {
                std::byte* dst);
   int rows;       // chunks start at multiples of this
   int most_rows;  // of a chunk whose inputs are more than the second cache holds
-  size_t (*scratch)(int64_t cols);
+  size_t (*scratch)(int64_t cols, int64_t n_inputs);
   void (*multiply)(const MatmulChunk& chunk, const std::byte* packs);
   // Packs that are made some groups at a time, by gated_group(), and ended one by one.
   size_t (*gated_scratch)(int64_t cols, int64_t n_rows, int64_t n_tokens);

@@ -27,17 +27,23 @@ constexpr int64_t kMostSteps = 20;
 static_assert(kBlockSteps % kUnpackGroups == 0);
 constexpr int64_t kMostRows = 256;  // that are rounded before any input is read
 
-// Inputs that meet all of those rows while they are in the second cache.
+// Inputs that meet all of those rows while they are in the second cache, and two packs of them.
 constexpr int64_t kNearInputs = 128;
+constexpr int64_t kPairInputs = 2 * kTileUnitRows;
 
-struct Rounded {
+struct ProductWork {
   uint16_t* rows;  // [kMostRows / 16][steps][16 pairs][16 rows][2]
+  // Sums of near inputs with a slice of rows, [kNearInputs][kSliceRows]; where columns come in
+  // several blocks, of all slices and inputs: [slices][inputs][kSliceRows].
+  float* sums;
   Slice slice;
   size_t size;
 
-  explicit Rounded(std::byte* data) : slice(nullptr, 32 * kMostSteps) {
+  ProductWork(std::byte* data, int64_t cols, int64_t n_inputs) : slice(nullptr, 32 * kMostSteps) {
+    const int64_t many = kMostRows * round_up(n_inputs, kPairInputs);
     Carver carver(data);
     rows = carver.take<uint16_t>(kMostRows / kTileUnitRows * kMostSteps * kStepNumbers);
+    sums = carver.take<float>(cols > 32 * kMostSteps ? many : kNearInputs * kSliceRows);
     slice = Slice(carver.take<std::byte>(static_cast<int64_t>(slice.size)), 32 * kMostSteps);
     size = carver.size();
   }
@@ -75,8 +81,10 @@ struct Scaling {
 
 // ---- packs: [steps][16 inputs][16 pairs] ----
 
+// A line more than it needs, so that the same columns of all packs do not lie in the same few sets
+// of a cache.
 static size_t bf16_pack_bytes(int64_t cols) {
-  return static_cast<size_t>(cols / 32 * kStepNumbers) * sizeof(uint16_t);
+  return static_cast<size_t>(cols / 32 * kStepNumbers) * sizeof(uint16_t) + 64;
 }
 
 static inline void round_step(const float* x, std::byte* dst) {
@@ -161,24 +169,25 @@ struct Columns {
   size_t pack_bytes;
   const uint16_t* rows;
   int64_t n_steps;
-  bool first;  // else the results of columns before are there already
+  bool first;  // else the sums of columns before are there already
 };
 
 }  // namespace
 
-// kPacks packs times 32 rows: y[input][row]. Of both, weights are what stays in the first cache.
+// kPacks packs times 32 rows: sums [input][row]. Of both, weights are what stays in the first
+// cache.
 template <int kPacks>
-static void multiply_packs(const Columns& columns, float* y, int64_t y_stride) {
-  const int64_t stride = y_stride * static_cast<int64_t>(sizeof(float));
-  float* second = y + kTileUnitRows * y_stride;
+static void multiply_packs(const Columns& columns, float* sums, int64_t sum_stride) {
+  const int64_t stride = sum_stride * static_cast<int64_t>(sizeof(float));
+  float* second = sums + kTileUnitRows * sum_stride;
   if (columns.first) {
     zero_tile<0>();
     zero_tile<1>();
     zero_tile<2>();
     zero_tile<3>();
   } else {
-    load_tile<0>(y, stride);
-    load_tile<1>(y + kTileUnitRows, stride);
+    load_tile<0>(sums, stride);
+    load_tile<1>(sums + kTileUnitRows, stride);
     if constexpr (kPacks == 2) {
       load_tile<2>(second, stride);
       load_tile<3>(second + kTileUnitRows, stride);
@@ -187,102 +196,147 @@ static void multiply_packs(const Columns& columns, float* y, int64_t y_stride) {
   const std::byte* a = columns.packs;
   const auto* b = reinterpret_cast<const std::byte*>(columns.rows);
   const int64_t next_rows = columns.n_steps * kTileUnitBytes;
-  for (int64_t i = 0; i < columns.n_steps; ++i, a += kTileUnitBytes, b += kTileUnitBytes) {
+  const size_t next_pack = columns.pack_bytes;
+  for (int64_t i = columns.n_steps; i > 0; --i, a += kTileUnitBytes, b += kTileUnitBytes) {
     stream_tile<4>(a, 64);
     load_tile<6>(b, 64);
     dot_bf16<0, 4, 6>();
     load_tile<7>(b + next_rows, 64);
     dot_bf16<1, 4, 7>();
     if constexpr (kPacks == 2) {
-      stream_tile<5>(a + columns.pack_bytes, 64);
+      stream_tile<5>(a + next_pack, 64);
       dot_bf16<2, 5, 6>();
       dot_bf16<3, 5, 7>();
     }
   }
-  store_tile<0>(y, stride);
-  store_tile<1>(y + kTileUnitRows, stride);
+  store_tile<0>(sums, stride);
+  store_tile<1>(sums + kTileUnitRows, stride);
   if constexpr (kPacks == 2) {
     store_tile<2>(second, stride);
     store_tile<3>(second + kTileUnitRows, stride);
   }
 }
 
-static void multiply_inputs(const Columns& columns, int64_t n, float* y, int64_t y_stride) {
-  n > kTileUnitRows ? multiply_packs<2>(columns, y, y_stride)
-                    : multiply_packs<1>(columns, y, y_stride);
-}
-
-static void copy_rows(const float* from, int64_t from_stride, int64_t n, int64_t width, float* to,
-                      int64_t to_stride) {
-  for (int64_t i = 0; i < n; ++i) {
-    memcpy(to + i * to_stride, from + i * from_stride, static_cast<size_t>(width) * sizeof(float));
+// Sums of n inputs and n_rows of a slice, plus bias, to results.
+static void write_sums(const float* sums, const float* bias, int64_t n, int64_t n_rows, float* y,
+                       int64_t y_stride) {
+  for (int64_t t = 0; t < n; ++t, sums += kSliceRows, y += y_stride) {
+    for (int64_t r = 0; r < n_rows; r += kLanes) {
+      const int64_t some = least(n_rows - r, kLanes);
+      const F32 more = bias == nullptr ? zero() : load_n(bias + r, some);
+      store_n(y + r, load(sums + r) + more, some);
+    }
   }
 }
 
-// n inputs, two packs at the most, times n_rows of a slice. Registers are written as a whole.
-static void multiply_some(const Columns& columns, int64_t n, int64_t n_rows, float* y,
-                          int64_t y_stride) {
-  if (n_rows == kSliceRows && n % kTileUnitRows == 0) {
-    multiply_inputs(columns, n, y, y_stride);
-    return;
-  }
-  alignas(64) float sums[2 * kTileUnitRows * kSliceRows];
-  if (!columns.first) copy_rows(y, y_stride, n, n_rows, sums, kSliceRows);
-  multiply_inputs(columns, n, sums, kSliceRows);
-  copy_rows(sums, kSliceRows, n, n_rows, y, y_stride);
-}
+namespace {
 
-// Columns 32 * first_step ... of n_rows rows, kMostRows at the most, with all inputs.
-static void multiply_columns(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows,
-                             int64_t first_step, int64_t n_steps, const std::byte* packs,
-                             const Rounded& work) {
-  const int64_t slice_numbers = 2 * n_steps * kStepNumbers;
-  for (int64_t r = 0; r < n_rows; r += kSliceRows) {
-    round_weights(chunk, {first_row + r, least(n_rows - r, kSliceRows), first_step, n_steps},
-                  work.slice, work.rows + r / kSliceRows * slice_numbers);
+// A product of some rows, kMostRows at the most, with all inputs: columns block by block.
+class RowsProduct {
+ public:
+  RowsProduct(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows, const std::byte* packs,
+              const ProductWork& work)
+      : chunk_(chunk),
+        first_row_(first_row),
+        n_rows_(n_rows),
+        packs_(packs),
+        work_(work),
+        n_steps_(chunk.cols / 32) {}
+
+  void multiply() const {
+    const int64_t block = n_steps_ > kMostSteps ? kBlockSteps : n_steps_;
+    for (int64_t step = 0; step < n_steps_; step += block) {
+      multiply_columns(step, least(n_steps_ - step, block));
+    }
   }
-  const size_t pack = bf16_pack_bytes(chunk.cols);
-  packs += first_step * kTileUnitBytes;
-  for (int64_t near = 0; near < chunk.n_tokens; near += kNearInputs) {
-    const int64_t end = least(near + kNearInputs, chunk.n_tokens);
-    for (int64_t r = 0; r < n_rows; r += kSliceRows) {
-      float* y = chunk.y + first_row + r - chunk.y_row;
-      for (int64_t t = near; t < end; t += 2 * kTileUnitRows) {
-        const Columns columns = {packs + static_cast<size_t>(t / kTileUnitRows) * pack, pack,
-                                 work.rows + r / kSliceRows * slice_numbers, n_steps,
-                                 first_step == 0};
-        multiply_some(columns, least(end - t, 2 * kTileUnitRows), least(n_rows - r, kSliceRows),
-                      y + t * chunk.y_stride, chunk.y_stride);
+
+ private:
+  void multiply_columns(int64_t step, int64_t n_steps) const {
+    const int64_t numbers = 2 * n_steps * kStepNumbers;  // of a slice
+    for (int64_t r = 0; r < n_rows_; r += kSliceRows) {
+      round_weights(chunk_, {first_row_ + r, least(n_rows_ - r, kSliceRows), step, n_steps},
+                    work_.slice, work_.rows + r / kSliceRows * numbers);
+    }
+    const size_t pack = bf16_pack_bytes(chunk_.cols);
+    Columns columns = {nullptr, pack, nullptr, n_steps, step == 0};
+    for (int64_t near = 0; near < chunk_.n_tokens; near += kNearInputs) {
+      const int64_t end = least(near + kNearInputs, chunk_.n_tokens);
+      for (int64_t r = 0; r < n_rows_; r += kSliceRows) {
+        columns.rows = work_.rows + r / kSliceRows * numbers;
+        multiply_near(columns, step, r, near, end);
       }
     }
   }
-}
 
-static size_t bf16_scratch(int64_t /*cols*/) { return Rounded(nullptr).size; }
+  // The inputs from `near` on with the slice from row r on.
+  void multiply_near(Columns columns, int64_t step, int64_t r, int64_t near, int64_t end) const {
+    const int64_t row = first_row_ + r;
+    float* y = chunk_.y + near * chunk_.y_stride + row - chunk_.y_row;
+    const bool direct = can_be_direct(r, end - near);
+    float* sums = direct ? y : sums_of(r, near);
+    const int64_t stride = direct ? chunk_.y_stride : kSliceRows;
+    for (int64_t t = near; t < end; t += kPairInputs) {
+      if (step + columns.n_steps == n_steps_) ask_for(y + (t - near) * chunk_.y_stride, end - t);
+      columns.packs = packs_ + static_cast<size_t>(t / kTileUnitRows) * columns.pack_bytes +
+                      step * kTileUnitBytes;
+      multiply_pair(columns, end - t, sums + (t - near) * stride, stride);
+    }
+    if (direct || step + columns.n_steps < n_steps_) return;
+    write_sums(sums, chunk_.bias == nullptr ? nullptr : chunk_.bias + row, end - near,
+               least(n_rows_ - r, kSliceRows), y, chunk_.y_stride);
+  }
 
-static void bf16_multiply(const MatmulChunk& chunk, const std::byte* packs) {
-  const Rounded work(chunk.scratch);
-  const TileUnit unit;
-  const int64_t n_steps = chunk.cols / 32;
-  const int64_t block = n_steps > kMostSteps ? kBlockSteps : n_steps;
-  const int64_t end = chunk.first_row + chunk.n_rows;
-  for (int64_t r = chunk.first_row; r < end; r += kMostRows) {
-    const int64_t n = least(end - r, kMostRows);
-    for (int64_t step = 0; step < n_steps; step += block) {
-      multiply_columns(chunk, r, n, step, least(n_steps - step, block), packs, work);
+  // Lines of results, since stores that wait for theirs would hold up what follows.
+  void ask_for(const float* y, int64_t n) const {
+    for (int64_t t = 0; t < least(n, kPairInputs); ++t, y += chunk_.y_stride) {
+      __builtin_prefetch(y, 1);
+      __builtin_prefetch(y + kTileUnitRows, 1);
     }
   }
-  if (chunk.bias == nullptr) return;
-  for (int64_t t = 0; t < chunk.n_tokens; ++t) {
-    add(chunk.y + t * chunk.y_stride + chunk.first_row - chunk.y_row, chunk.bias + chunk.first_row,
-        chunk.n_rows);
+
+  // Registers are stored as a whole.
+  bool can_be_direct(int64_t r, int64_t n_inputs) const {
+    return n_steps_ <= kMostSteps && chunk_.bias == nullptr && n_rows_ - r >= kSliceRows &&
+           n_inputs % kTileUnitRows == 0;
+  }
+  float* sums_of(int64_t r, int64_t near) const {
+    if (n_steps_ <= kMostSteps) return work_.sums;
+    const int64_t slice = r / kSliceRows;
+    return work_.sums + (slice * round_up(chunk_.n_tokens, kPairInputs) + near) * kSliceRows;
+  }
+
+  static void multiply_pair(const Columns& columns, int64_t n, float* sums, int64_t stride) {
+    n > kTileUnitRows ? multiply_packs<2>(columns, sums, stride)
+                      : multiply_packs<1>(columns, sums, stride);
+  }
+
+  const MatmulChunk& chunk_;
+  int64_t first_row_;
+  int64_t n_rows_;
+  const std::byte* packs_;
+  const ProductWork& work_;
+  int64_t n_steps_;
+};
+
+}  // namespace
+
+static size_t bf16_scratch(int64_t cols, int64_t n_inputs) {
+  return ProductWork(nullptr, cols, n_inputs).size;
+}
+
+static void bf16_multiply(const MatmulChunk& chunk, const std::byte* packs) {
+  const ProductWork work(chunk.scratch, chunk.cols, chunk.n_tokens);
+  const TileUnit unit;
+  const int64_t end = chunk.first_row + chunk.n_rows;
+  for (int64_t r = chunk.first_row; r < end; r += kMostRows) {
+    RowsProduct(chunk, r, least(end - r, kMostRows), packs, work).multiply();
   }
 }
 
 // ---- what a gate leaves ----
 
 static size_t bf16_gated_scratch(int64_t cols, int64_t n_rows, int64_t n_tokens) {
-  return GatedWork(nullptr, bf16_scratch(cols), n_rows, n_tokens).size;
+  return GatedWork(nullptr, bf16_scratch(cols, n_tokens), n_rows, n_tokens).size;
 }
 
 static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
@@ -290,7 +344,7 @@ static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
   const int64_t n_tokens = chunk.gate.n_tokens;
   const int64_t n_rows = chunk.gate.n_rows;
   const float* values = multiply_gate(
-      chunk, GatedWork(chunk.scratch, bf16_scratch(chunk.gate.cols), n_rows, n_tokens),
+      chunk, GatedWork(chunk.scratch, bf16_scratch(chunk.gate.cols, n_tokens), n_rows, n_tokens),
       [&](const MatmulChunk& product) { bf16_multiply(product, packs); });
   const size_t bytes = bf16_pack_bytes(chunk.cols);
   const int64_t n_steps = n_rows / kGatedRows;

@@ -55,7 +55,7 @@ void gated_group(const GatedChunk& chunk, const std::byte* packs);
 void end_pack(int64_t cols, float least_error, std::byte* pack);
 
 // matmat.cpp
-size_t matmat_scratch(int64_t cols);
+size_t matmat_scratch(int64_t cols, int64_t n_inputs);
 void matmat(const MatmulChunk& chunk, const std::byte* packs);
 
 // bf16_products.cpp

@@ -8,7 +8,7 @@
 
 namespace kve::KVE_ISA {
 
-size_t matmat_scratch(int64_t cols) { return Slice(nullptr, cols).size; }
+size_t matmat_scratch(int64_t cols, int64_t /*n_inputs*/) { return Slice(nullptr, cols).size; }
 
 // Of types with minima: whether these are multiplied as words, by begin_with_minima.
 template <int kParts>

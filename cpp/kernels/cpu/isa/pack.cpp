@@ -145,7 +145,7 @@ void pack(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float 
 // ---- what a gate leaves ----
 
 size_t gated_scratch(int64_t cols, int64_t n_rows, int64_t n_tokens) {
-  return GatedWork(nullptr, matmat_scratch(cols), n_rows, n_tokens).size;
+  return GatedWork(nullptr, matmat_scratch(cols, n_tokens), n_rows, n_tokens).size;
 }
 
 // A group of n inputs, whose values are rows of 32. The codes of the second plane wait where that
@@ -163,7 +163,8 @@ static void place_values(const Pack& out, int64_t group, const float* rows, int6
 void gated_group(const GatedChunk& chunk, const std::byte* packs) {
   const int64_t n_tokens = chunk.gate.n_tokens;
   const float* values = multiply_gate(
-      chunk, GatedWork(chunk.scratch, matmat_scratch(chunk.gate.cols), kGatedRows, n_tokens),
+      chunk,
+      GatedWork(chunk.scratch, matmat_scratch(chunk.gate.cols, n_tokens), kGatedRows, n_tokens),
       [&](const MatmulChunk& product) { matmat(product, packs); });
   const int64_t group = chunk.gate.first_row / kGatedRows;
   std::byte* dst = chunk.packs;
