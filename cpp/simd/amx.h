@@ -12,23 +12,29 @@ constexpr int kTileUnitBytes = 16 * 64;
 
 namespace {
 
-// Gives this thread's tile registers their shape while it lives; without it they have none.
+// Gives this thread's tile registers the shape of the functions below while it lives, and then the
+// shape that they had: other libraries of the process may rely on theirs. What they hold is lost.
 class TileUnit {
  public:
   TileUnit() {
-    struct {
-      uint8_t palette = 1;
-      uint8_t start_row = 0;
-      uint8_t reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } shape;
-    static_assert(sizeof(shape) == 64);
+    asm volatile("sttilecfg %0" : "=m"(before_) : : "memory");
+    const Shape shape;
     asm volatile("ldtilecfg %0" : : "m"(shape) : "memory");
   }
-  ~TileUnit() { asm volatile("tilerelease" : : : "memory"); }
+  ~TileUnit() { asm volatile("ldtilecfg %0" : : "m"(before_) : "memory"); }
   TileUnit(const TileUnit&) = delete;
   TileUnit& operator=(const TileUnit&) = delete;
+
+ private:
+  struct Shape {
+    uint8_t palette = 1;
+    uint8_t start_row = 0;
+    uint8_t reserved[14] = {};
+    uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+    uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  };
+  static_assert(sizeof(Shape) == 64);
+  Shape before_;
 };
 
 }  // namespace

@@ -143,7 +143,7 @@ void lift_values(const ValueLift& job);
 // peak.cpp
 int64_t peak_int8(const int8_t* ones, int64_t rounds, int32_t* sums);
 int64_t peak_f32(const float* ones, int64_t rounds, float* sums);
-#if defined(__AVX512BF16__)
+#if defined(__AVX512BF16__) || defined(KVE_ISA_AMX)
 int64_t peak_bf16(const uint16_t* ones, int64_t rounds, float* sums);
 #else
 constexpr int64_t (*peak_bf16)(const uint16_t* ones, int64_t rounds, float* sums) = nullptr;

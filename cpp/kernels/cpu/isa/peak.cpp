@@ -1,6 +1,9 @@
 // Loops that do nothing but keep the arithmetic units, or the memory, busy. Sums stay in registers;
 // one operand is loaded anew in every round, so that nothing can be computed ahead of the loop.
 #include "kernels/cpu/isa/isa.h"
+#if defined(KVE_ISA_AMX)
+#include "simd/amx.h"
+#endif
 
 namespace kve::KVE_ISA {
 namespace {
@@ -101,7 +104,36 @@ int64_t peak_f32(const float* ones, int64_t rounds, float* sums) {
   return multiply_add<Real>(ones, rounds, sums);
 }
 
-#if defined(__AVX512BF16__)
+#if defined(KVE_ISA_AMX)
+// 2 x 2 registers of sums, as in products.
+int64_t peak_bf16(const uint16_t* ones, int64_t rounds, float* sums) {
+  static_assert(kPeakValues * sizeof(uint16_t) >= kTileUnitBytes && kPeakSums == 16 * 16);
+  const TileUnit unit;
+  alignas(64) float totals[4][kPeakSums];
+  zero_tile<0>();
+  zero_tile<1>();
+  zero_tile<2>();
+  zero_tile<3>();
+  load_tile<6>(ones, 64);
+  load_tile<7>(ones, 64);
+  for (int64_t i = 0; i < rounds; ++i) {
+    load_tile<4>(ones, 64);
+    load_tile<5>(ones, 64);
+    dot_bf16<0, 4, 6>();
+    dot_bf16<1, 4, 7>();
+    dot_bf16<2, 5, 6>();
+    dot_bf16<3, 5, 7>();
+  }
+  store_tile<0>(totals[0], 64);
+  store_tile<1>(totals[1], 64);
+  store_tile<2>(totals[2], 64);
+  store_tile<3>(totals[3], 64);
+  for (int i = 0; i < kPeakSums; ++i) {
+    sums[i] = totals[0][i] + totals[1][i] + totals[2][i] + totals[3][i];
+  }
+  return rounds * 4 * kPeakSums * 32;
+}
+#elif defined(__AVX512BF16__)
 int64_t peak_bf16(const uint16_t* ones, int64_t rounds, float* sums) {
   return multiply_add<Bf16>(ones, rounds, sums);
 }
