@@ -40,27 +40,27 @@ class TileUnit {
 }  // namespace
 
 template <int kTile>
-inline void zero_tile() {
+static inline void zero_tile() {
   asm volatile("tilezero %%tmm%c0" : : "i"(kTile));
 }
 // Rows of 64 bytes, `stride` bytes apart.
 template <int kTile>
-inline void load_tile(const void* data, int64_t stride) {
+static inline void load_tile(const void* data, int64_t stride) {
   asm volatile("tileloadd (%0,%1,1), %%tmm%c2" : : "r"(data), "r"(stride), "i"(kTile) : "memory");
 }
 // The same of a stream: it does not displace what the first cache holds.
 template <int kTile>
-inline void stream_tile(const void* data, int64_t stride) {
+static inline void stream_tile(const void* data, int64_t stride) {
   asm volatile("tileloaddt1 (%0,%1,1), %%tmm%c2" : : "r"(data), "r"(stride), "i"(kTile) : "memory");
 }
 template <int kTile>
-inline void store_tile(void* data, int64_t stride) {
+static inline void store_tile(void* data, int64_t stride) {
   asm volatile("tilestored %%tmm%c2, (%0,%1,1)" : : "r"(data), "r"(stride), "i"(kTile) : "memory");
 }
 // kSum[m][n] += the dot products of row m of kA and column n of kB: 16 pairs of bf16 numbers, those
 // of column n being the n-th of each row. Denormals count as zero.
 template <int kSum, int kA, int kB>
-inline void dot_bf16() {
+static inline void dot_bf16() {
   asm volatile("tdpbf16ps %%tmm%c2, %%tmm%c1, %%tmm%c0" : : "i"(kSum), "i"(kA), "i"(kB));
 }
 

@@ -1,15 +1,16 @@
 // Many inputs against quantized weights by the tile unit (simd/amx.h): inputs and weights are
-// rounded to bf16, 8 bits of mantissa each, and sums are floats that stay in its registers. An
-// eighth of the time of the same products in int8, and a third of their error: neither scales nor
-// second planes are left to be multiplied with.
-#include "simd/amx.h"
+// rounded to bf16, 8 bits of mantissa each, and sums are floats that stay in its registers. That is
+// four times the arithmetic of int8 dot products (on Emerald Rapids), with less error, and neither
+// scales nor second planes are left to be multiplied with.
+#include "kernels/cpu/isa/isa.h"
+
+#if defined(KVE_ISA_AMX)
 
 #include <string.h>
 
 #include "kernels/cpu/isa/gated_work.h"
 #include "kernels/cpu/isa/slice.h"
-
-#if defined(KVE_ISA_AMX)
+#include "simd/amx.h"
 
 namespace kve::KVE_ISA {
 namespace {
