@@ -106,6 +106,7 @@ void ModelDrafter::read(std::span<const Token> tokens) {
 
 void ModelDrafter::prepare(const Progress& progress) {
   if (text_.empty() || unknown_ || static_cast<int>(text_.size()) > session_->n_ctx()) return;
+  if (session_->last_logits() && std::ranges::equal(session_->tokens(), text_)) return;
   const int held = session_->reuse_prefix(text_);
   session_->forward(std::span(text_).subspan(static_cast<size_t>(held)), false, progress);
 }

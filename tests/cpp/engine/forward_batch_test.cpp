@@ -2,8 +2,10 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <deque>
 
+#include "base/cpu_features.h"
 #include "engine/tiny_model.h"
 
 namespace kve::test {
@@ -14,8 +16,9 @@ constexpr const char* kCaches[] = {"f16", "f32", "q8_0", "int4:group=32,tail=64"
 
 class ForwardBatchTest : public ::testing::Test {
  protected:
-  std::shared_ptr<Model> load(const TinyModel& tiny = {.type = WeightType::q8_0}) {
-    return load_tiny(folder_, tiny, 2);
+  std::shared_ptr<Model> load(const TinyModel& tiny = {.type = WeightType::q8_0},
+                              const std::string& isa = {}) {
+    return load_tiny(folder_, tiny, 2, isa);
   }
   static SessionOptions options(std::string_view cache, bool exact, int n_batch = 256) {
     SessionOptions o;
@@ -65,8 +68,9 @@ TEST_F(ForwardBatchTest, EqualsTheSameTokensReadAloneInExactMode) {
 }
 
 // int8 activations: kernels may differ in rounding for more rows than kFewRows, no more.
+// Few inputs and many are both int8 here.
 TEST_F(ForwardBatchTest, IsCloseToTheSameTokensReadAloneInFastMode) {
-  const auto model = load();
+  const auto model = load({.type = WeightType::q8_0}, cpu_features().amx ? "avx512" : "");
   std::deque<Session> together, alone;
   for (int i = 0; i < 20; ++i) {
     together.push_back(model->session(options("f16", false)));
@@ -87,6 +91,35 @@ TEST_F(ForwardBatchTest, IsCloseToTheSameTokensReadAloneInFastMode) {
       }
     }
   }
+}
+
+// The tile unit multiplies many inputs in bf16: read together, tokens are closer to exact ones than
+// alone, in int8.
+TEST_F(ForwardBatchTest, LosesLessOfManyInputsThanOfFewWithTheTileUnit) {
+  if (!cpu_features().amx) GTEST_SKIP() << "no tile unit";
+  const auto model = load({.type = WeightType::q8_0}, "amx");
+  std::deque<Session> together, alone, exact;
+  std::vector<std::vector<Token>> tokens;
+  std::vector<BatchInput> inputs;
+  for (uint32_t i = 0; i < 20; ++i) {
+    together.push_back(model->session(options("f16", false)));
+    alone.push_back(model->session(options("f16", false)));
+    exact.push_back(model->session(options("f16", true)));
+    tokens.push_back(random_tokens(9, i));
+  }
+  for (size_t i = 0; i < 20; ++i) inputs.push_back({&together[i], tokens[i]});
+  const auto logits = forward_batch(inputs);
+  double of_many = 0;
+  double of_few = 0;
+  for (size_t i = 0; i < 20; ++i) {
+    const auto few = alone[i].forward(tokens[i]);
+    const auto expected = exact[i].forward(tokens[i]);
+    for (size_t k = 0; k < expected->values.size(); ++k) {
+      of_many += std::pow(logits[i]->values[k] - expected->values[k], 2);
+      of_few += std::pow(few->values[k] - expected->values[k], 2);
+    }
+  }
+  EXPECT_LT(of_many, of_few / 2);
 }
 
 TEST_F(ForwardBatchTest, WindowsAndOtherCachesMix) {

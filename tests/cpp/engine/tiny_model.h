@@ -150,11 +150,12 @@ class TinyWriter {
 };
 
 inline std::shared_ptr<Model> load_tiny(const TemporaryFolder& folder, const TinyModel& tiny,
-                                        int threads = 1) {
+                                        int threads = 1, std::string isa = {}) {
   const std::filesystem::path path = folder.path() / "tiny.gguf";
   TinyWriter(tiny).build().write(path);
   LoadOptions options;
   options.threads = threads;
+  options.isa = std::move(isa);
   return Model::load(path, options);
 }
 
