@@ -31,7 +31,8 @@ struct LoadOptions {
   // caches take at most so much of the GPU's memory, and others wait in the host's.
   std::string device = "cpu";
   int threads = 0;  // 0: all processors this process may use
-  std::string isa;  // "scalar", "avx2", "avx512", "amx"; empty: the best available (or KVENGINE_ISA)
+  std::string
+      isa;  // "scalar", "avx2", "avx512", "amx"; empty: the best available (or KVENGINE_ISA)
   // Copies weights to the layout that the backend reads fastest; else they are read from the mapped
   // file, which saves that memory and the time to fill it. A GPU has no choice.
   bool repack = true;
