@@ -77,10 +77,10 @@ CpuFeatures detect() {
   // extended.eax is the last subleaf.
   constexpr uint32_t kBf16 = 1u << 5;
   features.avx512_bf16 = features.avx512 && extended.eax >= 1 && all(cpuid(7, 1).eax, kBf16);
-  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24, kAmxInt8 = 1u << 25;
+  constexpr uint32_t kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
   constexpr uint64_t kTileStates = 0x60000;
   features.amx = features.avx512 && (states & kTileStates) == kTileStates &&
-                 all(extended.edx, kAmxBf16 | kAmxTile | kAmxInt8) && may_use_tiles();
+                 all(extended.edx, kAmxBf16 | kAmxTile) && may_use_tiles();
   // Intel's run at a quarter of the rate (measured on Emerald Rapids), AMD's at the same.
   features.slow_bf16 = features.avx512_bf16 && is_intel();
   return features;

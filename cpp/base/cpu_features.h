@@ -10,7 +10,7 @@ struct CpuFeatures {
   bool avx512 = false;       // the above and AVX-512 F, BW, CD, DQ, VL, VNNI, VBMI
   bool avx512_bf16 = false;  // the above and AVX-512 BF16
   bool slow_bf16 = false;    // whose dot products take several times as long as those of int16
-  bool amx = false;          // avx512 and the tile unit, AMX, for int8 and bf16
+  bool amx = false;          // avx512 and the tile unit, AMX, for bf16
   bool neon = false;         // the baseline of AArch64
   bool dotprod = false;      // its int8 dot product (FEAT_DotProd)
 };

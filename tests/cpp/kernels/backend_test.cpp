@@ -161,7 +161,7 @@ TEST(MakeCpuBackend, RefusesUnknownNames) {
   for (const std::string& isa : available_isas()) {
     EXPECT_EQ(make_cpu_backend(1, isa)->name(), "cpu-" + isa);
   }
-  // bf16 is the last instruction set, and not taken where it is slow.
+  // The last instruction set, but not bf16 where it is slow.
   const bool skips_bf16 = cpu_features().slow_bf16 && !cpu_features().amx;
   const std::string best = skips_bf16 ? "avx512" : available_isas().back();
   EXPECT_EQ(make_cpu_backend(1)->name(), "cpu-" + best);
@@ -170,6 +170,9 @@ TEST(MakeCpuBackend, RefusesUnknownNames) {
 TEST(CpuFeatures, AreNested) {
   if (cpu_features().avx512) {
     EXPECT_TRUE(cpu_features().avx2);
+  }
+  if (cpu_features().amx) {
+    EXPECT_TRUE(cpu_features().avx512);
   }
   if (cpu_features().dotprod) {
     EXPECT_TRUE(cpu_features().neon);
