@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/tile_rows.h"
+#include "kernels/cpu/isa/word_group.h"
 #include "kernels/cpu/isa/word_keys.h"
-#include "kernels/cpu/isa/word_tiles.h"
 
 namespace kve::KVE_ISA {
 
@@ -34,6 +34,8 @@ struct MassWork {
   int32_t* words;       // [group][key_words][kWordLanes]: the queries
   float* scales;        // [n_vectors rounded up to groups], of the queries
   float* units;         // the same: logarithms of their sums
+  float* slopes;        // the same
+  float* positions;     // the same: rows of their own
   float* word_scores;   // [kTile][kWordLanes]
   float* sums;          // [kTile][kLanes], of the tile
 #endif
@@ -53,6 +55,7 @@ struct MassWork {
 #if defined(KVE_WORD_TILES)
     constexpr int64_t kMost = (kMaxAttendVectors + kWordLanes - 1) / kWordLanes * kWordLanes;
     tile = carve_word_tile(carver, key_dim, 1);
+    tile.bf16 = kBf16Tiles;
     const auto word_bytes = static_cast<int64_t>(word_keys_bytes(key_dim, key_dim));
     word_keys = carve_word_keys(key_dim, key_dim, carver.take<std::byte>(word_bytes));
     seen = {carver.take<float>(kMost), carver.take<float>(kMost)};
@@ -60,6 +63,8 @@ struct MassWork {
     words = carver.take<int32_t>(kMost * tile.key_words);
     scales = carver.take<float>(kMost);
     units = carver.take<float>(kMost);
+    slopes = carver.take<float>(kMost);
+    positions = carver.take<float>(kMost);
     word_scores = carver.take<float>(kTile * kWordLanes);
     sums = carver.take<float>(kTile * kLanes);
 #endif
@@ -183,8 +188,8 @@ __attribute__((noinline)) static void add_word_weights(const float* scores, cons
 
 namespace {
 
-// In int16, a group of queries at a time. Tiles of rows whose numbers are not finite are left to
-// f32.
+// A group of queries at a time, with scores of int16 or bf16 as attention has them, so that weights
+// add up to one. Tiles of rows whose numbers are not finite are left to f32.
 class WordMass {
  public:
   WordMass(const MassChunk& job, const AttendState& state, MassWork& work)
@@ -192,12 +197,13 @@ class WordMass {
         n_vectors_(state.n_vectors),
         work_(work),
         reader_(job.chunk.k, job.chunk.first_pos, false, work.lifting) {
-    quantize_queries(state.queries, state.key_stride, n_vectors_, work.tile.key_words, kWordLanes,
-                     work.query_rows, work.words, work.scales);
+    put_queries(state.queries, state.key_stride, n_vectors_, work.tile.key_words, work.query_rows,
+                work.words, work.scales);
     for (int64_t v = 0; v < round_up(n_vectors_, kWordLanes); ++v) {
       const float log_sum = v < n_vectors_ ? log_sum_of(job, v) : -INFINITY;
       work.units[v] = log_sum == -INFINITY ? kNobody : log_sum;
-      set_seen(job.chunk, v, n_vectors_, work.seen);
+      work.positions[v] = set_seen(job.chunk, v, n_vectors_, work.seen);
+      work.slopes[v] = slope_of(job.chunk, v);
     }
   }
 
@@ -246,17 +252,44 @@ class WordMass {
   // The group of queries from `first` on and the rows [row, end) of the tile at `base`. all:
   // whether every query sees all of them.
   void weigh_group(int64_t first, int32_t base, int32_t row, int32_t end, bool all) const {
-    static constexpr float kNothing[kTile] = {};
-    alignas(64) float top[kWordLanes] = {};  // of no use here
-    const int64_t words = (job_.chunk.k.width + 1) / 2;
+    score_group(first, row, end);
+    limit(first, base, row, end);
     for (int32_t r = row; r < end; r += kWordRows) {
-      score_rows(work_.tile, r, words, work_.words + first * work_.tile.key_words,
-                 work_.scales + first, kNothing, work_.word_scores, top);
       if (all) {
         add_word_weights(work_.word_scores + r * kWordLanes, work_.units + first, job_.most,
                          work_.sums + r * kLanes);
       } else {
         add_seen_weights(first, base, r, end < r + kWordRows ? end : r + kWordRows);
+      }
+    }
+  }
+
+  void score_group(int64_t first, int32_t row, int32_t end) const {
+    const int32_t* queries = work_.words + first * work_.tile.key_words;
+#if defined(KVE_BF16_TILES)
+    score_bf16(work_.tile, row / kBf16Rows * kBf16Rows, round_up(end, kBf16Rows), queries,
+               work_.word_scores);
+#else
+    static constexpr float kNothing[kTile] = {};
+    alignas(64) float top[kWordLanes] = {};  // of no use here
+    for (int32_t r = row; r < end; r += kWordRows) {
+      score_rows(work_.tile, r, (job_.chunk.k.width + 1) / 2, queries, work_.scales + first,
+                 kNothing, work_.word_scores, top);
+    }
+#endif
+  }
+
+  // Softcap and slopes, as in attention.
+  void limit(int64_t first, int32_t base, int32_t row, int32_t end) const {
+    const AttendChunk& chunk = job_.chunk;
+    float* scores = work_.word_scores + row * kWordLanes;
+    if (chunk.softcap > 0) softcap(chunk.softcap * kLog2E, scores, (end - row) * kWordLanes);
+    if (chunk.alibi == nullptr) return;
+    for (int32_t r = row; r < end; ++r, scores += kWordLanes) {
+      const F32 position = set(position_of(chunk, base + r));
+      for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+        const F32 distance = position - load(work_.positions + first + v);
+        store(scores + v, fma(load(work_.slopes + first + v), distance, load(scores + v)));
       }
     }
   }
@@ -303,7 +336,8 @@ void attention_mass(const MassChunk& job) {
   }
 #elif defined(KVE_WORD_TILES)
   const bool limited = chunk.softcap > 0 || chunk.alibi != nullptr;
-  if (chunk.method == AttendMethod::rounded_tiles && !limited) {
+  if (chunk.method == AttendMethod::rounded_tiles && (kBf16Tiles || !limited)) {
+    const GroupUnit unit;
     return WordMass(job, state, work).weigh();
   }
 #endif

@@ -47,11 +47,7 @@ static void limit_group(const GroupTask& task, int64_t lane, Span span, float* t
       const auto number = static_cast<float>(row);
       F32 score = load(at);
       if (chunk.alibi != nullptr) {
-        const int32_t* positions = chunk.k.positions;
-        const float position =
-            positions != nullptr && r < task.n
-                ? static_cast<float>(positions[row] - chunk.dropped - chunk.first_pos)
-                : number;
+        const float position = r < task.n ? position_of(chunk, row) : number;
         score = fma(load(lanes.slope + lane + v), set(position) - load(lanes.position + lane + v),
                     score);
       }
@@ -251,18 +247,13 @@ static void prepare_lane(const AttendChunk& chunk, int64_t n_vectors, int64_t v,
   lanes.unit[v] = kNoUnit;
   lanes.weight[v] = lanes.scale[v] - lanes.scale[v];  // not a number if the scale is none
   lanes.position[v] = set_seen(chunk, v, n_vectors, lanes.seen);
-  lanes.slope[v] = chunk.alibi == nullptr ? 0.0f : chunk.alibi[v % chunk.n_group] * kLog2E;
+  lanes.slope[v] = slope_of(chunk, v);
 }
 
 void start_groups(const AttendChunk& chunk, const AttendState& state, const GroupWork& work) {
   const int64_t padded = round_up(state.n_vectors, kWordLanes);
-#if defined(KVE_BF16_TILES)
-  round_queries(state.queries, state.key_stride, state.n_vectors, work.key_words, work.query_rows,
-                work.queries, work.lanes.scale);
-#else
-  quantize_queries(state.queries, state.key_stride, state.n_vectors, work.key_words, kWordLanes,
-                   work.query_rows, work.queries, work.lanes.scale);
-#endif
+  put_queries(state.queries, state.key_stride, state.n_vectors, work.key_words, work.query_rows,
+              work.queries, work.lanes.scale);
   memset(work.sums, 0, sizeof(float) * static_cast<size_t>(padded * work.channels));
   for (int64_t v = 0; v < padded; ++v) prepare_lane(chunk, state.n_vectors, v, work.lanes);
 }

@@ -80,6 +80,16 @@ static inline float set_seen(const AttendChunk& chunk, int64_t v, int64_t n_vect
   seen.last[v] = static_cast<float>(own);
   return seen.last[v];
 }
+// What linear biases go by: of a query vector, and the place of a row, counted as queries are
+// there.
+static inline float slope_of(const AttendChunk& chunk, int64_t v) {
+  return chunk.alibi == nullptr ? 0.0f : chunk.alibi[v % chunk.n_group] * kLog2E;
+}
+static inline float position_of(const AttendChunk& chunk, int32_t row) {
+  const int32_t* positions = chunk.k.positions;
+  return static_cast<float>(
+      positions == nullptr ? row : positions[row] - chunk.dropped - chunk.first_pos);
+}
 // `shown` in the lanes from `lane` on that see the row, `hidden` in the others.
 static inline F32 hide(const SeenRows& seen, int64_t lane, float row, F32 hidden, F32 shown) {
   const F32 out = select(less(load(seen.last + lane), set(row)), hidden, shown);
@@ -197,6 +207,17 @@ void add_lifted(const WordTile& tile, int64_t row, int64_t words, const int32_t*
 // sums [channel][kWordLanes].
 void add_channels(const int32_t* values, int64_t value_words, const int32_t* weights, int64_t pairs,
                   const float* factor, float* sums);
+
+// Queries in groups of kWordLanes as such a tile's products want them, and what they have for
+// scales.
+static inline void put_queries(const float* queries, int64_t stride, int64_t n, int64_t key_words,
+                               int32_t* codes, int32_t* words, float* scales) {
+#if defined(KVE_BF16_TILES)
+  round_queries(queries, stride, n, key_words, codes, words, scales);
+#else
+  quantize_queries(queries, stride, n, key_words, kWordLanes, codes, words, scales);
+#endif
+}
 
 }  // namespace kve::KVE_ISA
 
