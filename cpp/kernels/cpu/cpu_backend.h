@@ -42,7 +42,7 @@ class CpuBackend final : public Backend {
 
  private:
   // How one product is computed: f32; few inputs against the file's layout; few against repacked
-  // tiles; many, packed as planes of int8 or as bf16.
+  // tiles; many, packed as planes of int8 or as bf16 (planes and what follows are of packs).
   enum class Path : uint8_t { exact, vector, tiles, planes, bf16 };
   static constexpr size_t kPaths = 5;
   struct MatmulJob {
