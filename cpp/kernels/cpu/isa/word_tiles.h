@@ -14,7 +14,7 @@
 #include "simd/words.h"
 
 // Where the tile unit is there, attention itself multiplies bf16 numbers, which lie in the places
-// of int16 ones; what lifts coefficients, or weighs rows alone, stays with int16.
+// of int16 ones; what lifts coefficients stays with int16.
 #if defined(KVE_ISA_AMX)
 #define KVE_BF16_TILES 1
 #endif
