@@ -67,11 +67,12 @@ static inline F32 tanh(F32 x) {
 static inline F32 sigmoid(F32 x) { return set(1.0f) / (set(1.0f) + exp(negate(x))); }
 static inline F32 silu(F32 x) { return x / (set(1.0f) + exp(negate(x))); }
 
-// 0.5 x (1 + tanh(u)) = x sigmoid(2 u), which does not cancel for negative x.
-static inline F32 gelu_tanh(F32 x) {
+// 0.5 x (1 + tanh(u)) = x sigmoid(2 u), which does not cancel for negative x. The slope is 2 u.
+static inline F32 gelu_tanh_slope(F32 x) {
   const F32 u = set(0.79788456f) * x * fma(set(0.044715f), x * x, set(1.0f));
-  return x * sigmoid(u + u);
+  return u + u;
 }
+static inline F32 gelu_tanh(F32 x) { return x * sigmoid(gelu_tanh_slope(x)); }
 
 // erfc(a) for a >= 1: t P(t) exp(-a^2) with t = 1 / (1 + a / 2); fitted up to 10, where it is
 // 2e-45.

@@ -8,6 +8,7 @@
 //   swap_pairs(a)           lanes 2 i and 2 i + 1 exchanged
 //   blend_bits(mask, a, b)  bits of a where the mask has ones, else of b
 //   round_bf16_pair(low, high)   lanes of pairs of bf16 numbers, rounded to the nearest
+//   inverse_rough(a)             1 / a to 2^-14, relative
 #pragma once
 
 #include "simd/simd.h"
@@ -41,6 +42,7 @@ static inline F32 swap_pairs(F32 a) { return {_mm512_permute_ps(a.v, 0xb1)}; }
 static inline I32 blend_bits(I32 mask, I32 a, I32 b) {
   return {_mm512_ternarylogic_epi32(mask.v, a.v, b.v, 0xca)};
 }
+static inline F32 inverse_rough(F32 a) { return {_mm512_rcp14_ps(a.v)}; }
 static inline I32 round_bf16_pair(F32 low, F32 high) {
   const I32 half = set_i32(0x8000);
   return blend_bits(set_i32(static_cast<int32_t>(0xffff0000)), as_i32(high) + half,

@@ -34,7 +34,7 @@ void CpuBackend::for_rows(int64_t rows, int64_t cols, const Body& body) {
     return;
   }
   const int64_t chunk = std::max<int64_t>(1, kSerialValues / 4 / std::max<int64_t>(cols, 1));
-  pool_.parallel((rows + chunk - 1) / chunk, [&](int64_t c) {
+  in_stretches((rows + chunk - 1) / chunk, [&](int64_t c, int /*thread*/) {
     for (int64_t r = c * chunk; r < std::min(rows, (c + 1) * chunk); ++r) body(r);
   });
 }

@@ -2,6 +2,7 @@
 // kernels of one instruction set (kernels.h).
 #pragma once
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
@@ -45,11 +46,24 @@ class CpuBackend final : public Backend {
   // tiles; many, packed as planes of int8 or as bf16 (planes and what follows are of packs).
   enum class Path : uint8_t { exact, vector, tiles, planes, bf16 };
   static constexpr size_t kPaths = 5;
+  // Some rows of a weight with some inputs.
+  struct MatmulPart {
+    int64_t first_row;
+    int64_t n_rows;
+    int64_t first_input;
+    int64_t n_inputs;
+  };
   struct MatmulJob {
     const Product* product;
     Path path;
-    int64_t first_row;
-    int64_t n_rows;
+    MatmulPart part;
+  };
+  // All rows and inputs of a product, and how many of them a part has.
+  struct MatmulGrid {
+    int64_t rows;
+    int64_t part_rows;
+    int64_t inputs;
+    int64_t part_inputs;
   };
   // Query vectors of one task that share a kv head.
   struct QueryBlock {
@@ -102,6 +116,29 @@ class CpuBackend final : public Backend {
   // Runs body(row) for every row, in parallel when rows * cols is worth it.
   template <class Body>
   void for_rows(int64_t rows, int64_t cols, const Body& body);
+  // Runs body(i, thread) for all of [0, n). Every thread has a stretch of neighbours, so that what
+  // one operation left of some rows is near to the thread that has them in the next one.
+  template <class Body>
+  void in_stretches(int64_t n, const Body& body) {
+    lanes_.assign(n, pool_.size(), [](int64_t) { return 1; });
+    pool_.parallel(std::min<int64_t>(n, pool_.size()), [&](int64_t, int thread) {
+      for (int64_t i = lanes_.take(thread); i >= 0; i = lanes_.take(thread)) body(i, thread);
+    });
+  }
+  // The same with body(part, thread) for the parts of a grid; those of the same inputs are
+  // neighbours.
+  template <class Body>
+  void for_parts(const MatmulGrid& grid, const Body& body) {
+    const int64_t n = (grid.rows + grid.part_rows - 1) / grid.part_rows;
+    const int64_t blocks = (grid.inputs + grid.part_inputs - 1) / grid.part_inputs;
+    in_stretches(n * blocks, [&](int64_t i, int thread) {
+      const int64_t row = i % n * grid.part_rows;
+      const int64_t input = i / n * grid.part_inputs;
+      body(MatmulPart{row, std::min(grid.rows - row, grid.part_rows), input,
+                      std::min(grid.inputs - input, grid.part_inputs)},
+           thread);
+    });
+  }
   std::byte* thread_scratch(int thread) {
     return thread_scratch_[static_cast<size_t>(thread)].get<std::byte>(0);
   }
@@ -113,12 +150,15 @@ class CpuBackend final : public Backend {
   // Rows of one chunk of a product of packed inputs.
   int64_t packed_rows(const PackedProducts& kernels, int64_t rows, int64_t cols,
                       int64_t n_inputs) const;
+  // Inputs of one chunk, whole packs.
+  static int64_t block_inputs(const PackedProducts& kernels, int64_t n_inputs);
+  // Bytes of the packs before that of an input.
+  static size_t packs_before(const PackedProducts& kernels, int64_t cols, int64_t input);
   // As the kernels of a path want it; valid until the next call for that path.
   const std::byte* quantize_input(ConstMat x, Precision precision, Path path);
+  void add_jobs(const Product& product, Path path, int64_t n_inputs);
   void run(const MatmulJob& job, ConstMat x, std::byte* scratch) const;
-  // Rows of a product of n_inputs inputs.
-  MatmulChunk chunk_of(const Product& product, int64_t first_row, int64_t n_rows, int64_t n_inputs,
-                       std::byte* scratch) const;
+  MatmulChunk chunk_of(const Product& product, const MatmulPart& part, std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
   // cpu_attend_weighed.cpp: tasks whose weights are wanted. Prepares the tiles of those that attend

@@ -1,5 +1,6 @@
 // How matrix products are split into chunks. A chunk is some rows of one weight for all tokens.
 #include <algorithm>
+#include <tuple>
 
 #include "kernels/cpu/cpu_backend.h"
 
@@ -60,6 +61,10 @@ int64_t tile_rows(const Weight& weight, int64_t threads) {
 
 }  // namespace
 
+size_t CpuBackend::packs_before(const PackedProducts& kernels, int64_t cols, int64_t input) {
+  return static_cast<size_t>(input / kernels.tokens) * kernels.pack_bytes(cols);
+}
+
 size_t CpuBackend::repacked_bytes(const Weight& weight) const {
   return kernels_.interleaved_tile_bytes(weight.type, weight.cols) *
          static_cast<size_t>(tile_count(weight));
@@ -106,6 +111,11 @@ int64_t CpuBackend::packed_rows(const PackedProducts& kernels, int64_t rows, int
   return round_up(std::clamp<int64_t>(share, kernels.rows, kernels.most_rows), kernels.rows);
 }
 
+int64_t CpuBackend::block_inputs(const PackedProducts& kernels, int64_t n_inputs) {
+  const int64_t blocks = (n_inputs + kernels.most_inputs - 1) / kernels.most_inputs;
+  return round_up((n_inputs + blocks - 1) / blocks, 2 * kernels.tokens);
+}
+
 int64_t CpuBackend::job_rows(const Weight& weight, Path path, int64_t n_inputs) const {
   switch (path) {
     case Path::exact:
@@ -148,15 +158,15 @@ const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Pat
   const int64_t n_packs = (x.rows + step - 1) / step;
   const size_t bytes = kernels.pack_bytes(x.cols);
   std::byte* packs = memory.get<std::byte>(bytes * static_cast<size_t>(n_packs));
-  pool_.parallel(n_packs, [&](int64_t i) {
+  in_stretches(n_packs, [&](int64_t i, int /*thread*/) {
     kernels.pack(x.row(i * step), x.stride, std::min(x.rows - i * step, step), x.cols,
                  least_error(precision), packs + static_cast<size_t>(i) * bytes);
   });
   return packs;
 }
 
-MatmulChunk CpuBackend::chunk_of(const Product& product, int64_t first_row, int64_t n_rows,
-                                 int64_t n_inputs, std::byte* scratch) const {
+MatmulChunk CpuBackend::chunk_of(const Product& product, const MatmulPart& part,
+                                 std::byte* scratch) const {
   const Weight& weight = *product.weight;
   return {
       .format = &format(weight.type),
@@ -164,19 +174,19 @@ MatmulChunk CpuBackend::chunk_of(const Product& product, int64_t first_row, int6
       .row_bytes = weight.row_bytes,
       .tiles = weight.repacked,
       .cols = weight.cols,
-      .first_row = first_row,
-      .n_rows = n_rows,
+      .first_row = part.first_row,
+      .n_rows = part.n_rows,
       .bias = product.bias,
-      .y = product.y.data,
+      .y = product.y.data == nullptr ? nullptr : product.y.row(part.first_input),
       .y_stride = product.y.stride,
-      .n_tokens = n_inputs,
+      .n_tokens = part.n_inputs,
       .scratch = scratch,
   };
 }
 
 void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const {
   const QuantizedInput& input = inputs_[static_cast<size_t>(job.path)];
-  const MatmulChunk chunk = chunk_of(*job.product, job.first_row, job.n_rows, x.rows, scratch);
+  const MatmulChunk chunk = chunk_of(*job.product, job.part, scratch);
   switch (job.path) {
     case Path::exact:
       return kernels_.exact(chunk, x.data, x.stride);
@@ -186,7 +196,27 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const
       return kernels_.matvec_tiles(chunk, input.data);
     case Path::planes:
     case Path::bf16:
-      return packed(job.path).multiply(chunk, input.data);
+      break;
+  }
+  const PackedProducts& kernels = packed(job.path);
+  kernels.multiply(chunk, input.data + packs_before(kernels, x.cols, job.part.first_input));
+}
+
+// Of one product; of inputs that are packed, block by block.
+void CpuBackend::add_jobs(const Product& product, Path path, int64_t n_inputs) {
+  const Weight& weight = *product.weight;
+  const bool packs = path >= Path::planes;
+  const int64_t block = packs ? block_inputs(packed(path), n_inputs) : n_inputs;
+  const int64_t rows = job_rows(weight, path, std::min(block, n_inputs));
+  for (int64_t t = 0; t < n_inputs; t += block) {
+    for (int64_t r = 0; r < weight.rows; r += rows) {
+      matmul_jobs_.push_back({&product,
+                              path,
+                              {.first_row = r,
+                               .n_rows = std::min(weight.rows - r, rows),
+                               .first_input = t,
+                               .n_inputs = std::min(n_inputs - t, block)}});
+    }
   }
 }
 
@@ -195,13 +225,9 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
   matmul_jobs_.clear();
   bool used[kPaths] = {};
   for (const Product& product : products) {
-    const Weight& weight = *product.weight;
     const Path path = choose_path(product, precision, x.rows);
     used[static_cast<size_t>(path)] = true;
-    const int64_t rows = job_rows(weight, path, x.rows);
-    for (int64_t r = 0; r < weight.rows; r += rows) {
-      matmul_jobs_.push_back({&product, path, r, std::min(weight.rows - r, rows)});
-    }
+    add_jobs(product, path, x.rows);
   }
   size_t scratch = std::max(kernels_.exact_scratch(x.cols), kernels_.matvec_scratch(x.cols));
   for (const Path path : {Path::vector, Path::tiles, Path::planes, Path::bf16}) {
@@ -211,9 +237,19 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
     if (path >= Path::planes) scratch = std::max(scratch, packed(path).scratch(x.cols, x.rows));
   }
   reserve_thread_scratch(scratch);
-  pool_.parallel(static_cast<int64_t>(matmul_jobs_.size()), [&](int64_t i, int thread) {
+  const auto n_jobs = static_cast<int64_t>(matmul_jobs_.size());
+  const auto run_one = [&](int64_t i, int thread) {
     run(matmul_jobs_[static_cast<size_t>(i)], x, thread_scratch(thread));
-  });
+  };
+  if (used[static_cast<size_t>(Path::planes)] || used[static_cast<size_t>(Path::bf16)]) {
+    // Those of the same inputs are neighbours.
+    std::ranges::sort(matmul_jobs_, {}, [](const MatmulJob& job) {
+      return std::tuple(job.part.first_input, job.product, job.part.first_row);
+    });
+    in_stretches(n_jobs, run_one);
+  } else {
+    pool_.parallel(n_jobs, run_one);
+  }
 }
 
 // What gate and up become is quantized group by group as it is made, and never written as floats.
@@ -231,35 +267,31 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
   const int64_t n_packs = (x.rows + kernels.tokens - 1) / kernels.tokens;
   const size_t bytes = kernels.pack_bytes(width);
   std::byte* made = gated_packs_.get<std::byte>(bytes * static_cast<size_t>(n_packs));
+  const int64_t near = block_inputs(kernels, x.rows);
+  const int64_t n_near = std::min(near, x.rows);
   // Those of both weights together are as many as those of one product.
-  const int64_t step = round_up(packed_rows(kernels, 2 * width, x.cols, x.rows) / 2, kGatedRows);
+  const int64_t step = round_up(packed_rows(kernels, 2 * width, x.cols, n_near) / 2, kGatedRows);
   reserve_thread_scratch(
-      std::max(kernels.gated_scratch(x.cols, step, x.rows), kernels.scratch(width, x.rows)));
-  // Threads begin far from each other: neighbouring groups share cache lines.
-  const int64_t n_jobs = (width + step - 1) / step;
-  const int64_t stride = (n_jobs + pool_.size() - 1) / pool_.size();
-  pool_.parallel(stride * pool_.size(), [&](int64_t i, int thread) {
-    const int64_t row = (i % pool_.size() * stride + i / pool_.size()) * step;
-    if (row >= width) return;
-    const int64_t n = std::min(width - row, step);
-    kernels.gated_group({.gate = chunk_of(block.gate, row, n, x.rows, nullptr),
-                         .up = chunk_of(block.up, row, n, x.rows, nullptr),
+      std::max(kernels.gated_scratch(x.cols, step, n_near), kernels.scratch(width, n_near)));
+  for_parts({width, step, x.rows, near}, [&](const MatmulPart& part, int thread) {
+    kernels.gated_group({.gate = chunk_of(block.gate, part, nullptr),
+                         .up = chunk_of(block.up, part, nullptr),
                          .activation = static_cast<int>(block.activation),
                          .cols = width,
-                         .packs = made,
+                         .packs = made + packs_before(kernels, width, part.first_input),
                          .scratch = thread_scratch(thread)},
-                        packs);
+                        packs + packs_before(kernels, x.cols, part.first_input));
   });
-  pool_.parallel(n_packs, [&](int64_t i) {
-    kernels.end_pack(width, least_error(out), made + static_cast<size_t>(i) * bytes);
-  });
+  if (kernels.end_pack != nullptr) {
+    in_stretches(n_packs, [&](int64_t i, int /*thread*/) {
+      kernels.end_pack(width, least_error(out), made + static_cast<size_t>(i) * bytes);
+    });
+  }
   const int64_t n_rows = block.down.weight->rows;
-  const int64_t rows = packed_rows(kernels, n_rows, width, x.rows);
-  pool_.parallel((n_rows + rows - 1) / rows, [&](int64_t i, int thread) {
-    const int64_t row = i * rows;
-    kernels.multiply(
-        chunk_of(block.down, row, std::min(n_rows - row, rows), x.rows, thread_scratch(thread)),
-        made);
+  const int64_t rows = packed_rows(kernels, n_rows, width, n_near);
+  for_parts({n_rows, rows, x.rows, near}, [&](const MatmulPart& part, int thread) {
+    kernels.multiply(chunk_of(block.down, part, thread_scratch(thread)),
+                     made + packs_before(kernels, width, part.first_input));
   });
   return true;
 }

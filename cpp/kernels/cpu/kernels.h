@@ -155,11 +155,13 @@ struct PackedProducts {
   size_t (*pack_bytes)(int64_t cols);  // of one pack
   void (*pack)(const float* x, int64_t stride, int64_t n_tokens, int64_t cols, float least_error,
                std::byte* dst);
-  int rows;       // chunks start at multiples of this
-  int most_rows;  // of a chunk whose inputs are more than the second cache holds
+  int rows;             // chunks start at multiples of this
+  int most_rows;        // of a chunk whose inputs are more than the second cache holds
+  int64_t most_inputs;  // of a chunk
   size_t (*scratch)(int64_t cols, int64_t n_inputs);
   void (*multiply)(const MatmulChunk& chunk, const std::byte* packs);
-  // Packs that are made some groups at a time, by gated_group(), and ended one by one.
+  // Packs that are made some groups at a time, by gated_group(), and ended one by one, unless
+  // end_pack is null.
   size_t (*gated_scratch)(int64_t cols, int64_t n_rows, int64_t n_tokens);
   void (*gated_group)(const GatedChunk& chunk, const std::byte* packs);
   void (*end_pack)(int64_t cols, float least_error, std::byte* pack);

@@ -8,25 +8,28 @@
 
 #include <string.h>
 
+#include "kernels/cpu/isa/activations.h"
+#include "kernels/cpu/isa/bf16_weights.h"
 #include "kernels/cpu/isa/gated_work.h"
-#include "kernels/cpu/isa/slice.h"
 #include "simd/amx.h"
+#include "simd/words.h"
 
 namespace kve::KVE_ISA {
 namespace {
 
-static_assert(kSliceRows == 2 * kTileUnitRows && kLanes == kTileUnitRows);
-
-// A step is 32 columns: pairs of bf16 numbers of columns p and 16 + p. Of 16 inputs, or of 16 rows
-// of weights, it fills a register.
-constexpr int64_t kStepNumbers = 16 * 32;
+constexpr int64_t kSliceRows = 2 * kTileUnitRows;  // that are rounded together
+static_assert(kLanes == kTileUnitRows);
 
 // Columns of weights that are rounded at a time: 32 rows of them stay in the first cache while all
-// inputs pass. A multiple of the groups that are unpacked together, unless it is all.
+// inputs pass. A multiple of what round_weights() begins at, unless it is all.
 constexpr int64_t kBlockSteps = 16;
 constexpr int64_t kMostSteps = 20;
-static_assert(kBlockSteps % kUnpackGroups == 0);
+static_assert(kBlockSteps % kFirstSteps == 0);
 constexpr int64_t kMostRows = 256;  // that are rounded before any input is read
+
+// Inputs that a thread takes through all rows: they and what a gate leaves of them stay in its
+// second cache, while the other threads have other inputs. Weights are rounded for each such block.
+constexpr int64_t kMostInputs = 256;
 
 // Inputs that meet all of those rows while they are in the second cache, and two packs of them.
 constexpr int64_t kNearInputs = 128;
@@ -37,45 +40,17 @@ struct ProductWork {
   // Sums of near inputs with a slice of rows, [kNearInputs][kSliceRows]; where columns come in
   // several blocks, of all slices and inputs: [slices][inputs][kSliceRows].
   float* sums;
-  Slice slice;
+  std::byte* rounding;
   size_t size;
 
-  ProductWork(std::byte* data, int64_t cols, int64_t n_inputs) : slice(nullptr, 32 * kMostSteps) {
+  ProductWork(std::byte* data, int64_t cols, int64_t n_inputs) {
     const int64_t many = kMostRows * round_up(n_inputs, kPairInputs);
     Carver carver(data);
     rows = carver.take<uint16_t>(kMostRows / kTileUnitRows * kMostSteps * kStepNumbers);
     sums = carver.take<float>(cols > 32 * kMostSteps ? many : kNearInputs * kSliceRows);
-    slice = Slice(carver.take<std::byte>(static_cast<int64_t>(slice.size)), 32 * kMostSteps);
+    rounding = carver.take<std::byte>(static_cast<int64_t>(round_weights_scratch(32 * kMostSteps)));
     size = carver.size();
   }
-};
-
-// What turns the codes of a group, or of half a group, into weights.
-template <bool kOffsets>
-struct Scaling {
-  F32 scale;
-  F32 offset;
-
-  // A scale or minimum that is no number gives weights that are none.
-  Scaling(F32 by, F32 minimum) {
-    const F32 sum = kOffsets ? minimum - by * set(kBias) : minimum;
-    const Mask finite = less(abs(sum) + abs(by), set(__builtin_inff()));
-    scale = select(finite, by, zero());
-    offset = select(finite, sum, set(__builtin_nanf("")));
-  }
-
-  // Of byte kByte of the lanes of a word of codes.
-  template <int kByte>
-  F32 weight(I32 word) const {
-    // The bits of the float 256 + byte: its mantissa begins at bit 22.
-    const I32 moved =
-        kByte < 2 ? shift_left(word, 15 - 8 * kByte) : shift_right(word, 8 * kByte - 15);
-    const F32 code = as_f32(blend_bits(set_i32(0x7f8000), moved, set_i32(0x43800000)));
-    return kOffsets ? fma(code, scale, offset) : fma(code - set(kBias), scale, offset);
-  }
-
- private:
-  static constexpr float kBias = 256.0f + kDotBias;
 };
 
 }  // namespace
@@ -100,63 +75,6 @@ static void bf16_pack(const float* x, int64_t stride, int64_t n_tokens, int64_t 
     for (int64_t step = 0; step < cols / 32; ++step) {
       round_step(x + t * stride + 32 * step, dst + step * kTileUnitBytes + t * 64);
     }
-  }
-}
-
-// ---- weights ----
-
-template <bool kHalves, bool kMin, bool kOffsets>
-static void round_rows(const Slice& slice, int64_t n_groups, int v, uint16_t* dst) {
-  constexpr int kParts = kHalves ? 2 : 1;
-  for (int64_t g = 0; g < n_groups; ++g, dst += kStepNumbers) {
-    const auto scaling = [&](int64_t part) {
-      const int64_t place = (g * kParts + part) * kSliceRows + v * kLanes;
-      return Scaling<kOffsets>(load(slice.scales + place),
-                               kMin ? load(slice.minima + place) : zero());
-    };
-    const Scaling<kOffsets> low = scaling(0);
-    const Scaling<kOffsets> high = kHalves ? scaling(1) : low;
-    KVE_UNROLL(4)
-    for (int j = 0; j < 4; ++j) {
-      const int8_t* codes = slice.codes + ((8 * g + j) * kSliceRows + v * kLanes) * 4;
-      const I32 first = load_i32(codes);
-      const I32 second = load_i32(codes + 4 * kSliceRows * 4);
-      const auto put = [&]<int kByte>() {
-        store_i32(dst + (4 * j + kByte) * 2 * kLanes,
-                  round_bf16_pair(low.template weight<kByte>(first),
-                                  high.template weight<kByte>(second)));
-      };
-      put.template operator()<0>();
-      put.template operator()<1>();
-      put.template operator()<2>();
-      put.template operator()<3>();
-    }
-  }
-}
-
-template <bool kHalves, bool kMin>
-static void round_slice(const MatmulChunk& chunk, const Slice& slice, int64_t n_groups,
-                        uint16_t* dst) {
-  const bool offsets = has_offsets(chunk.format->type);
-  for (int v = 0; v < kMatVectors; ++v, dst += n_groups * kStepNumbers) {
-    if (offsets) {
-      round_rows<kHalves, kMin, true>(slice, n_groups, v, dst);
-    } else {
-      round_rows<kHalves, kMin, false>(slice, n_groups, v, dst);
-    }
-  }
-}
-
-static void round_weights(const MatmulChunk& chunk, const SliceOf& part, const Slice& slice,
-                          uint16_t* dst) {
-  const int64_t n = part.n_groups;
-  unpack_part(chunk, part, slice);
-  if (one_scale(chunk.format->type)) {
-    chunk.format->has_min ? round_slice<false, true>(chunk, slice, n, dst)
-                          : round_slice<false, false>(chunk, slice, n, dst);
-  } else {
-    chunk.format->has_min ? round_slice<true, true>(chunk, slice, n, dst)
-                          : round_slice<true, false>(chunk, slice, n, dst);
   }
 }
 
@@ -255,8 +173,8 @@ class RowsProduct {
   void multiply_columns(int64_t step, int64_t n_steps) const {
     const int64_t numbers = 2 * n_steps * kStepNumbers;  // of a slice
     for (int64_t r = 0; r < n_rows_; r += kSliceRows) {
-      round_weights(chunk_, {first_row_ + r, least(n_rows_ - r, kSliceRows), step, n_steps},
-                    work_.slice, work_.rows + r / kSliceRows * numbers);
+      round_weights(chunk_, first_row_ + r, least(n_rows_ - r, kSliceRows), step, n_steps,
+                    work_.rounding, work_.rows + r / kSliceRows * numbers);
     }
     const size_t pack = bf16_pack_bytes(chunk_.cols);
     Columns columns = {nullptr, pack, nullptr, n_steps, step == 0};
@@ -277,7 +195,6 @@ class RowsProduct {
     float* sums = direct ? y : sums_of(r, near);
     const int64_t stride = direct ? chunk_.y_stride : kSliceRows;
     for (int64_t t = near; t < end; t += kPairInputs) {
-      if (step + columns.n_steps == n_steps_) ask_for(y + (t - near) * chunk_.y_stride, end - t);
       columns.packs = packs_ + static_cast<size_t>(t / kTileUnitRows) * columns.pack_bytes +
                       step * kTileUnitBytes;
       multiply_pair(columns, end - t, sums + (t - near) * stride, stride);
@@ -287,18 +204,9 @@ class RowsProduct {
                least(n_rows_ - r, kSliceRows), y, chunk_.y_stride);
   }
 
-  // Lines of results, since stores that wait for theirs would hold up what follows.
-  void ask_for(const float* y, int64_t n) const {
-    for (int64_t t = 0; t < least(n, kPairInputs); ++t, y += chunk_.y_stride) {
-      __builtin_prefetch(y, 1);
-      __builtin_prefetch(y + kTileUnitRows, 1);
-    }
-  }
-
   // Registers are stored as a whole.
   bool can_be_direct(int64_t r, int64_t n_inputs) const {
-    return n_steps_ <= kMostSteps && chunk_.bias == nullptr && n_rows_ - r >= kSliceRows &&
-           n_inputs % kTileUnitRows == 0;
+    return chunk_.bias == nullptr && n_rows_ - r >= kSliceRows && n_inputs % kTileUnitRows == 0;
   }
   float* sums_of(int64_t r, int64_t near) const {
     if (n_steps_ <= kMostSteps) return work_.sums;
@@ -340,30 +248,54 @@ static size_t bf16_gated_scratch(int64_t cols, int64_t n_rows, int64_t n_tokens)
   return GatedWork(nullptr, bf16_scratch(cols, n_tokens), n_rows, n_tokens).size;
 }
 
-static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
-  static_assert(kGatedRows == 32);
-  const int64_t n_tokens = chunk.gate.n_tokens;
-  const int64_t n_rows = chunk.gate.n_rows;
-  const float* values = multiply_gate(
-      chunk, GatedWork(chunk.scratch, bf16_scratch(chunk.gate.cols, n_tokens), n_rows, n_tokens),
-      [&](const MatmulChunk& product) { bf16_multiply(product, packs); });
-  const size_t bytes = bf16_pack_bytes(chunk.cols);
-  const int64_t n_steps = n_rows / kGatedRows;
-  std::byte* first = chunk.packs + chunk.gate.first_row / kGatedRows * kTileUnitBytes;
-  for (int64_t t = 0; t < round_up(n_tokens, kTileUnitRows); ++t) {
-    std::byte* dst =
-        first + static_cast<size_t>(t / kTileUnitRows) * bytes + t % kTileUnitRows * 64;
-    for (int64_t step = 0; step < n_steps; ++step, dst += kTileUnitBytes) {
-      if (t < n_tokens) {
-        round_step(values + t * n_rows + step * kGatedRows, dst);
-      } else {
-        memset(dst, 0, 64);
-      }
+namespace {
+
+// To a fraction of bf16's rounding.
+F32 sigmoid_rough(F32 x) {
+  constexpr float kLog2E = 1.44269504f;
+  return inverse_rough(set(1.0f) + exp2_rough(x * set(-kLog2E)));
+}
+struct RoughSilu {
+  F32 operator()(F32 x) const { return x * sigmoid_rough(x); }
+};
+struct RoughGeluTanh {
+  F32 operator()(F32 x) const { return x * sigmoid_rough(gelu_tanh_slope(x)); }
+};
+
+}  // namespace
+
+// Rows of 32 values of an input, as its step of a pack.
+template <class Activation>
+static void round_gated(const Activation& activate, const float* gate, const float* up,
+                        int64_t n_tokens, int64_t n_rows, size_t pack_bytes, std::byte* dst) {
+  const auto value = [&](int64_t at) { return activate(load(gate + at)) * load(up + at); };
+  for (int64_t t = 0; t < n_tokens; ++t) {
+    std::byte* to =
+        dst + static_cast<size_t>(t / kTileUnitRows) * pack_bytes + t % kTileUnitRows * 64;
+    for (int64_t r = 0; r < n_rows; r += kGatedRows, to += kTileUnitBytes) {
+      const int64_t at = t * n_rows + r;
+      store_i32(to, round_bf16_pair(value(at), value(at + kLanes)));
     }
   }
 }
 
-static void bf16_end_pack(int64_t /*cols*/, float /*least_error*/, std::byte* /*pack*/) {}
+static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
+  static_assert(kGatedRows == 32);
+  const int64_t n_tokens = chunk.gate.n_tokens;
+  const int64_t n_rows = chunk.gate.n_rows;
+  const GatedWork work(chunk.scratch, bf16_scratch(chunk.gate.cols, n_tokens), n_rows, n_tokens);
+  multiply_gate(chunk, work, [&](const MatmulChunk& rows) { bf16_multiply(rows, packs); });
+  const size_t bytes = bf16_pack_bytes(chunk.cols);
+  std::byte* first = chunk.packs + chunk.gate.first_row / kGatedRows * kTileUnitBytes;
+  with_activation<RoughSilu, RoughGeluTanh>(chunk.activation, [&](auto activate) {
+    round_gated(activate, work.gate, work.up, n_tokens, n_rows, bytes, first);
+  });
+  // Of the last pack, inputs that are not there.
+  for (int64_t t = n_tokens; t < round_up(n_tokens, kTileUnitRows); ++t) {
+    std::byte* to = first + static_cast<size_t>(t / kTileUnitRows) * bytes + t % kTileUnitRows * 64;
+    for (int64_t r = 0; r < n_rows; r += kGatedRows, to += kTileUnitBytes) memset(to, 0, 64);
+  }
+}
 
 const PackedProducts kBf16Products = {
     .tokens = kTileUnitRows,
@@ -371,11 +303,12 @@ const PackedProducts kBf16Products = {
     .pack = bf16_pack,
     .rows = kSliceRows,
     .most_rows = kMostRows,
+    .most_inputs = kMostInputs,
     .scratch = bf16_scratch,
     .multiply = bf16_multiply,
     .gated_scratch = bf16_gated_scratch,
     .gated_group = bf16_gated_group,
-    .end_pack = bf16_end_pack,
+    .end_pack = nullptr,
 };
 
 }  // namespace kve::KVE_ISA

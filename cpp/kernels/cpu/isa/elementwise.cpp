@@ -1,8 +1,8 @@
 #include <math.h>
 
 #include "base/half.h"
+#include "kernels/cpu/isa/activations.h"
 #include "kernels/cpu/isa/isa.h"
-#include "simd/math.h"
 
 namespace kve::KVE_ISA {
 
@@ -69,17 +69,9 @@ void rope(float* x, int64_t n_heads, int64_t head_dim, int64_t half, bool interl
 }
 
 void gated(int activation, float* gate, const float* up, int64_t n) {
-  switch (activation) {
-    case 0:
-      return apply(gate, up, n, [](F32 g, F32 u) { return silu(g) * u; });
-    case 1:
-      return apply(gate, up, n, [](F32 g, F32 u) { return gelu_tanh(g) * u; });
-    case 2:
-      return apply(gate, up, n, [](F32 g, F32 u) { return gelu_erf(g) * u; });
-    default:
-      // max gives its second argument for NaN, which must not vanish.
-      return apply(gate, up, n, [](F32 g, F32 u) { return max(zero(), g) * u; });
-  }
+  with_activation(activation, [&](auto activate) {
+    apply(gate, up, n, [activate](F32 g, F32 u) { return activate(g) * u; });
+  });
 }
 
 void add(float* x, const float* y, int64_t n) {

@@ -24,10 +24,10 @@ struct GatedWork {
 
 }  // namespace
 
-// activation(gate) * up, [n_tokens][n_rows], by multiply(chunk) for each of both. In `work`.
+// gate and up, [n_tokens][n_rows] each, by multiply(chunk). In `work`.
 template <class Multiply>
-static const float* multiply_gate(const GatedChunk& chunk, const GatedWork& work,
-                                  const Multiply& multiply) {
+static void multiply_gate(const GatedChunk& chunk, const GatedWork& work,
+                          const Multiply& multiply) {
   const auto product = [&](MatmulChunk rows, float* y) {
     rows.y = y;
     rows.y_stride = rows.n_rows;
@@ -37,8 +37,6 @@ static const float* multiply_gate(const GatedChunk& chunk, const GatedWork& work
   };
   product(chunk.gate, work.gate);
   product(chunk.up, work.up);
-  gated(chunk.activation, work.gate, work.up, chunk.gate.n_tokens * chunk.gate.n_rows);
-  return work.gate;
 }
 
 }  // namespace kve::KVE_ISA

@@ -162,14 +162,14 @@ static void place_values(const Pack& out, int64_t group, const float* rows, int6
 
 void gated_group(const GatedChunk& chunk, const std::byte* packs) {
   const int64_t n_tokens = chunk.gate.n_tokens;
-  const float* values = multiply_gate(
-      chunk,
-      GatedWork(chunk.scratch, matmat_scratch(chunk.gate.cols, n_tokens), kGatedRows, n_tokens),
-      [&](const MatmulChunk& product) { matmat(product, packs); });
+  const GatedWork work(chunk.scratch, matmat_scratch(chunk.gate.cols, n_tokens), kGatedRows,
+                       n_tokens);
+  multiply_gate(chunk, work, [&](const MatmulChunk& product) { matmat(product, packs); });
+  gated(chunk.activation, work.gate, work.up, n_tokens * kGatedRows);
   const int64_t group = chunk.gate.first_row / kGatedRows;
   std::byte* dst = chunk.packs;
   for (int64_t t = 0; t < n_tokens; t += kMatTokens, dst += pack_bytes(chunk.cols)) {
-    place_values(Pack(dst, chunk.cols), group, values + t * kGatedRows,
+    place_values(Pack(dst, chunk.cols), group, work.gate + t * kGatedRows,
                  least(n_tokens - t, kMatTokens));
   }
 }

@@ -33,6 +33,7 @@ const Kernels kKernels = {
                .pack = pack,
                .rows = kChunkRows,
                .most_rows = kChunkRows,
+               .most_inputs = int64_t{1} << 40,
                .scratch = matmat_scratch,
                .multiply = matmat,
                .gated_scratch = gated_scratch,
