@@ -148,8 +148,7 @@ class CpuBackend final : public Backend {
   const PackedProducts& packed(Path path) const;
   int64_t job_rows(const Weight& weight, Path path, int64_t n_inputs) const;
   // Rows of one chunk of a product of packed inputs.
-  int64_t packed_rows(const PackedProducts& kernels, int64_t rows, int64_t cols,
-                      int64_t n_inputs) const;
+  int64_t packed_rows(const PackedProducts& kernels, int64_t rows, int64_t n_inputs) const;
   // Inputs of one chunk, whole packs.
   static int64_t block_inputs(const PackedProducts& kernels, int64_t n_inputs);
   // Bytes of the packs before that of an input.

@@ -31,12 +31,11 @@ float least_error(Precision precision) {
   return precision == Precision::mixed ? kMixedLeastError : kFastLeastError;
 }
 
-// Inputs that exceed this are read from farther away for every chunk, so that chunks have more
-// rows, but enough for every thread to have some chunks.
-constexpr int64_t kSecondCacheBytes = 2 << 20;
+// Chunks of packed products for every thread, at the least.
 constexpr int64_t kRoundsOfThread = 2;
 
-int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
+int64_t round_up(int64_t n, int64_t unit) { return divide_up(n, unit) * unit; }
 
 // Rows of a chunk of weights of which every byte is read once.
 int64_t streaming_rows(const Weight& weight, int64_t unit) {
@@ -102,18 +101,17 @@ const PackedProducts& CpuBackend::packed(Path path) const {
   return path == Path::bf16 ? kernels_.bf16 : kernels_.planes;
 }
 
-int64_t CpuBackend::packed_rows(const PackedProducts& kernels, int64_t rows, int64_t cols,
+int64_t CpuBackend::packed_rows(const PackedProducts& kernels, int64_t rows,
                                 int64_t n_inputs) const {
-  const int64_t packs = (n_inputs + kernels.tokens - 1) / kernels.tokens;
-  const int64_t bytes = packs * static_cast<int64_t>(kernels.pack_bytes(cols));
-  if (bytes <= kSecondCacheBytes) return kernels.rows;
-  const int64_t share = rows / (pool_.size() * kRoundsOfThread);
-  return round_up(std::clamp<int64_t>(share, kernels.rows, kernels.most_rows), kernels.rows);
+  const int64_t blocks = divide_up(n_inputs, block_inputs(kernels, n_inputs));
+  const int64_t chunks = std::max(divide_up(pool_.size() * kRoundsOfThread, blocks),
+                                  divide_up(rows, kernels.most_rows));
+  return round_up(divide_up(rows, chunks), kernels.rows);
 }
 
 int64_t CpuBackend::block_inputs(const PackedProducts& kernels, int64_t n_inputs) {
-  const int64_t blocks = (n_inputs + kernels.most_inputs - 1) / kernels.most_inputs;
-  return round_up((n_inputs + blocks - 1) / blocks, 2 * kernels.tokens);
+  const int64_t blocks = divide_up(n_inputs, kernels.most_inputs);
+  return round_up(divide_up(n_inputs, blocks), 2 * kernels.tokens);
 }
 
 int64_t CpuBackend::job_rows(const Weight& weight, Path path, int64_t n_inputs) const {
@@ -128,7 +126,7 @@ int64_t CpuBackend::job_rows(const Weight& weight, Path path, int64_t n_inputs) 
     case Path::bf16:
       break;
   }
-  return packed_rows(packed(path), weight.rows, weight.cols, n_inputs);
+  return packed_rows(packed(path), weight.rows, n_inputs);
 }
 
 const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Path path) {
@@ -207,7 +205,7 @@ void CpuBackend::add_jobs(const Product& product, Path path, int64_t n_inputs) {
   const Weight& weight = *product.weight;
   const bool packs = path >= Path::planes;
   const int64_t block = packs ? block_inputs(packed(path), n_inputs) : n_inputs;
-  const int64_t rows = job_rows(weight, path, std::min(block, n_inputs));
+  const int64_t rows = job_rows(weight, path, n_inputs);
   for (int64_t t = 0; t < n_inputs; t += block) {
     for (int64_t r = 0; r < weight.rows; r += rows) {
       matmul_jobs_.push_back({&product,
@@ -269,8 +267,7 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
   std::byte* made = gated_packs_.get<std::byte>(bytes * static_cast<size_t>(n_packs));
   const int64_t near = block_inputs(kernels, x.rows);
   const int64_t n_near = std::min(near, x.rows);
-  // Those of both weights together are as many as those of one product.
-  const int64_t step = round_up(packed_rows(kernels, 2 * width, x.cols, n_near) / 2, kGatedRows);
+  const int64_t step = round_up(packed_rows(kernels, width, x.rows), kGatedRows);
   reserve_thread_scratch(
       std::max(kernels.gated_scratch(x.cols, step, n_near), kernels.scratch(width, n_near)));
   for_parts({width, step, x.rows, near}, [&](const MatmulPart& part, int thread) {
@@ -288,7 +285,7 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
     });
   }
   const int64_t n_rows = block.down.weight->rows;
-  const int64_t rows = packed_rows(kernels, n_rows, width, n_near);
+  const int64_t rows = packed_rows(kernels, n_rows, x.rows);
   for_parts({n_rows, rows, x.rows, near}, [&](const MatmulPart& part, int thread) {
     kernels.multiply(chunk_of(block.down, part, thread_scratch(thread)),
                      made + packs_before(kernels, width, part.first_input));

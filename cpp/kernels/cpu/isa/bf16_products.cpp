@@ -10,48 +10,60 @@
 
 #include "kernels/cpu/isa/activations.h"
 #include "kernels/cpu/isa/bf16_weights.h"
-#include "kernels/cpu/isa/gated_work.h"
 #include "simd/amx.h"
 #include "simd/words.h"
 
 namespace kve::KVE_ISA {
 namespace {
 
-constexpr int64_t kSliceRows = 2 * kTileUnitRows;  // that are rounded together
-static_assert(kLanes == kTileUnitRows);
+static_assert(kRoundedRows == 2 * kTileUnitRows && kLanes == kTileUnitRows);
 
-// Columns of weights that are rounded at a time: 32 rows of them stay in the first cache while all
-// inputs pass. A multiple of what round_weights() begins at, unless it is all.
+// Columns of weights that meet all inputs before the next ones do: 32 rows of them stay in the
+// first cache meanwhile. A multiple of what a part begins at, unless it is all.
 constexpr int64_t kBlockSteps = 16;
 constexpr int64_t kMostSteps = 20;
 static_assert(kBlockSteps % kFirstSteps == 0);
-constexpr int64_t kMostRows = 256;  // that are rounded before any input is read
+// Blocks of columns of all rows of a chunk that come before the next columns, so that inputs are
+// read from the second cache.
+constexpr int64_t kNearBlocks = 4;
+constexpr int64_t kMostRows = 256;  // of a chunk
 
 // Inputs that a thread takes through all rows: they and what a gate leaves of them stay in its
 // second cache, while the other threads have other inputs. Weights are rounded for each such block.
 constexpr int64_t kMostInputs = 256;
-
-// Inputs that meet all of those rows while they are in the second cache, and two packs of them.
-constexpr int64_t kNearInputs = 128;
-constexpr int64_t kPairInputs = 2 * kTileUnitRows;
+constexpr int64_t kPairInputs = 2 * kTileUnitRows;  // that are multiplied together
 
 struct ProductWork {
-  uint16_t* rows;  // [kMostRows / 16][steps][16 pairs][16 rows][2]
-  // Sums of near inputs with a slice of rows, [kNearInputs][kSliceRows]; where columns come in
-  // several blocks, of all slices and inputs: [slices][inputs][kSliceRows].
-  float* sums;
+  uint16_t* rows[2];  // of a part and of the next one
   std::byte* rounding;
+  float* sums;  // that do not go to the results at once: [slices][inputs][kRoundedRows]
   size_t size;
 
-  ProductWork(std::byte* data, int64_t cols, int64_t n_inputs) {
-    const int64_t many = kMostRows * round_up(n_inputs, kPairInputs);
+  ProductWork(std::byte* data, int64_t n_sums) {
     Carver carver(data);
-    rows = carver.take<uint16_t>(kMostRows / kTileUnitRows * kMostSteps * kStepNumbers);
-    sums = carver.take<float>(cols > 32 * kMostSteps ? many : kNearInputs * kSliceRows);
-    rounding = carver.take<std::byte>(static_cast<int64_t>(round_weights_scratch(32 * kMostSteps)));
+    for (uint16_t*& part : rows) part = carver.take<uint16_t>(2 * kMostSteps * kStepNumbers);
+    rounding = carver.take<std::byte>(static_cast<int64_t>(rounding_scratch(32 * kMostSteps)));
+    sums = carver.take<float>(n_sums * kRoundedRows);
     size = carver.size();
   }
 };
+
+// Packed inputs of a product.
+struct Inputs {
+  const std::byte* packs;
+  size_t pack_bytes;
+  int64_t n;
+};
+
+// A part of the weights, and sums that it adds something to: 32 of each input, `stride` apart.
+struct SumPart {
+  SlicePart weights;
+  float* sums;
+  int64_t stride;
+};
+
+int64_t block_steps(int64_t n_steps) { return n_steps > kMostSteps ? kBlockSteps : n_steps; }
+int64_t divide_up(int64_t n, int64_t by) { return (n + by - 1) / by; }
 
 }  // namespace
 
@@ -91,12 +103,32 @@ struct Columns {
   bool first;  // else the sums of columns before are there already
 };
 
+// The rounding of a part, in equal shares.
+class Ahead {
+ public:
+  Ahead() = default;
+  Ahead(const Rounding& rounding, int64_t n_shares)
+      : rounding_(rounding), share_(divide_up(rounding.n_units, n_shares)) {}
+
+  void round_share() { round(least(next_ + share_, rounding_.n_units)); }
+  void round_rest() { round(rounding_.n_units); }
+
+ private:
+  void round(int64_t end) {
+    for (; next_ < end; ++next_) rounding_.round(rounding_, next_);
+  }
+
+  Rounding rounding_ = {};
+  int64_t share_ = 0;
+  int64_t next_ = 0;
+};
+
 }  // namespace
 
 // kPacks packs times 32 rows: sums [input][row]. Of both, weights are what stays in the first
-// cache.
+// cache. Each step leaves time for a share of what comes next.
 template <int kPacks>
-static void multiply_packs(const Columns& columns, float* sums, int64_t sum_stride) {
+static void multiply_packs(const Columns& columns, float* sums, int64_t sum_stride, Ahead* ahead) {
   const int64_t stride = sum_stride * static_cast<int64_t>(sizeof(float));
   float* second = sums + kTileUnitRows * sum_stride;
   if (columns.first) {
@@ -127,6 +159,7 @@ static void multiply_packs(const Columns& columns, float* sums, int64_t sum_stri
       dot_bf16<2, 5, 6>();
       dot_bf16<3, 5, 7>();
     }
+    ahead->round_share();
   }
   store_tile<0>(sums, stride);
   store_tile<1>(sums + kTileUnitRows, stride);
@@ -139,7 +172,7 @@ static void multiply_packs(const Columns& columns, float* sums, int64_t sum_stri
 // Sums of n inputs and n_rows of a slice, plus bias, to results.
 static void write_sums(const float* sums, const float* bias, int64_t n, int64_t n_rows, float* y,
                        int64_t y_stride) {
-  for (int64_t t = 0; t < n; ++t, sums += kSliceRows, y += y_stride) {
+  for (int64_t t = 0; t < n; ++t, sums += kRoundedRows, y += y_stride) {
     for (int64_t r = 0; r < n_rows; r += kLanes) {
       const int64_t some = least(n_rows - r, kLanes);
       const F32 more = bias == nullptr ? zero() : load_n(bias + r, some);
@@ -148,105 +181,133 @@ static void write_sums(const float* sums, const float* bias, int64_t n, int64_t 
   }
 }
 
+// All inputs with a part of the weights that is rounded already.
+static void multiply_part(const Inputs& inputs, const SumPart& part, const uint16_t* rows,
+                          Ahead* ahead) {
+  const int64_t step = part.weights.first_step;
+  for (int64_t t = 0; t < inputs.n; t += kPairInputs) {
+    const auto pack = static_cast<size_t>(t / kTileUnitRows) * inputs.pack_bytes;
+    const Columns columns = {.packs = inputs.packs + pack + step * kTileUnitBytes,
+                             .pack_bytes = inputs.pack_bytes,
+                             .rows = rows,
+                             .n_steps = part.weights.n_steps,
+                             .first = step == 0};
+    float* sums = part.sums + t * part.stride;
+    inputs.n - t > kTileUnitRows ? multiply_packs<2>(columns, sums, part.stride, ahead)
+                                 : multiply_packs<1>(columns, sums, part.stride, ahead);
+  }
+}
+
+// Parts part_at(0) .. part_at(n - 1), each of which is rounded while the one before it meets its
+// inputs; done(i) after each.
+template <class PartAt, class Done>
+static void multiply_parts(const Inputs& inputs, const ProductWork& work, int64_t n,
+                           const PartAt& part_at, const Done& done) {
+  const TileUnit unit;
+  SumPart part = part_at(0);
+  Ahead(start_rounding(part.weights, work.rounding, work.rows[0]), 1).round_rest();
+  for (int64_t i = 0; i < n; ++i) {
+    Ahead ahead;
+    const SumPart next = i + 1 < n ? part_at(i + 1) : SumPart{};
+    if (i + 1 < n) {
+      const int64_t shares = divide_up(inputs.n, kPairInputs) * part.weights.n_steps;
+      ahead = Ahead(start_rounding(next.weights, work.rounding, work.rows[(i + 1) % 2]), shares);
+    }
+    multiply_part(inputs, part, work.rows[i % 2], &ahead);
+    ahead.round_rest();
+    done(i);
+    part = next;
+  }
+}
+
+// ---- the product of a chunk ----
+
 namespace {
 
-// A product of some rows, kMostRows at the most, with all inputs: columns block by block.
-class RowsProduct {
+// The parts of a chunk: blocks of columns, in turn of all slices of rows, kNearBlocks at a time.
+class ChunkParts {
  public:
-  RowsProduct(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows, const std::byte* packs,
-              const ProductWork& work)
+  ChunkParts(const MatmulChunk& chunk, const ProductWork& work)
       : chunk_(chunk),
-        first_row_(first_row),
-        n_rows_(n_rows),
-        packs_(packs),
         work_(work),
-        n_steps_(chunk.cols / 32) {}
+        n_steps_(chunk.cols / 32),
+        block_(block_steps(n_steps_)),
+        n_blocks_(divide_up(n_steps_, block_)),
+        n_slices_(divide_up(chunk.n_rows, kRoundedRows)) {}
 
-  void multiply() const {
-    const int64_t block = n_steps_ > kMostSteps ? kBlockSteps : n_steps_;
-    for (int64_t step = 0; step < n_steps_; step += block) {
-      multiply_columns(step, least(n_steps_ - step, block));
-    }
+  int64_t size() const { return n_slices_ * n_blocks_; }
+  SumPart at(int64_t i) const {
+    const Place place = place_of(i);
+    const int64_t step = place.block * block_;
+    const int64_t row = place.slice * kRoundedRows;
+    const bool direct = is_direct(place.slice);
+    return {{&chunk_, chunk_.first_row + row, rows_of(place.slice), step,
+             least(n_steps_ - step, block_)},
+            direct ? results(place.slice) : sums_of(place.slice),
+            direct ? chunk_.y_stride : kRoundedRows};
+  }
+  // After part i: sums that are whole and not where they belong.
+  void finish(int64_t i) const {
+    const Place place = place_of(i);
+    if (place.block + 1 < n_blocks_ || is_direct(place.slice)) return;
+    const int64_t row = chunk_.first_row + place.slice * kRoundedRows;
+    write_sums(sums_of(place.slice), chunk_.bias == nullptr ? nullptr : chunk_.bias + row,
+               chunk_.n_tokens, rows_of(place.slice), results(place.slice), chunk_.y_stride);
   }
 
  private:
-  void multiply_columns(int64_t step, int64_t n_steps) const {
-    const int64_t numbers = 2 * n_steps * kStepNumbers;  // of a slice
-    for (int64_t r = 0; r < n_rows_; r += kSliceRows) {
-      round_weights(chunk_, first_row_ + r, least(n_rows_ - r, kSliceRows), step, n_steps,
-                    work_.rounding, work_.rows + r / kSliceRows * numbers);
-    }
-    const size_t pack = bf16_pack_bytes(chunk_.cols);
-    Columns columns = {nullptr, pack, nullptr, n_steps, step == 0};
-    for (int64_t near = 0; near < chunk_.n_tokens; near += kNearInputs) {
-      const int64_t end = least(near + kNearInputs, chunk_.n_tokens);
-      for (int64_t r = 0; r < n_rows_; r += kSliceRows) {
-        columns.rows = work_.rows + r / kSliceRows * numbers;
-        multiply_near(columns, step, r, near, end);
-      }
-    }
+  struct Place {
+    int64_t slice;
+    int64_t block;
+  };
+  Place place_of(int64_t i) const {
+    const int64_t first = i / (n_slices_ * kNearBlocks) * kNearBlocks;
+    const int64_t near = least(n_blocks_ - first, kNearBlocks);
+    const int64_t within = i - first * n_slices_;
+    return {within / near, first + within % near};
   }
-
-  // The inputs from `near` on with the slice from row r on.
-  void multiply_near(Columns columns, int64_t step, int64_t r, int64_t near, int64_t end) const {
-    const int64_t row = first_row_ + r;
-    float* y = chunk_.y + near * chunk_.y_stride + row - chunk_.y_row;
-    const bool direct = can_be_direct(r, end - near);
-    float* sums = direct ? y : sums_of(r, near);
-    const int64_t stride = direct ? chunk_.y_stride : kSliceRows;
-    for (int64_t t = near; t < end; t += kPairInputs) {
-      columns.packs = packs_ + static_cast<size_t>(t / kTileUnitRows) * columns.pack_bytes +
-                      step * kTileUnitBytes;
-      multiply_pair(columns, end - t, sums + (t - near) * stride, stride);
-    }
-    if (direct || step + columns.n_steps < n_steps_) return;
-    write_sums(sums, chunk_.bias == nullptr ? nullptr : chunk_.bias + row, end - near,
-               least(n_rows_ - r, kSliceRows), y, chunk_.y_stride);
+  int64_t rows_of(int64_t slice) const {
+    return least(chunk_.n_rows - slice * kRoundedRows, kRoundedRows);
   }
-
   // Registers are stored as a whole.
-  bool can_be_direct(int64_t r, int64_t n_inputs) const {
-    return chunk_.bias == nullptr && n_rows_ - r >= kSliceRows && n_inputs % kTileUnitRows == 0;
+  bool is_direct(int64_t slice) const {
+    return chunk_.bias == nullptr && rows_of(slice) == kRoundedRows &&
+           chunk_.n_tokens % kTileUnitRows == 0;
   }
-  float* sums_of(int64_t r, int64_t near) const {
-    if (n_steps_ <= kMostSteps) return work_.sums;
-    const int64_t slice = r / kSliceRows;
-    return work_.sums + (slice * round_up(chunk_.n_tokens, kPairInputs) + near) * kSliceRows;
+  float* results(int64_t slice) const {
+    return chunk_.y + chunk_.first_row + slice * kRoundedRows - chunk_.y_row;
   }
-
-  static void multiply_pair(const Columns& columns, int64_t n, float* sums, int64_t stride) {
-    n > kTileUnitRows ? multiply_packs<2>(columns, sums, stride)
-                      : multiply_packs<1>(columns, sums, stride);
+  float* sums_of(int64_t slice) const {
+    return work_.sums + slice * round_up(chunk_.n_tokens, kPairInputs) * kRoundedRows;
   }
 
   const MatmulChunk& chunk_;
-  int64_t first_row_;
-  int64_t n_rows_;
-  const std::byte* packs_;
   const ProductWork& work_;
   int64_t n_steps_;
+  int64_t block_;
+  int64_t n_blocks_;
+  int64_t n_slices_;
 };
+
+int64_t most_sums(int64_t n_inputs) {
+  return kMostRows / kRoundedRows * round_up(n_inputs, kPairInputs);
+}
 
 }  // namespace
 
-static size_t bf16_scratch(int64_t cols, int64_t n_inputs) {
-  return ProductWork(nullptr, cols, n_inputs).size;
+static size_t bf16_scratch(int64_t /*cols*/, int64_t n_inputs) {
+  return ProductWork(nullptr, most_sums(n_inputs)).size;
 }
 
 static void bf16_multiply(const MatmulChunk& chunk, const std::byte* packs) {
-  const ProductWork work(chunk.scratch, chunk.cols, chunk.n_tokens);
-  const TileUnit unit;
-  const int64_t end = chunk.first_row + chunk.n_rows;
-  for (int64_t r = chunk.first_row; r < end; r += kMostRows) {
-    RowsProduct(chunk, r, least(end - r, kMostRows), packs, work).multiply();
-  }
+  const ProductWork work(chunk.scratch, most_sums(chunk.n_tokens));
+  const ChunkParts parts(chunk, work);
+  multiply_parts(
+      {packs, bf16_pack_bytes(chunk.cols), chunk.n_tokens}, work, parts.size(),
+      [&](int64_t i) { return parts.at(i); }, [&](int64_t i) { parts.finish(i); });
 }
 
 // ---- what a gate leaves ----
-
-static size_t bf16_gated_scratch(int64_t cols, int64_t n_rows, int64_t n_tokens) {
-  return GatedWork(nullptr, bf16_scratch(cols, n_tokens), n_rows, n_tokens).size;
-}
 
 namespace {
 
@@ -264,44 +325,82 @@ struct RoughGeluTanh {
 
 }  // namespace
 
-// Rows of 32 values of an input, as its step of a pack.
+// 32 values of each of n inputs, as a step of packs.
 template <class Activation>
-static void round_gated(const Activation& activate, const float* gate, const float* up,
-                        int64_t n_tokens, int64_t n_rows, size_t pack_bytes, std::byte* dst) {
+static void round_gated(const Activation& activate, const float* gate, const float* up, int64_t n,
+                        size_t pack_bytes, std::byte* dst) {
   const auto value = [&](int64_t at) { return activate(load(gate + at)) * load(up + at); };
-  for (int64_t t = 0; t < n_tokens; ++t) {
+  for (int64_t t = 0; t < round_up(n, kTileUnitRows); ++t) {
     std::byte* to =
         dst + static_cast<size_t>(t / kTileUnitRows) * pack_bytes + t % kTileUnitRows * 64;
-    for (int64_t r = 0; r < n_rows; r += kGatedRows, to += kTileUnitBytes) {
-      const int64_t at = t * n_rows + r;
+    if (t < n) {
+      const int64_t at = t * kGatedRows;
       store_i32(to, round_bf16_pair(value(at), value(at + kLanes)));
+    } else {
+      memset(to, 0, 64);
     }
   }
 }
 
-static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
-  static_assert(kGatedRows == 32);
-  const int64_t n_tokens = chunk.gate.n_tokens;
-  const int64_t n_rows = chunk.gate.n_rows;
-  const GatedWork work(chunk.scratch, bf16_scratch(chunk.gate.cols, n_tokens), n_rows, n_tokens);
-  multiply_gate(chunk, work, [&](const MatmulChunk& rows) { bf16_multiply(rows, packs); });
-  const size_t bytes = bf16_pack_bytes(chunk.cols);
-  std::byte* first = chunk.packs + chunk.gate.first_row / kGatedRows * kTileUnitBytes;
-  with_activation<RoughSilu, RoughGeluTanh>(chunk.activation, [&](auto activate) {
-    round_gated(activate, work.gate, work.up, n_tokens, n_rows, bytes, first);
-  });
-  // Of the last pack, inputs that are not there.
-  for (int64_t t = n_tokens; t < round_up(n_tokens, kTileUnitRows); ++t) {
-    std::byte* to = first + static_cast<size_t>(t / kTileUnitRows) * bytes + t % kTileUnitRows * 64;
-    for (int64_t r = 0; r < n_rows; r += kGatedRows, to += kTileUnitBytes) memset(to, 0, 64);
+namespace {
+
+// Sums of a slice of gate and of up, and a product's memory.
+struct GatedSums {
+  float* gate;  // [inputs][kGatedRows]
+  float* up;
+  std::byte* product;
+  size_t size;
+
+  GatedSums(std::byte* data, int64_t n_inputs) {
+    const int64_t n = round_up(n_inputs, kPairInputs) * kGatedRows;
+    Carver carver(data);
+    gate = carver.take<float>(n);
+    up = carver.take<float>(n);
+    product = carver.take<std::byte>(static_cast<int64_t>(ProductWork(nullptr, 0).size));
+    size = carver.size();
   }
+};
+
+}  // namespace
+
+static size_t bf16_gated_scratch(int64_t /*cols*/, int64_t /*n_rows*/, int64_t n_tokens) {
+  return GatedSums(nullptr, n_tokens).size;
+}
+
+static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
+  static_assert(kGatedRows == kRoundedRows);
+  const MatmulChunk& gate = chunk.gate;
+  const GatedSums work(chunk.scratch, gate.n_tokens);
+  const int64_t n_steps = gate.cols / 32;
+  const int64_t block = block_steps(n_steps);
+  const int64_t n_blocks = divide_up(n_steps, block);
+  // Blocks of columns of a slice of gate, of up, of the next slice of gate.
+  const auto part_at = [&](int64_t i) {
+    const bool is_gate = i / n_blocks % 2 == 0;
+    const int64_t step = i % n_blocks * block;
+    return SumPart{{is_gate ? &gate : &chunk.up, gate.first_row + i / (2 * n_blocks) * kGatedRows,
+                    kGatedRows, step, least(n_steps - step, block)},
+                   is_gate ? work.gate : work.up,
+                   kGatedRows};
+  };
+  const size_t bytes = bf16_pack_bytes(chunk.cols);
+  const auto done = [&](int64_t i) {
+    if ((i + 1) % (2 * n_blocks) != 0) return;
+    const int64_t step = gate.first_row / kGatedRows + i / (2 * n_blocks);
+    with_activation<RoughSilu, RoughGeluTanh>(chunk.activation, [&](auto activate) {
+      round_gated(activate, work.gate, work.up, gate.n_tokens, bytes,
+                  chunk.packs + step * kTileUnitBytes);
+    });
+  };
+  multiply_parts({packs, bf16_pack_bytes(gate.cols), gate.n_tokens}, ProductWork(work.product, 0),
+                 gate.n_rows / kGatedRows * 2 * n_blocks, part_at, done);
 }
 
 const PackedProducts kBf16Products = {
     .tokens = kTileUnitRows,
     .pack_bytes = bf16_pack_bytes,
     .pack = bf16_pack,
-    .rows = kSliceRows,
+    .rows = kRoundedRows,
     .most_rows = kMostRows,
     .most_inputs = kMostInputs,
     .scratch = bf16_scratch,

@@ -9,7 +9,7 @@
 
 namespace kve::KVE_ISA {
 
-static_assert(kFirstSteps % kUnpackGroups == 0 && kMatVectors == 2);
+static_assert(kFirstSteps % kUnpackGroups == 0 && kRoundedRows == kSliceRows);
 
 namespace {
 
@@ -43,13 +43,15 @@ struct Scaling {
 
 }  // namespace
 
-// A group of 16 rows: columns 4j.. of it by `low` and columns 16 + 4j.. by `high`, from words j and
-// 4 + j of its bytes.
-template <class Low, class Word>
-[[gnu::always_inline]] static inline void round_group(const Low& low, const Low& high,
-                                                      const Word& word, uint16_t* dst) {
+// Words j of kWords of a group of 16 rows: columns 4j.. of it by `low` and columns 16 + 4j.. by
+// `high`, from words j and 4 + j of its bytes.
+template <int kWords, class Scales, class Word>
+[[gnu::always_inline]] static inline void round_words(int first_word, const Scales& low,
+                                                      const Scales& high, const Word& word,
+                                                      uint16_t* dst) {
   KVE_UNROLL(4)
-  for (int j = 0; j < 4; ++j) {
+  for (int i = 0; i < kWords; ++i) {
+    const int j = first_word + i;
     const I32 first = word(j);
     const I32 second = word(4 + j);
     const auto put = [&]<int kByte>() {
@@ -78,7 +80,7 @@ static void round_rows(const Slice& slice, int64_t n_groups, int v, uint16_t* ds
     const auto low = scaling(0);
     const auto high = kHalves ? scaling(1) : low;
     const int8_t* codes = slice.codes + (8 * g * kSliceRows + v * kLanes) * 4;
-    round_group(low, high, [&](int j) { return load_i32(codes + j * kSliceRows * 4); }, dst);
+    round_words<4>(0, low, high, [&](int j) { return load_i32(codes + j * kSliceRows * 4); }, dst);
   }
 }
 
@@ -95,72 +97,94 @@ static void round_slice(const MatmulChunk& chunk, const Slice& slice, int64_t n_
   }
 }
 
+static void round_file_rows(const SlicePart& part, std::byte* scratch, uint16_t* dst) {
+  const MatmulChunk& chunk = *part.chunk;
+  const int64_t n = part.n_steps;
+  const Slice slice(scratch, 32 * n);
+  const bool halves = !one_scale(chunk.format->type);
+  unpack_slice(chunk, {part.first_row, part.n_rows, part.first_step, n}, halves, slice);
+  if (halves) {
+    chunk.format->has_min ? round_slice<true, true>(chunk, slice, n, dst)
+                          : round_slice<true, false>(chunk, slice, n, dst);
+  } else {
+    chunk.format->has_min ? round_slice<false, true>(chunk, slice, n, dst)
+                          : round_slice<false, false>(chunk, slice, n, dst);
+  }
+}
+
 // ---- from tiles, as they lie ----
 
+// A unit is a word of a group of 16 rows; the first one of a group begins the group.
+constexpr int64_t kGroupUnits = 4;
+constexpr int64_t kStepUnits = 2 * kGroupUnits;
+
 template <class Type>
-static void round_block(const BlockView& block, int from, int64_t n_groups, uint16_t* dst) {
+using TypeScaling =
+    Scaling<Type::Scales::kHasOffsets, Type::Codes::kSmall ? Type::Codes::kZero : kDotBias>;
+
+template <class Type>
+static void begin_group(Rounding& rounding, int64_t step, int64_t vector) {
   using Codes = typename Type::Codes;
   using Scales = typename Type::Scales;
-  using Weights = Scaling<Scales::kHasOffsets, Codes::kSmall ? Codes::kZero : kDotBias>;
-  const std::byte* step = block.codes;
-  for (int64_t first = 0; first < n_groups; first += Codes::kGroups) {
-    KVE_UNROLL(8)
-    for (int g = 0; g < Codes::kGroups; ++g, dst += kStepNumbers) {
-      const int64_t group = first + g;
-      const auto scaling = [&](int part) {
-        return Weights(Scales::scale(block, group * Scales::kParts + part, from),
-                       Scales::minimum(block, group, from));
-      };
-      const Weights low = scaling(0);
-      const Weights high = Scales::kParts == 2 ? scaling(1) : low;
-      round_group(low, high, [&](int j) { return Codes::word(step, from, g, j); }, dst);
-    }
-    step += Codes::kLines * kLineBytes;
+  rounding.to = rounding.dst + (vector * rounding.n_steps + step) * kStepNumbers;
+  const int64_t group = rounding.first_step + step;
+  const int64_t before = group / kBlockGroups * kBlockGroups;
+  const BlockView block =
+      view_block<Type>(const_cast<std::byte*>(rounding.tiles[vector]) +
+                           group / kBlockGroups * block_bytes<Type>(kBlockGroups),
+                       least(rounding.n_groups - before, kBlockGroups));
+  const int64_t g = group - before;
+  auto* scaling = reinterpret_cast<TypeScaling<Type>*>(rounding.scaling);
+  for (int part = 0; part < Scales::kParts; ++part) {
+    scaling[part] = TypeScaling<Type>(Scales::scale(block, g * Scales::kParts + part, 0),
+                                      Scales::minimum(block, g, 0));
   }
+  rounding.codes = block.codes + g / Codes::kGroups * Codes::kLines * kLineBytes;
+  rounding.part = static_cast<int>(g % Codes::kGroups);
 }
 
 template <class Type>
-static void round_tiles(const MatmulChunk& chunk, const SliceOf& part, uint16_t* dst) {
-  const int64_t end = round_up(part.first_row + part.n_rows, kTileRows);
-  for (int v = 0; v < kMatVectors; ++v) {
-    const int64_t row = part.first_row + v * kLanes;
-    if (row >= end) {
-      memset(dst, 0, static_cast<size_t>(part.n_groups * kStepNumbers) * sizeof(uint16_t));
-      continue;
-    }
-    std::byte* data = const_cast<std::byte*>(chunk.tiles) +
-                      row / kTileRows * tile_bytes<Type>(chunk.cols) +
-                      part.first_group / kBlockGroups * block_bytes<Type>(kBlockGroups);
-    const int from = static_cast<int>(row % kTileRows / kLanes);
-    for (int64_t g = 0; g < part.n_groups; g += kBlockGroups) {
-      const int64_t n = least(part.n_groups - g, kBlockGroups);
-      round_block<Type>(view_block<Type>(data, n), from, n, dst);
-      data += block_bytes<Type>(n);
-      dst += n * kStepNumbers;
-    }
-  }
-}
-
-size_t round_weights_scratch(int64_t cols) { return Slice(nullptr, cols).size; }
-
-void round_weights(const MatmulChunk& chunk, int64_t first_row, int64_t n_rows, int64_t first_step,
-                   int64_t n_steps, std::byte* scratch, uint16_t* dst) {
-  const SliceOf part = {first_row, n_rows, first_step, n_steps};
-  if (chunk.tiles != nullptr) {
-    with_interleaved(chunk.format->type,
-                     [&](auto kind) { round_tiles<decltype(kind)>(chunk, part, dst); });
+static void round_unit(Rounding& rounding, int64_t unit) {
+  static_assert(kTileRows == kLanes);
+  const auto word = static_cast<int>(static_cast<uint64_t>(unit) % kGroupUnits);
+  const int64_t vector = static_cast<int64_t>(static_cast<uint64_t>(unit) / kGroupUnits % 2);
+  if (rounding.tiles[vector] == nullptr) {
+    uint16_t* to = rounding.dst + (vector * rounding.n_steps + unit / kStepUnits) * kStepNumbers;
+    memset(to + word * 8 * kLanes, 0, kStepNumbers / kGroupUnits * sizeof(uint16_t));
     return;
   }
-  const Slice slice(scratch, 32 * n_steps);
-  const bool halves = !one_scale(chunk.format->type);
-  unpack_slice(chunk, part, halves, slice);
-  if (halves) {
-    chunk.format->has_min ? round_slice<true, true>(chunk, slice, n_steps, dst)
-                          : round_slice<true, false>(chunk, slice, n_steps, dst);
-  } else {
-    chunk.format->has_min ? round_slice<false, true>(chunk, slice, n_steps, dst)
-                          : round_slice<false, false>(chunk, slice, n_steps, dst);
+  if (word == 0) begin_group<Type>(rounding, unit / kStepUnits, vector);
+  const auto* scaling = reinterpret_cast<const TypeScaling<Type>*>(rounding.scaling);
+  round_words<1>(
+      word, scaling[0], scaling[Type::Scales::kParts - 1],
+      [&](int j) { return Type::Codes::word(rounding.codes, 0, rounding.part, j); }, rounding.to);
+}
+
+// ---- both ----
+
+size_t rounding_scratch(int64_t cols) { return Slice(nullptr, cols).size; }
+
+Rounding start_rounding(const SlicePart& part, std::byte* scratch, uint16_t* dst) {
+  Rounding rounding = {};
+  const MatmulChunk& chunk = *part.chunk;
+  if (chunk.tiles == nullptr) {
+    round_file_rows(part, scratch, dst);
+    return rounding;
   }
+  const auto bytes = static_cast<int64_t>(interleaved_tile_bytes(chunk.format->type, chunk.cols));
+  for (int64_t v = 0; v < kMatVectors; ++v) {
+    if (v * kLanes >= part.n_rows) continue;
+    rounding.tiles[v] = chunk.tiles + (part.first_row / kTileRows + v) * bytes;
+  }
+  rounding.n_groups = chunk.cols / 32;
+  rounding.first_step = part.first_step;
+  rounding.dst = dst;
+  rounding.scaling = scratch;
+  rounding.n_steps = part.n_steps;
+  rounding.n_units = part.n_steps * kStepUnits;
+  with_interleaved(chunk.format->type,
+                   [&](auto kind) { rounding.round = round_unit<decltype(kind)>; });
+  return rounding;
 }
 
 }  // namespace kve::KVE_ISA
