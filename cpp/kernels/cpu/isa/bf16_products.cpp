@@ -311,36 +311,22 @@ static void bf16_multiply(const MatmulChunk& chunk, const std::byte* packs) {
 
 namespace {
 
-// To a fraction of bf16's rounding.
-F32 sigmoid_rough(F32 x) {
+// A few units in the last place off, without a division.
+F32 sigmoid_by_inverse(F32 x) {
   constexpr float kLog2E = 1.44269504f;
-  return inverse_rough(set(1.0f) + exp2_rough(x * set(-kLog2E)));
+  constexpr float kMost = 126;  // the inverse stays finite; NaN is kept
+  const F32 sum = set(1.0f) + exp2(min(set(kMost), x * set(-kLog2E)));
+  const F32 rough = inverse_rough(sum);
+  return rough * (set(2.0f) - sum * rough);
 }
-struct RoughSilu {
-  F32 operator()(F32 x) const { return x * sigmoid_rough(x); }
+struct FastSilu {
+  F32 operator()(F32 x) const { return x * sigmoid_by_inverse(x); }
 };
-struct RoughGeluTanh {
-  F32 operator()(F32 x) const { return x * sigmoid_rough(gelu_tanh_slope(x)); }
+struct FastGeluTanh {
+  F32 operator()(F32 x) const { return x * sigmoid_by_inverse(gelu_tanh_slope(x)); }
 };
 
 }  // namespace
-
-// 32 values of each of n inputs, as a step of packs.
-template <class Activation>
-static void round_gated(const Activation& activate, const float* gate, const float* up, int64_t n,
-                        size_t pack_bytes, std::byte* dst) {
-  const auto value = [&](int64_t at) { return activate(load(gate + at)) * load(up + at); };
-  for (int64_t t = 0; t < round_up(n, kTileUnitRows); ++t) {
-    std::byte* to =
-        dst + static_cast<size_t>(t / kTileUnitRows) * pack_bytes + t % kTileUnitRows * 64;
-    if (t < n) {
-      const int64_t at = t * kGatedRows;
-      store_i32(to, round_bf16_pair(value(at), value(at + kLanes)));
-    } else {
-      memset(to, 0, 64);
-    }
-  }
-}
 
 namespace {
 
@@ -362,6 +348,31 @@ struct GatedSums {
 };
 
 }  // namespace
+
+// What 32 rows of gate and up become, of n inputs, as a step of packs. Biases may be null.
+template <class Activation>
+static void round_gated(const Activation& activate, const GatedSums& sums, const float* gate_bias,
+                        const float* up_bias, int64_t n, size_t pack_bytes, std::byte* dst) {
+  const auto bias = [](const float* of, int64_t r) {
+    return of == nullptr ? zero() : load(of + r);
+  };
+  const F32 gate_biases[] = {bias(gate_bias, 0), bias(gate_bias, kLanes)};
+  const F32 up_biases[] = {bias(up_bias, 0), bias(up_bias, kLanes)};
+  for (int64_t t = 0; t < round_up(n, kTileUnitRows); ++t) {
+    std::byte* to =
+        dst + static_cast<size_t>(t / kTileUnitRows) * pack_bytes + t % kTileUnitRows * 64;
+    const auto value = [&](int half) {
+      const int64_t at = t * kGatedRows + half * kLanes;
+      return activate(load(sums.gate + at) + gate_biases[half]) *
+             (load(sums.up + at) + up_biases[half]);
+    };
+    if (t < n) {
+      store_i32(to, round_bf16_pair(value(0), value(1)));
+    } else {
+      memset(to, 0, 64);
+    }
+  }
+}
 
 static size_t bf16_gated_scratch(int64_t /*cols*/, int64_t /*n_rows*/, int64_t n_tokens) {
   return GatedSums(nullptr, n_tokens).size;
@@ -386,10 +397,11 @@ static void bf16_gated_group(const GatedChunk& chunk, const std::byte* packs) {
   const size_t bytes = bf16_pack_bytes(chunk.cols);
   const auto done = [&](int64_t i) {
     if ((i + 1) % (2 * n_blocks) != 0) return;
-    const int64_t step = gate.first_row / kGatedRows + i / (2 * n_blocks);
-    with_activation<RoughSilu, RoughGeluTanh>(chunk.activation, [&](auto activate) {
-      round_gated(activate, work.gate, work.up, gate.n_tokens, bytes,
-                  chunk.packs + step * kTileUnitBytes);
+    const int64_t row = gate.first_row + i / (2 * n_blocks) * kGatedRows;
+    const auto bias = [&](const float* of) { return of == nullptr ? nullptr : of + row; };
+    with_activation<FastSilu, FastGeluTanh>(chunk.activation, [&](auto activate) {
+      round_gated(activate, work, bias(gate.bias), bias(chunk.up.bias), gate.n_tokens, bytes,
+                  chunk.packs + row / kGatedRows * kTileUnitBytes);
     });
   };
   multiply_parts({packs, bf16_pack_bytes(gate.cols), gate.n_tokens}, ProductWork(work.product, 0),

@@ -134,10 +134,10 @@ static void begin_group(Rounding& rounding, int64_t step, int64_t vector) {
                            group / kBlockGroups * block_bytes<Type>(kBlockGroups),
                        least(rounding.n_groups - before, kBlockGroups));
   const int64_t g = group - before;
+  const F32 minimum = Scales::kMin ? Scales::minimum(block, g, 0) : zero();
   auto* scaling = reinterpret_cast<TypeScaling<Type>*>(rounding.scaling);
   for (int part = 0; part < Scales::kParts; ++part) {
-    scaling[part] = TypeScaling<Type>(Scales::scale(block, g * Scales::kParts + part, 0),
-                                      Scales::minimum(block, g, 0));
+    scaling[part] = TypeScaling<Type>(Scales::scale(block, g * Scales::kParts + part, 0), minimum);
   }
   rounding.codes = block.codes + g / Codes::kGroups * Codes::kLines * kLineBytes;
   rounding.part = static_cast<int>(g % Codes::kGroups);
