@@ -199,6 +199,11 @@ class Backend {
   }
   // x += y.
   virtual void add(Mat x, ConstMat y) = 0;
+  // Both, one after the other: x += y, out = x / rms(x) * weight. `out` is neither x nor y.
+  virtual void add_rms_norm(Mat x, ConstMat y, const float* weight, float eps, Mat out) {
+    add(x, y);
+    rms_norm(x, weight, eps, out);
+  }
   // x = cap * tanh(x / cap).
   virtual void softcap(float cap, Mat x) = 0;
   // Every value to [-limit, limit].

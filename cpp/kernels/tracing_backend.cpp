@@ -214,6 +214,11 @@ void TracingBackend::add(Mat x, ConstMat y) {
   timed({}, [&] { backend_->add(x, y); });
 }
 
+void TracingBackend::add_rms_norm(Mat x, ConstMat y, const float* weight, float eps, Mat out) {
+  name_ = "add, rms_norm " + std::to_string(x.cols);
+  timed({}, [&] { backend_->add_rms_norm(x, y, weight, eps, out); });
+}
+
 void TracingBackend::softcap(float cap, Mat x) {
   name_ = "softcap " + std::to_string(x.cols);
   timed({}, [&] { backend_->softcap(cap, x); });

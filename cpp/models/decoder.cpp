@@ -56,6 +56,15 @@ void Decoder::norm(ConstMat x, const NormWeights& weights, Mat out) {
   }
 }
 
+void Decoder::add_and_norm(Mat x, ConstMat y, const NormWeights& weights, Mat out) {
+  if (spec_.norm_kind == NormKind::layer) {
+    backend_.add(x, y);
+    norm(x, weights, out);
+  } else {
+    backend_.add_rms_norm(x, y, weights.weight.data(), spec_.norm_eps, out);
+  }
+}
+
 // Rows of all slices lie one after the other; matrix products see them as one.
 void Decoder::embed(const Batch& batch) {
   positions_.clear();
@@ -87,6 +96,7 @@ void Decoder::run(const Batch& batch) {
   backend_.begin_pass();
   embed(batch);
 
+  norm(act_.x, weights_.layers[0].attention_norm, act_.normed);
   for (size_t i = 0; i < spec_.layers.size(); ++i) {
     const LayerSpec& layer = spec_.layers[i];
     const LayerWeights& w = weights_.layers[i];
@@ -96,18 +106,20 @@ void Decoder::run(const Batch& batch) {
     const LayerContext context{spec_, static_cast<int>(i), layer, w, backend_,
                                table, precision,           batch};
 
-    norm(act_.x, w.attention_norm, act_.normed);
     attention(context, act_, attend_tasks_);
     if (context.is_last()) keep_rows_with_logits(batch, layer);
     if (act_.x.rows == 0) break;
     attention_output(context, act_);
     if (sandwich) norm(act_.block, w.attention_post_norm, act_.block);
-    backend_.add(act_.x, act_.block);
 
-    norm(act_.x, w.ffn_norm, act_.normed);
+    add_and_norm(act_.x, act_.block, w.ffn_norm, act_.normed);
     ffn(context, act_);
     if (sandwich) norm(act_.block, w.ffn_post_norm, act_.block);
-    backend_.add(act_.x, act_.block);
+    if (context.is_last()) {
+      backend_.add(act_.x, act_.block);
+    } else {
+      add_and_norm(act_.x, act_.block, weights_.layers[i + 1].attention_norm, act_.normed);
+    }
   }
 
   const ConstMat unread = write_logits(batch, precision);

@@ -85,6 +85,8 @@ class Decoder {
   void run(const Batch& batch);
   void embed(const Batch& batch);
   void norm(ConstMat x, const NormWeights& weights, Mat out);
+  // x += y, then the norm of x.
+  void add_and_norm(Mat x, ConstMat y, const NormWeights& weights, Mat out);
   void keep_rows_with_logits(const Batch& batch, const LayerSpec& layer);
   ConstMat write_logits(const Batch& batch, const PrecisionPlan& precision);
   void read_logits(std::span<const Batch::Slice> slices, ConstMat shared);

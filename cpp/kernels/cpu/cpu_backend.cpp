@@ -74,6 +74,13 @@ void CpuBackend::add(Mat x, ConstMat y) {
   for_rows(x.rows, x.cols, [&](int64_t r) { kernels_.add(x.row(r), y.row(r), x.cols); });
 }
 
+void CpuBackend::add_rms_norm(Mat x, ConstMat y, const float* weight, float eps, Mat out) {
+  for_rows(x.rows, x.cols, [&](int64_t r) {
+    kernels_.add(x.row(r), y.row(r), x.cols);
+    kernels_.rms_norm(x.row(r), weight, eps, x.cols, out.row(r));
+  });
+}
+
 void CpuBackend::softcap(float cap, Mat x) {
   for_rows(x.rows, x.cols, [&](int64_t r) { kernels_.softcap(cap, x.row(r), x.cols); });
 }

@@ -32,6 +32,7 @@ class CpuBackend final : public Backend {
   void gated(Activation activation, Mat gate, ConstMat up) override;
   bool fused_block(ConstMat x, const GatedBlock& block, Precision in, Precision out) override;
   void add(Mat x, ConstMat y) override;
+  void add_rms_norm(Mat x, ConstMat y, const float* weight, float eps, Mat out) override;
   void softcap(float cap, Mat x) override;
   void clamp(float limit, Mat x) override;
   void attend(const AttendParams& params, std::span<const AttendTask> tasks) override;

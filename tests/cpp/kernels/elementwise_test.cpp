@@ -45,6 +45,27 @@ TEST_P(Elementwise, RmsNorm) {
   }
 }
 
+TEST_P(Elementwise, AddAndRmsNormAreBothInOne) {
+  for (const int64_t rows : {1, 9, 70}) {
+    for (const int64_t n : {1, 15, 64, 577}) {
+      Random random(static_cast<uint64_t>(rows + n));
+      std::vector<float> x = random.normals(rows * n);
+      const std::vector<float> y = random.normals(rows * n);
+      const std::vector<float> weight = random.normals(n);
+      std::vector<float> sum = x;
+      std::vector<float> expected(x.size());
+      backend_->add(Mat(sum.data(), rows, n), ConstMat(y.data(), rows, n));
+      backend_->rms_norm(ConstMat(sum.data(), rows, n), weight.data(), 1e-5f,
+                         Mat(expected.data(), rows, n));
+      std::vector<float> out(x.size());
+      backend_->add_rms_norm(Mat(x.data(), rows, n), ConstMat(y.data(), rows, n), weight.data(),
+                             1e-5f, Mat(out.data(), rows, n));
+      EXPECT_TRUE(test::same_bits(x, sum)) << rows << " x " << n;
+      EXPECT_TRUE(test::same_bits(out, expected)) << rows << " x " << n;
+    }
+  }
+}
+
 TEST_P(Elementwise, RopeBothLayoutsAndPartial) {
   for (const int head_dim : {32, 64, 80, 96, 128, 256}) {
     for (const int rotary_dim : {head_dim, head_dim / 2, 10}) {
