@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/basis.h"
+#include "kernels/cpu/isa/bf16_codes.h"
 #include "kernels/cpu/isa/next_tile.h"
 #include "kernels/cpu/isa/tile_rows.h"
 #include "kernels/cpu/isa/word_group.h"
@@ -56,6 +57,16 @@ struct WordWork {
 };
 
 }  // namespace
+
+// Values straight from their codes. False where this way does not serve.
+static bool put_value_codes(const StripSide& side, const PageView& page, float* scratch,
+                            WordTile* tile) {
+#if defined(KVE_BF16_TILES)
+  return round_value_codes(side, page, scratch, tile);
+#else
+  return read_word_values(side, page, scratch, tile);
+#endif
+}
 
 namespace {
 
@@ -127,8 +138,8 @@ class WordLoop {
   void read_values(const PageView* page, const ReadTile& read, WordTile* tile) {
     if (page == nullptr) {
       read_rows<F32Tile>(work_.rows, values_, read.value_width, read.base, read.n);
-    } else if (read_word_values(chunk_.v.strips[page->basis], *page, work_.keys.tiles.params,
-                                tile)) {
+    } else if (put_value_codes(chunk_.v.strips[page->basis], *page, work_.keys.tiles.params,
+                               tile)) {
       return;
     } else {
       value_elements(chunk_.v.strips[page->basis], *page, false, work_.rows.rows, work_.rows.stride,
