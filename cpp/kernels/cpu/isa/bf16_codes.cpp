@@ -110,7 +110,7 @@ static inline F32 key_values(const uint8_t* codes, const KeyParams& params, int 
 template <bool kPerChannel, StripFactors kFactors>
 __attribute__((noinline)) static void put_tokens(const PageParams& params, const uint8_t* cells,
                                                  int64_t channel, int64_t token, int64_t words,
-                                                 int32_t* to) {
+                                                 int32_t* to, int32_t* rest) {
   alignas(64) uint8_t codes[2 * kBlockBytes];
   const uint8_t* from = cells + token / kLanes * kCellBytes;
   for (int half = 0; half < 2; ++half) {
@@ -126,11 +126,17 @@ __attribute__((noinline)) static void put_tokens(const PageParams& params, const
     const uint8_t* at = codes + code_place(t);
     const F32 a = key_values<kPerChannel, kFactors>(at, low, t);
     const F32 b = whole ? key_values<kPerChannel, kFactors>(at + kBlockBytes, high, t) : zero();
-    store_i32(to + t * words, round_bf16_pair(a, b));
+    const I32 pair = round_bf16_pair(a, b);
+    store_i32(to + t * words, pair);
+    if (rest == nullptr) continue;
+    const F32 low_part = as_f32(shift_left(pair, 16));
+    const F32 high_part = as_f32(pair & set_i32(static_cast<int32_t>(0xffff0000)));
+    store_i32(rest + t * words, round_bf16_pair(a - low_part, b - high_part));
   }
 }
 
-using PutTokens = void (*)(const PageParams&, const uint8_t*, int64_t, int64_t, int64_t, int32_t*);
+using PutTokens = void (*)(const PageParams&, const uint8_t*, int64_t, int64_t, int64_t, int32_t*,
+                           int32_t*);
 template <bool kPerChannel>
 static PutTokens put_tokens_of(StripFactors factors) {
   switch (factors) {
@@ -145,7 +151,12 @@ static PutTokens put_tokens_of(StripFactors factors) {
   }
 }
 
-bool round_key_codes(const StripSide& side, const PageView& page, float* scratch, WordTile* tile) {
+static void clear_words(int64_t words, int32_t* to) {
+  for (int t = 0; t < kTile; ++t) store_i32(to + t * words, set_i32(0));
+}
+
+bool round_key_codes(const StripSide& side, const PageView& page, float* scratch, WordTile* tile,
+                     int32_t* rest) {
   const PageParams params = load_page_params(side, page, scratch);
   if (!has_numbers(params)) return false;
   const PutTokens put =
@@ -154,13 +165,16 @@ bool round_key_codes(const StripSide& side, const PageView& page, float* scratch
   alignas(64) uint8_t cells[kPairStrips * kCells * kCellBytes];
   for (int64_t c = 0; c < 2 * tile->key_words; c += 2 * kLanes) {
     int32_t* to = tile->keys + c / 2;
+    int32_t* rest_to = rest == nullptr ? nullptr : rest + c / 2;
     if (c >= params.padded) {
-      for (int t = 0; t < kTile; ++t) store_i32(to + t * tile->key_words, set_i32(0));
+      clear_words(tile->key_words, to);
+      if (rest != nullptr) clear_words(tile->key_words, rest_to);
       continue;
     }
     strip = unpack_strips(params, static_cast<int>(c / 4), strip, cells);
     for (int64_t t = 0; t < kTile; t += kLanes) {
-      put(params, cells, c, t, tile->key_words, to + t * tile->key_words);
+      const int64_t at = t * tile->key_words;
+      put(params, cells, c, t, tile->key_words, to + at, rest == nullptr ? nullptr : rest_to + at);
     }
   }
   tile->broken_keys = 0;

@@ -108,24 +108,39 @@ void put_lift(const WordTile& tile, int64_t n, int32_t* lift) {
   }
 }
 
-// 32 rows of coefficients with 32 rows of a lift, whose second 16 are `next` words on.
-static inline void lift_square(const int32_t* rows, int64_t row_words, const int32_t* lift,
-                               int64_t next, int64_t n_steps, float* to, int64_t stride) {
-  const int64_t row_bytes = row_words * static_cast<int64_t>(sizeof(int32_t));
+namespace {
+
+// 32 rows of coefficients in two planes, and 32 rows of a lift, whose second 16 are `next` words
+// on.
+struct LiftSquare {
+  const int32_t* planes[2];
+  int64_t row_words;
+  const int32_t* lift;
+  int64_t next;
+  int64_t n_steps;
+};
+
+}  // namespace
+
+static inline void lift_square(const LiftSquare& job, float* to, int64_t stride) {
+  const int64_t row_bytes = job.row_words * static_cast<int64_t>(sizeof(int32_t));
   const int64_t to_bytes = stride * static_cast<int64_t>(sizeof(float));
   zero_tile<0>();
   zero_tile<1>();
   zero_tile<2>();
   zero_tile<3>();
-  for (int64_t i = 0; i < n_steps; ++i, rows += kLanes, lift += kLiftBlock) {
-    load_tile<4>(rows, row_bytes);
-    load_tile<6>(lift, kWordStride);
-    dot_bf16<0, 4, 6>();
-    load_tile<7>(lift + next, kWordStride);
-    dot_bf16<1, 4, 7>();
-    load_tile<5>(rows + kTileUnitRows * row_words, row_bytes);
-    dot_bf16<2, 5, 6>();
-    dot_bf16<3, 5, 7>();
+  for (int64_t i = 0; i < job.n_steps; ++i) {
+    load_tile<6>(job.lift + i * kLiftBlock, kWordStride);
+    load_tile<7>(job.lift + i * kLiftBlock + job.next, kWordStride);
+    for (const int32_t* plane : job.planes) {
+      const int32_t* rows = plane + i * kLanes;
+      load_tile<4>(rows, row_bytes);
+      dot_bf16<0, 4, 6>();
+      dot_bf16<1, 4, 7>();
+      load_tile<5>(rows + kTileUnitRows * job.row_words, row_bytes);
+      dot_bf16<2, 5, 6>();
+      dot_bf16<3, 5, 7>();
+    }
   }
   store_tile<0>(to, to_bytes);
   store_tile<1>(to + kLanes, to_bytes);
@@ -133,13 +148,17 @@ static inline void lift_square(const int32_t* rows, int64_t row_words, const int
   store_tile<3>(to + kTileUnitRows * stride + kLanes, to_bytes);
 }
 
-void lift_bf16(const WordTile& tile, int64_t width, const int32_t* lift, int64_t stride,
-               float* rows) {
+void lift_bf16(const WordTile& tile, const int32_t* rest, int64_t width, const int32_t* lift,
+               int64_t stride, float* rows) {
   const int64_t words = tile.key_words;
   const int64_t n_steps = round_up(width, 2 * kLanes) / (2 * kLanes);
   for (int64_t j = 0; j < stride; j += kBf16Rows) {
     for (int64_t r = 0; r < kTile; r += kBf16Rows) {
-      lift_square(tile.keys + r * words, words, lift + j * words, kLanes * words, n_steps,
+      lift_square({{tile.keys + r * words, rest + r * words},
+                   words,
+                   lift + j * words,
+                   kLanes * words,
+                   n_steps},
                   rows + r * stride + j, stride);
     }
   }

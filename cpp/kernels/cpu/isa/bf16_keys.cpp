@@ -128,8 +128,10 @@ static void turn_rows(const WordKeys& keys, const BasisView& basis, int32_t n, f
 bool round_lifted_keys(WordKeys* keys, const StripSide& side, const PageView& page,
                        const BasisView& basis, const float* angles, int32_t n, WordTile* tile) {
   if (!keys->whole) return false;
-  if (!round_key_codes(side, page, keys->tiles.params, &keys->coefficients)) return false;
-  lift_bf16(keys->coefficients, basis.block_width, keys->lift, keys->stride, keys->rows);
+  if (!round_key_codes(side, page, keys->tiles.params, &keys->coefficients, keys->rest))
+    return false;
+  lift_bf16(keys->coefficients, keys->rest, basis.block_width, keys->lift, keys->stride,
+            keys->rows);
   set_angles(*keys, basis, angles);
   tile->broken_keys = 0;
   bool whole = false;

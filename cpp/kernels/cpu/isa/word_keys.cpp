@@ -16,6 +16,7 @@ static WordKeys carve(Carver& carver, int key_dim, int value_dim) {
   keys.tiles = carve_coded_tiles(key_dim, value_dim, carver.take<std::byte>(tile_bytes));
   keys.columns = carver.take<float>(keys.stride * kTile);
   keys.coefficients = carve_word_tile(carver, key_dim, 1);
+  keys.rest = carver.take<int32_t>(kTile * keys.coefficients.key_words);
   keys.lift_codes = carver.take<int32_t>(kLanes * keys.coefficients.key_words);
   keys.lift = carver.take<int32_t>(groups * keys.coefficients.key_words);
   keys.lift_scale = carver.take<float>(groups);
@@ -114,7 +115,8 @@ bool read_word_keys(WordKeys* keys, const SideArgs& side, const PageView& page, 
   const BasisView* basis = side.bases == nullptr ? nullptr : side.bases + page.basis;
   if (basis == nullptr || basis->block != basis->dim) {
 #if defined(KVE_BF16_TILES)
-    if (basis == nullptr && round_key_codes(strips, page, keys->tiles.params, tile)) return true;
+    if (basis == nullptr && round_key_codes(strips, page, keys->tiles.params, tile, nullptr))
+      return true;
 #endif
     if (!read_coded_keys(&keys->tiles, side, page, place, false, keys->columns)) return false;
     put_key_columns(keys->columns, side.width, n, tile);

@@ -14,6 +14,7 @@ struct WordKeys {
   CodedTiles tiles;
   float* columns;  // [width][kTile], where the basis is not dense
   WordTile coefficients;
+  int32_t* rest;        // of bf16: what they have beyond that, [kTile][key_words]
   int32_t* lift_codes;  // [kLanes][key_words]
   int32_t* lift;        // [group][key_words][kLiftLanes], of the basis of that number
   float* lift_scale;    // of its rows

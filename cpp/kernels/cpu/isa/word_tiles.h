@@ -131,10 +131,10 @@ void add_bf16_values(const WordTile& tile, int64_t first, int64_t end, int64_t w
 // Rows of a lift, n <= kTile keys of `tile`, as lift_bf16() wants them; the rest of the last
 // kBf16Rows is zero.
 void put_lift(const WordTile& tile, int64_t n, int32_t* lift);
-// rows[r][j] = the `width` coefficients r of the tile . row j of a lift, for kTile rows and
-// `stride` rows of the lift, a multiple of kBf16Rows.
-void lift_bf16(const WordTile& tile, int64_t width, const int32_t* lift, int64_t stride,
-               float* rows);
+// rows[r][j] = the `width` coefficients r of the tile, and what they have beyond, . row j of a
+// lift, for kTile rows and `stride` rows of the lift, a multiple of kBf16Rows.
+void lift_bf16(const WordTile& tile, const int32_t* rest, int64_t width, const int32_t* lift,
+               int64_t stride, float* rows);
 #endif
 
 // What a tile is: either of the above.
