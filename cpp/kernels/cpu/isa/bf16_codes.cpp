@@ -129,9 +129,7 @@ __attribute__((noinline)) static void put_tokens(const PageParams& params, const
     const I32 pair = round_bf16_pair(a, b);
     store_i32(to + t * words, pair);
     if (rest == nullptr) continue;
-    const F32 low_part = as_f32(shift_left(pair, 16));
-    const F32 high_part = as_f32(pair & set_i32(static_cast<int32_t>(0xffff0000)));
-    store_i32(rest + t * words, round_bf16_pair(a - low_part, b - high_part));
+    store_i32(rest + t * words, round_rest(pair, a, b));
   }
 }
 

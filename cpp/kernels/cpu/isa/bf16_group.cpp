@@ -164,6 +164,16 @@ void lift_bf16(const WordTile& tile, const int32_t* rest, int64_t width, const i
   }
 }
 
+void add_lifted_bf16(const WordTile& tile, const int32_t* rest, int64_t n, int64_t width,
+                     const int32_t* lanes, const int32_t* lane_rest, float* sums) {
+  const int64_t words = tile.key_words;
+  const int64_t rows = round_up(n, kBf16Rows);
+  const int64_t n_steps = round_up(width, 2 * kLanes) / (2 * kLanes);
+  multiply_group<true>(rest, words, rows, lanes, n_steps, sums);
+  multiply_group<true>(tile.keys, words, rows, lane_rest, n_steps, sums);
+  multiply_group<true>(tile.keys, words, rows, lanes, n_steps, sums);
+}
+
 // ---- weights ----
 
 template <bool kHidden>
