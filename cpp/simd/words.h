@@ -9,6 +9,9 @@
 //   blend_bits(mask, a, b)  bits of a where the mask has ones, else of b
 //   round_bf16_pair(low, high)   lanes of pairs of bf16 numbers, rounded to the nearest
 //   inverse_rough(a)             1 / a to 2^-14, relative
+//   turn_quads(r)           lane 4 q + j of vector i becomes lane 4 q + i of vector j
+//   widen_u16(p, q)         eight numbers at p and eight at q, without a sign
+//   every_second<i>(a, b)   lanes i, i + 2, ... of a, then those of b
 #pragma once
 
 #include "simd/simd.h"
@@ -47,6 +50,28 @@ static inline I32 round_bf16_pair(F32 low, F32 high) {
   const I32 half = set_i32(0x8000);
   return blend_bits(set_i32(static_cast<int32_t>(0xffff0000)), as_i32(high) + half,
                     shift_right(as_i32(low) + half, 16));
+}
+static inline void turn_quads(I32 (&r)[4]) {
+  const __m512i a = _mm512_unpacklo_epi32(r[0].v, r[1].v);
+  const __m512i b = _mm512_unpackhi_epi32(r[0].v, r[1].v);
+  const __m512i c = _mm512_unpacklo_epi32(r[2].v, r[3].v);
+  const __m512i d = _mm512_unpackhi_epi32(r[2].v, r[3].v);
+  r[0].v = _mm512_unpacklo_epi64(a, c);
+  r[1].v = _mm512_unpackhi_epi64(a, c);
+  r[2].v = _mm512_unpacklo_epi64(b, d);
+  r[3].v = _mm512_unpackhi_epi64(b, d);
+}
+static inline I32 widen_u16(const void* p, const void* q) {
+  const __m128i low = _mm_loadu_si128(static_cast<const __m128i*>(p));
+  const __m128i high = _mm_loadu_si128(static_cast<const __m128i*>(q));
+  return {_mm512_cvtepu16_epi32(_mm256_set_m128i(high, low))};
+}
+template <int kFirst>
+static inline F32 every_second(F32 a, F32 b) {
+  const __m512i order =
+      _mm512_add_epi32(_mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30),
+                       _mm512_set1_epi32(kFirst));
+  return {_mm512_permutex2var_ps(a.v, order, b.v)};
 }
 
 #endif

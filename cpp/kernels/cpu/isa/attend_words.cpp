@@ -7,6 +7,7 @@
 #include <string.h>
 
 #include "kernels/cpu/isa/basis.h"
+#include "kernels/cpu/isa/bf16_codes.h"
 #include "kernels/cpu/isa/next_tile.h"
 #include "kernels/cpu/isa/tile_rows.h"
 #include "kernels/cpu/isa/word_group.h"
@@ -29,6 +30,9 @@ struct WordWork {
   WordTile lift_tile;
   int32_t* lift_lanes;  // [channels / 2][kWordLanes]
   float* lift_scale;    // [kWordLanes]
+  // Of bf16: what rows of the lift and lanes have beyond.
+  int32_t* lift_rest;
+  int32_t* lane_rest;
   WordKeys keys;
   std::byte* lifting;
   size_t size;
@@ -46,8 +50,11 @@ struct WordWork {
     }
     lift = carver.take<float>(round_up(value_dim, kLanes) * channels);
     lift_tile = carve_word_tile(carver, value_dim, 1);
+    lift_tile.bf16 = kBf16Tiles;
     lift_lanes = carver.take<int32_t>(channels / 2 * kWordLanes);
     lift_scale = carver.take<float>(kWordLanes);
+    lift_rest = carver.take<int32_t>(kTile * lift_tile.key_words);
+    lane_rest = carver.take<int32_t>(channels / 2 * kWordLanes);
     const auto key_bytes = static_cast<int64_t>(word_keys_bytes(key_dim, value_dim));
     keys = carve_word_keys(key_dim, value_dim, carver.take<std::byte>(key_bytes));
     lifting = carver.take<std::byte>(static_cast<int64_t>(lift_scratch(lifted)));
@@ -56,6 +63,16 @@ struct WordWork {
 };
 
 }  // namespace
+
+// Values straight from their codes. False where this way does not serve.
+static bool put_value_codes(const StripSide& side, const PageView& page, float* scratch,
+                            WordTile* tile) {
+#if defined(KVE_BF16_TILES)
+  return round_value_codes(side, page, scratch, tile);
+#else
+  return read_word_values(side, page, scratch, tile);
+#endif
+}
 
 namespace {
 
@@ -127,8 +144,8 @@ class WordLoop {
   void read_values(const PageView* page, const ReadTile& read, WordTile* tile) {
     if (page == nullptr) {
       read_rows<F32Tile>(work_.rows, values_, read.value_width, read.base, read.n);
-    } else if (read_word_values(chunk_.v.strips[page->basis], *page, work_.keys.tiles.params,
-                                tile)) {
+    } else if (put_value_codes(chunk_.v.strips[page->basis], *page, work_.keys.tiles.params,
+                               tile)) {
       return;
     } else {
       value_elements(chunk_.v.strips[page->basis], *page, false, work_.rows.rows, work_.rows.stride,
@@ -157,24 +174,39 @@ class WordLoop {
     basis_ = -1;
   }
 
-  // In int16: rows of the lift are a tile of keys.
+  // Rows of the lift are a tile of keys, in int16 or in bf16.
   void lift_dense(const BasisView& basis) {
-    const int64_t words = (basis.block_width + 1) / 2;
     WordTile* tile = &work_.lift_tile;
+    const int64_t stride = work_.group.channels;
     for (int64_t first = 0; first < basis.dim; first += kTile) {
       const auto n = static_cast<int32_t>(least(kTile, basis.dim - first));
-      clear_row_ends(basis.block_width, n, work_.lift + first * work_.group.channels);
-      quantize_key_rows(work_.lift + first * work_.group.channels, work_.group.channels,
-                        basis.block_width, n, tile);
+      const float* rows = work_.lift + first * stride;
+      clear_row_ends(basis.block_width, n, work_.lift + first * stride);
+      put_key_rows(rows, stride, basis.block_width, n, tile);
+#if defined(KVE_BF16_TILES)
+      round_key_rests(rows, stride, basis.block_width, n, *tile, work_.lift_rest);
+#endif
       for (int64_t lane = 0; lane < padded_; lane += kWordLanes) {
-        quantize_lanes(work_.group.coded + lane * work_.group.channels, words, work_.lift_lanes,
-                       work_.lift_scale);
-        float* to = work_.group.sums + lane * work_.group.channels + first * kWordLanes;
-        for (int32_t r = 0; r < n; r += kWordRows) {
-          add_lifted(*tile, r, words, work_.lift_lanes, work_.lift_scale, to + r * kWordLanes);
-        }
+        lift_group(basis, n, work_.group.coded + lane * stride,
+                   work_.group.sums + lane * stride + first * kWordLanes);
       }
     }
+  }
+  // Coded sums of a group, times the n rows in the tile.
+  void lift_group(const BasisView& basis, int32_t n, const float* coded, float* to) {
+#if defined(KVE_BF16_TILES)
+    round_lanes(coded, round_up(basis.block_width, kBf16Rows) / 2, work_.lift_lanes,
+                work_.lane_rest);
+    add_lifted_bf16(work_.lift_tile, work_.lift_rest, n, basis.block_width, work_.lift_lanes,
+                    work_.lane_rest, to);
+#else
+    const int64_t words = (basis.block_width + 1) / 2;
+    quantize_lanes(coded, words, work_.lift_lanes, work_.lift_scale);
+    for (int32_t r = 0; r < n; r += kWordRows) {
+      add_lifted(work_.lift_tile, r, words, work_.lift_lanes, work_.lift_scale,
+                 to + r * kWordLanes);
+    }
+#endif
   }
   // Rows of the lift are zero past their end.
   void clear_row_ends(int64_t width, int64_t n, float* rows) const {

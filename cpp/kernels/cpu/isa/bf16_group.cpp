@@ -89,6 +89,93 @@ void add_bf16_values(const WordTile& tile, int64_t first, int64_t end, int64_t w
                        weights + first / 2 * kWordLanes, (end - first) / kBf16Rows, sums);
 }
 
+// ---- lifts ----
+
+constexpr int64_t kLiftBlock = kTileUnitRows * kLanes;  // words of 16 rows of a lift, of one step
+constexpr int64_t kWordStride = kLanes * static_cast<int64_t>(sizeof(int32_t));
+
+void put_lift(const WordTile& tile, int64_t n, int32_t* lift) {
+  const int64_t words = tile.key_words;
+  for (int64_t first = 0; first < round_up(n, kBf16Rows); first += kLanes) {
+    for (int64_t w = 0; w < words; w += kLanes, lift += kLiftBlock) {
+      F32 square[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        square[i] = first + i < n ? as_f32(load_i32(tile.keys + (first + i) * words + w)) : zero();
+      }
+      transpose(square);
+      for (int i = 0; i < kLanes; ++i) store_i32(lift + i * kLanes, as_i32(square[i]));
+    }
+  }
+}
+
+namespace {
+
+// 32 rows of coefficients in two planes, and 32 rows of a lift, whose second 16 are `next` words
+// on.
+struct LiftSquare {
+  const int32_t* planes[2];
+  int64_t row_words;
+  const int32_t* lift;
+  int64_t next;
+  int64_t n_steps;
+};
+
+}  // namespace
+
+static inline void lift_square(const LiftSquare& job, float* to, int64_t stride) {
+  const int64_t row_bytes = job.row_words * static_cast<int64_t>(sizeof(int32_t));
+  const int64_t to_bytes = stride * static_cast<int64_t>(sizeof(float));
+  zero_tile<0>();
+  zero_tile<1>();
+  zero_tile<2>();
+  zero_tile<3>();
+  for (int64_t i = 0; i < job.n_steps; ++i) {
+    load_tile<6>(job.lift + i * kLiftBlock, kWordStride);
+    load_tile<7>(job.lift + i * kLiftBlock + job.next, kWordStride);
+    for (const int32_t* plane : job.planes) {
+      const int32_t* rows = plane + i * kLanes;
+      load_tile<4>(rows, row_bytes);
+      dot_bf16<0, 4, 6>();
+      dot_bf16<1, 4, 7>();
+      load_tile<5>(rows + kTileUnitRows * job.row_words, row_bytes);
+      dot_bf16<2, 5, 6>();
+      dot_bf16<3, 5, 7>();
+    }
+  }
+  store_tile<0>(to, to_bytes);
+  store_tile<1>(to + kLanes, to_bytes);
+  store_tile<2>(to + kTileUnitRows * stride, to_bytes);
+  store_tile<3>(to + kTileUnitRows * stride + kLanes, to_bytes);
+}
+
+void lift_bf16(const WordTile& tile, const int32_t* rest, int64_t width, const int32_t* lift,
+               int64_t stride, float* rows) {
+  const int64_t words = tile.key_words;
+  const int64_t n_steps = round_up(width, 2 * kLanes) / (2 * kLanes);
+  for (int64_t j = 0; j < stride; j += kBf16Rows) {
+    for (int64_t r = 0; r < kTile; r += kBf16Rows) {
+      lift_square({{tile.keys + r * words, rest + r * words},
+                   words,
+                   lift + j * words,
+                   kLanes * words,
+                   n_steps},
+                  rows + r * stride + j, stride);
+    }
+  }
+}
+
+void add_lifted_bf16(const WordTile& tile, const int32_t* rest, int64_t n, int64_t width,
+                     const int32_t* lanes, const int32_t* lane_rest, float* sums) {
+  const int64_t words = tile.key_words;
+  const int64_t rows = round_up(n, kBf16Rows);
+  const int64_t n_steps = round_up(width, 2 * kLanes) / (2 * kLanes);
+  multiply_group<true>(rest, words, rows, lanes, n_steps, sums);
+  multiply_group<true>(tile.keys, words, rows, lane_rest, n_steps, sums);
+  multiply_group<true>(tile.keys, words, rows, lanes, n_steps, sums);
+}
+
+// ---- weights ----
+
 template <bool kHidden>
 static inline void weigh(const float* scores, const float* units, int64_t first, int64_t end,
                          int32_t* weights, float* totals, float* top) {

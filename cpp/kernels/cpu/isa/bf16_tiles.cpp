@@ -10,13 +10,14 @@
 
 namespace kve::KVE_ISA {
 
-// 32 values as words; those from `width` on are zero.
+// kLanes values, zero from `width` on.
+static inline F32 load_part(const float* row, int64_t d, int64_t width) {
+  if (d + kLanes <= width) return load(row + d);
+  return d < width ? load_n(row + d, width - d) : zero();
+}
+// 32 of them as words.
 static inline I32 round_32(const float* row, int64_t d, int64_t width) {
-  const auto part = [&](int64_t at) {
-    if (at + kLanes <= width) return load(row + at);
-    return at < width ? load_n(row + at, width - at) : zero();
-  };
-  return round_bf16_pair(part(d), part(d + kLanes));
+  return round_bf16_pair(load_part(row, d, width), load_part(row, d + kLanes, width));
 }
 
 // Zero if all numbers are finite.
@@ -44,6 +45,33 @@ void round_key_rows(const float* rows, int64_t stride, int width, int32_t n, Wor
     const bool whole =
         round_row(rows + r * stride, width, tile->key_words, tile->keys + r * tile->key_words);
     if (!whole) tile->broken_keys |= uint64_t{1} << r;
+  }
+}
+
+void round_key_rests(const float* rows, int64_t stride, int width, int32_t n, const WordTile& tile,
+                     int32_t* rest) {
+  for (int32_t r = 0; r < n; ++r) {
+    const float* row = rows + r * stride;
+    for (int64_t w = 0; w < tile.key_words; w += kLanes) {
+      const int64_t at = r * tile.key_words + w;
+      store_i32(rest + at, round_rest(load_i32(tile.keys + at), load_part(row, 2 * w, width),
+                                      load_part(row, 2 * w + kLanes, width)));
+    }
+  }
+}
+
+void round_lanes(const float* rows, int64_t words, int32_t* to, int32_t* rest) {
+  for (int64_t first = 0; first < words; first += kLanes, rows += kLanes * kWordLanes) {
+    for (int64_t i = 0; i < kLanes; ++i, rows += kWordLanes) {
+      for (int64_t v = 0; v < kWordLanes; v += kLanes) {
+        const F32 low = load(rows + v);
+        const F32 high = load(rows + kLanes * kWordLanes + v);
+        const I32 pair = round_bf16_pair(low, high);
+        const int64_t at = (first + i) * kWordLanes + v;
+        store_i32(to + at, pair);
+        store_i32(rest + at, round_rest(pair, low, high));
+      }
+    }
   }
 }
 

@@ -2,7 +2,7 @@
 
 #include <math.h>
 
-#include "kernels/cpu/isa/strip_cells.h"
+#include "kernels/cpu/isa/page_params.h"
 #include "kernels/cpu/isa/strip_params.h"
 
 namespace kve::KVE_ISA {
@@ -11,22 +11,6 @@ constexpr int64_t kTokens = kAttendTile;
 constexpr float kTableBias = 128;  // makes its entries unsigned
 
 namespace {
-
-// Parameters of a page in f32: of channels, [token groups][padded], or of tokens, [channel
-// groups][kTokens]. What a level is less than its raw byte is part of the zeros.
-struct PageParams {
-  const StripSide& side;
-  int64_t padded;  // width rounded up to 16
-  float* scale;
-  float* zero;
-  float* factor;  // of channels or tokens
-  alignas(64) int8_t table[16];
-
-  int64_t stride() const { return side.per_channel ? padded : kTokens; }
-  int64_t groups() const {
-    return side.per_channel ? kTokens / side.group : (side.width + side.group - 1) / side.group;
-  }
-};
 
 // What belongs to the 16 lanes and 4 steps of a cell: a vector of parameters for lanes, or one
 // number for each step.
@@ -56,13 +40,16 @@ static float offset_of(const StripSide& side, int64_t channel) {
 }
 
 float round_entries(const StripSide& side, int8_t* table) {
-  float top = 0;
-  for (int i = 0; i < 1 << side.bits; ++i)
-    top = top > fabsf(side.table[i]) ? top : fabsf(side.table[i]);
+  const int64_t n = int64_t{1} << side.bits;
+  F32 most = zero();
+  for (int64_t i = 0; i < n; i += kLanes) {
+    most = max(most, abs(load_n(side.table + i, least(n - i, kLanes))));
+  }
+  const float top = max_of(most);
   const float unit = top > 0 ? top / 127 : 1.0f;
-  for (int i = 0; i < 16; ++i) {
-    const float level = i < 1 << side.bits ? rintf(side.table[i] / unit) : 0;
-    table[i] = static_cast<int8_t>(level);
+  for (int64_t i = 0; i < 16; i += kLanes) {
+    const F32 levels = i < n ? load_n(side.table + i, least(n - i, kLanes)) : zero();
+    store_i8(table + i, to_i32(round_even(levels / set(unit))));
   }
   return unit;
 }
@@ -77,7 +64,7 @@ static float round_table(const StripSide& side, int8_t* table) {
   return unit;
 }
 
-static PageParams load_page_params(const StripSide& side, const PageView& page, float* scratch) {
+PageParams load_page_params(const StripSide& side, const PageView& page, float* scratch) {
   const int64_t padded = round_up(side.width, 16);
   PageParams params = {side, padded, scratch, scratch + most_params(side.width), nullptr, {}};
   params.factor = params.zero + most_params(side.width);
@@ -86,9 +73,9 @@ static PageParams load_page_params(const StripSide& side, const PageView& page, 
     offsets[c] = 0.0f - offset_of(side, c < side.width ? c : side.width - 1);
   }
   const float unit = round_table(side, params.table);
-  for (int64_t g = 0; g < params.groups(); ++g) {
-    float* scale = params.scale + g * params.stride();
-    float* zeros = params.zero + g * params.stride();
+  for (int64_t g = 0; g < param_groups(params); ++g) {
+    float* scale = params.scale + g * param_stride(params);
+    float* zeros = params.zero + g * param_stride(params);
     if (side.per_channel) {
       load_params<kLanes>(param_row(side, page.data, g, 0, side.width), side.scale_bytes, unit,
                           padded, offsets, scale, zeros);
@@ -107,24 +94,6 @@ static PageParams load_page_params(const StripSide& side, const PageView& page, 
 }
 
 // ---- cells ----
-
-// Codes, or entries of the table, as bytes without sign.
-template <int kBits, bool kTable>
-__attribute__((always_inline)) static inline void raw_cell(const std::byte* strip, int cell,
-                                                           const int8_t* table, Cell& w) {
-  if constexpr (kBits == 8) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kCellVectors; ++i) {
-      w[i] = load_i32(strip + kCellCodes * cell + 4 * kLanes * i);
-    }
-  } else {
-    unpack_cell<kBits>(strip, cell, w);
-  }
-  if constexpr (kTable) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kCellVectors; ++i) w[i] = lookup_bytes(table, w[i]);
-  }
-}
 
 static inline F32 param_at(const float* from, bool of_lanes, int lane, int step) {
   return of_lanes ? load(from + lane) : set(from[step]);
@@ -170,7 +139,7 @@ template <bool kKeys>
 static inline CellParams cell_params(const PageParams& params, int64_t channel, int64_t token) {
   const StripSide& side = params.side;
   const int64_t group = side.per_channel ? token / side.group : channel / side.group;
-  const int64_t at = group * params.stride() + (side.per_channel ? channel : token);
+  const int64_t at = group * param_stride(params) + (side.per_channel ? channel : token);
   const bool factor_of_tokens = side.factors == StripFactors::scale_tokens;
   // Lanes of keys are tokens, and steps are channels.
   return {params.scale + at,         params.zero + at,

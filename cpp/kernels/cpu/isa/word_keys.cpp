@@ -3,6 +3,8 @@
 #if defined(KVE_WORD_TILES)
 
 #include "kernels/cpu/isa/basis.h"
+#include "kernels/cpu/isa/bf16_codes.h"
+#include "kernels/cpu/isa/bf16_keys.h"
 
 namespace kve::KVE_ISA {
 
@@ -14,6 +16,7 @@ static WordKeys carve(Carver& carver, int key_dim, int value_dim) {
   keys.tiles = carve_coded_tiles(key_dim, value_dim, carver.take<std::byte>(tile_bytes));
   keys.columns = carver.take<float>(keys.stride * kTile);
   keys.coefficients = carve_word_tile(carver, key_dim, 1);
+  keys.rest = carver.take<int32_t>(kTile * keys.coefficients.key_words);
   keys.lift_codes = carver.take<int32_t>(kLanes * keys.coefficients.key_words);
   keys.lift = carver.take<int32_t>(groups * keys.coefficients.key_words);
   keys.lift_scale = carver.take<float>(groups);
@@ -33,6 +36,8 @@ size_t word_keys_bytes(int key_dim, int value_dim) {
   carve(carver, key_dim, value_dim);
   return carver.size();
 }
+
+#if !defined(KVE_BF16_TILES)
 
 // Rows of the lift take the place of queries: their norms bound the sums in the same way.
 static void quantize_lift(WordKeys* keys, const BasisView& basis) {
@@ -86,31 +91,48 @@ static void turn_halves(const WordKeys& keys, const float* angles, int64_t n, in
 
 // ---- pages ----
 
+static void read_lifted_keys(WordKeys* keys, const StripSide& side, const PageView& page,
+                             const BasisView& basis, const float* angles, int32_t n,
+                             WordTile* tile) {
+  WordTile* coefficients = &keys->coefficients;
+  key_elements(side, page, false, keys->tiles.coefficients, keys->tiles.params);
+  quantize_key_columns(keys->tiles.coefficients, basis.block_width, n, coefficients);
+  lift_rows(*coefficients, n, (basis.block_width + 1) / 2, keys->lift, keys->lift_scale,
+            keys->stride, keys->rows, keys->stride);
+  if (angles != nullptr) {
+    basis.interleaved ? turn_neighbours(*keys, angles, basis.n_pairs, n)
+                      : turn_halves(*keys, angles, basis.n_pairs, n);
+  }
+  quantize_key_rows(keys->rows, keys->stride, basis.dim, n, tile);
+  tile->broken_keys |= coefficients->broken_keys;
+}
+
+#endif
+
 bool read_word_keys(WordKeys* keys, const SideArgs& side, const PageView& page, PagePlace place,
                     int32_t n, WordTile* tile) {
+  const StripSide& strips = side.strips[page.basis];
   const BasisView* basis = side.bases == nullptr ? nullptr : side.bases + page.basis;
   if (basis == nullptr || basis->block != basis->dim) {
+#if defined(KVE_BF16_TILES)
+    if (basis == nullptr && round_key_codes(strips, page, keys->tiles.params, tile, nullptr))
+      return true;
+#endif
     if (!read_coded_keys(&keys->tiles, side, page, place, false, keys->columns)) return false;
     put_key_columns(keys->columns, side.width, n, tile);
     return true;
   }
-  if (page.basis != keys->basis) {
-    quantize_lift(keys, *basis);
-    keys->basis = page.basis;
-  }
-  WordTile* coefficients = &keys->coefficients;
-  key_elements(side.strips[page.basis], page, false, keys->tiles.coefficients, keys->tiles.params);
-  quantize_key_columns(keys->tiles.coefficients, basis->block_width, n, coefficients);
-  lift_rows(*coefficients, n, (basis->block_width + 1) / 2, keys->lift, keys->lift_scale,
-            keys->stride, keys->rows, keys->stride);
-  if (basis->anchor != 0) {
-    const float* angles = angles_at(side, *basis, place);
-    basis->interleaved ? turn_neighbours(*keys, angles, basis->n_pairs, n)
-                       : turn_halves(*keys, angles, basis->n_pairs, n);
-  }
-  put_key_rows(keys->rows, keys->stride, basis->dim, n, tile);
-  tile->broken_keys |= coefficients->broken_keys;
+  const bool is_new = page.basis != keys->basis;
+  keys->basis = page.basis;
+  const float* angles = basis->anchor == 0 ? nullptr : angles_at(side, *basis, place);
+#if defined(KVE_BF16_TILES)
+  if (is_new) round_lift(keys, *basis);
+  return round_lifted_keys(keys, strips, page, *basis, angles, n, tile);
+#else
+  if (is_new) quantize_lift(keys, *basis);
+  read_lifted_keys(keys, strips, page, *basis, angles, n, tile);
   return true;
+#endif
 }
 
 }  // namespace kve::KVE_ISA

@@ -1,5 +1,5 @@
-// Coded keys as tiles of int16: what their basis and their anchor do to a page is done to rows,
-// with a lift in int16 where the basis is dense.
+// Coded keys as tiles of int16 or bf16: what their basis and their anchor do to a page is done to
+// rows, with a lift in int16 (bf16: bf16_keys.h) where the basis is dense.
 #pragma once
 
 #include "kernels/cpu/isa/tile_rows.h"
@@ -14,9 +14,11 @@ struct WordKeys {
   CodedTiles tiles;
   float* columns;  // [width][kTile], where the basis is not dense
   WordTile coefficients;
+  int32_t* rest;        // of bf16: what they have beyond that, [kTile][key_words]
   int32_t* lift_codes;  // [kLanes][key_words]
   int32_t* lift;        // [group][key_words][kLiftLanes], of the basis of that number
-  float* lift_scale;
+  float* lift_scale;    // of its rows
+  bool whole;           // whether all its numbers are finite; of bf16
   int64_t stride;
   float* rows;    // [kTile][stride]
   float* cosine;  // [stride]: factors of a row's values,

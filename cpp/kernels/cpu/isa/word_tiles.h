@@ -128,6 +128,28 @@ void weigh_seen_bf16(const float* scores, const float* units, int64_t first, int
 // Adds the rows' values, `width` channels, times their weights to sums [channel][kWordLanes].
 void add_bf16_values(const WordTile& tile, int64_t first, int64_t end, int64_t width,
                      const int32_t* weights, float* sums);
+// What numbers have beyond a pair of bf16 numbers that they were rounded to, as such a pair.
+static inline I32 round_rest(I32 pair, F32 low, F32 high) {
+  const I32 upper = set_i32(static_cast<int32_t>(0xffff0000));
+  return round_bf16_pair(low - as_f32(shift_left(pair, 16)), high - as_f32(pair & upper));
+}
+// What rows [n][stride] have beyond the keys of `tile` that they were rounded to, in their places.
+void round_key_rests(const float* rows, int64_t stride, int width, int32_t n, const WordTile& tile,
+                     int32_t* rest);
+// The numbers of a group, rows [2 * words][kWordLanes], to pairs of rows as weights are in products
+// of keys, [words][kWordLanes], and what they have beyond.
+void round_lanes(const float* rows, int64_t words, int32_t* to, int32_t* rest);
+// Adds the keys of `tile` and their rests, n rows of `width` numbers, times such numbers to sums
+// [row][kWordLanes], all in floats but for the product of the rests.
+void add_lifted_bf16(const WordTile& tile, const int32_t* rest, int64_t n, int64_t width,
+                     const int32_t* lanes, const int32_t* lane_rest, float* sums);
+// Rows of a lift, n <= kTile keys of `tile`, as lift_bf16() wants them; the rest of the last
+// kBf16Rows is zero.
+void put_lift(const WordTile& tile, int64_t n, int32_t* lift);
+// rows[r][j] = the `width` coefficients r of the tile, and what they have beyond, . row j of a
+// lift, for kTile rows and `stride` rows of the lift, a multiple of kBf16Rows.
+void lift_bf16(const WordTile& tile, const int32_t* rest, int64_t width, const int32_t* lift,
+               int64_t stride, float* rows);
 #endif
 
 // What a tile is: either of the above.
