@@ -37,7 +37,7 @@ struct Session::Reading {
   }
 
   size_t chunk() const {
-    return std::min(static_cast<size_t>(session->options().n_batch), tokens.size() - done);
+    return static_cast<size_t>(session->next_pass(static_cast<int64_t>(tokens.size() - done)));
   }
   bool finished() const { return done == tokens.size(); }
   int64_t total() const { return std::ssize(tokens) + (repeat ? repeat->total() : 0); }

@@ -8,6 +8,7 @@
 #include "base/printable.h"
 #include "cache/calibrated_bases.h"
 #include "cache/select/selector_stage.h"
+#include "engine/pass_length.h"
 #include "engine/prompt_repeat.h"
 #include "engine/session_file.h"
 #include "kernels/few_rows.h"
@@ -72,13 +73,21 @@ SessionOptions checked(const Model& model, SessionOptions options) {
   return options;
 }
 
+// Where the length of passes was left to the session, which may choose longer ones then.
+double share_for_passes(const Model& model, const SessionOptions& options) {
+  const bool may = options.n_batch == 0 && options.kv_budget == 0 && options.scorer == nullptr &&
+                   !keeps_prompt(options);
+  return may ? sealed_share(options.cache, model.spec().cache_shape()) : 0.0;
+}
+
 }  // namespace
 
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
     : model_(std::move(model)),
       options_(checked(*model_, options)),
       cache_(options_.cache, model_->spec().cache_shape(), options_.scorer,
-             model_->backend().memory()) {
+             model_->backend().memory()),
+      sealed_share_(share_for_passes(*model_, options)) {
   if (options_.kv_budget > 0) cache_.limit_memory(options_.kv_budget);
 }
 
@@ -161,7 +170,7 @@ void Session::read_chunks(std::span<const Token> tokens, Mat logits, bool all_lo
     }
   };
   while (done < n_new) {
-    const int64_t n = std::min<int64_t>(options_.n_batch, n_new - done);
+    const int64_t n = next_pass(n_new - done);
     const bool last = done + n == n_new;
     const Mat wanted = all_logits ? logits.block(done, n) : logits.block(0, last ? 1 : 0);
     const auto chunk = tokens.subspan(static_cast<size_t>(done), static_cast<size_t>(n));
@@ -171,6 +180,10 @@ void Session::read_chunks(std::span<const Token> tokens, Mat logits, bool all_lo
     report(n);
   }
   if (repeat) repeat_prompt(*repeat, report);
+}
+
+int64_t Session::next_pass(int64_t left) const {
+  return pass_tokens(options_.n_batch, sealed_share_, left);
 }
 
 std::optional<PromptRepeat> Session::repeat_after(size_t n) const {
@@ -288,6 +301,7 @@ Session Session::fork() const {
   Session copy(model_, options_);
   copy.cache_ = cache_.fork();
   copy.tokens_ = tokens_;
+  copy.sealed_share_ = sealed_share_;
   if (last_row_) copy.last_row_ = std::make_shared<Logits>(*last_row_);
   return copy;
 }

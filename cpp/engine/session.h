@@ -27,8 +27,9 @@ struct SessionOptions {
   bool exact = false;  // f32 activations instead of int8
   // Tokens per forward pass while reading a prompt; 0: 512 where the cache keeps all rows as they
   // are until the prompt is read, and 256 where it waits for the end of a pass only to seal or to
-  // drop them, so that what a pass adds stays small beside it. With infllm those of a span,
-  // whatever is said.
+  // drop them, so that what a pass adds stays small beside it; 0 also allows up to twice as many
+  // while so much of a prompt is to follow that the peak of memory is the same (pass_length.h),
+  // which session files do not keep. With infllm those of a span, whatever is said.
   int n_batch = 0;
   // Most bytes of the cache, those of forks included (KvCache::limit_memory); 0: no limit. Session
   // files do not keep it.
@@ -112,6 +113,8 @@ class Session {
   void reserve_tokens(size_t n);
   void read_chunks(std::span<const Token> tokens, Mat logits, bool all_logits,
                    const Progress& progress);
+  // Tokens of the next pass of a prompt of which `left` are not read.
+  int64_t next_pass(int64_t left) const;
   // For a cache that asks for it, once `n` more tokens are read: how to repeat the prompt.
   std::optional<PromptRepeat> repeat_after(size_t n) const;
   // Has the model repeat the prompt, and ends it. did(n): n tokens were read; may throw.
@@ -123,6 +126,7 @@ class Session {
   std::shared_ptr<Model> model_;
   SessionOptions options_;
   KvCache cache_;
+  double sealed_share_;  // as in pass_tokens()
   std::vector<Token> tokens_;
   std::shared_ptr<Logits> last_row_;   // of last_logits()
   std::shared_ptr<Logits> spare_row_;  // the one before, reused when nobody else holds it
