@@ -118,7 +118,8 @@ class Model(_core.Model):
                 and kvpress.
             exact: compute with f32 activations instead of int8: slower, the reference.
             n_batch: tokens per forward pass while a prompt is read; 0: 512 where the cache keeps
-                all keys and values as they are until the prompt is read, else 256.
+                all keys and values as they are until the prompt is read, else 256, or up to 512
+                while much of the prompt is to follow.
             kv_budget: what the cache may take at most: ``"64MiB"``, bytes, or ``"bits=3"``. With
                 ``cache="auto"`` a cache is planned that never takes more (:meth:`plan_cache`). Any
                 other raises CapacityError when it would, one with tiers (``older=``) only when all

@@ -43,7 +43,9 @@ TEST(PassLength, ThePeakIsThatOfShortPasses) {
         ASSERT_GE(n, std::min<int64_t>(256, total - done));
         ASSERT_LE(n, std::min<int64_t>(512, total - done));
         const double held = share * static_cast<double>(done) + static_cast<double>(n);
-        if (total > 256) EXPECT_LE(held, peak) << total << " tokens, share " << share;
+        if (total > 256) {
+          EXPECT_LE(held, peak) << total << " tokens, share " << share;
+        }
         longest = std::max(longest, n);
         done += n;
       }

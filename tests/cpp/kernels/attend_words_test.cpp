@@ -1,6 +1,8 @@
 // Fast attention of many queries in int16 (kernels/cpu/isa/attend_words.cpp), on the instruction
 // sets that have it; bf16 or f32 tiles of the others meet the same demands, but for their
 // precision.
+#include <cstring>
+
 #include "kernels/attend_testing.h"
 
 namespace kve {
@@ -107,6 +109,64 @@ TEST_P(AttendWords, BrokenRowsReachThoseWhoSeeThem) {
           EXPECT_TRUE(std::isnan(first)) << i;
         }
         EXPECT_TRUE(std::isfinite(other)) << i;
+      }
+    }
+  }
+}
+
+// Pages of every number of bits and kind of parameters, at widths that leave strips and blocks of
+// channels partly empty.
+TEST_P(AttendWords, CodedPagesOfManyQueries) {
+  for (const Per per : {Per::token, Per::channel}) {
+    for (const Channels channels : {Channels::plain, Channels::centred, Channels::scaled}) {
+      for (int bits = 2; bits <= 8; ++bits) {
+        for (const int dim : {16, 40, 64, 80, 128}) {
+          Case c = fast_case(200, 70);
+          c.key_dim = c.value_dim = dim;
+          c.k_tail = c.v_tail = 3;
+          c.k_codec.id = CodecId::coded;
+          c.k_codec.coding = {bits % 2 == 0 ? Coding::asym : Coding::sym,
+                              static_cast<uint8_t>(bits)};
+          c.k_codec.group = per == Per::token ? kWholeHead : 32;
+          c.k_codec.per = per;
+          c.k_codec.channels = channels;
+          c.v_codec = c.k_codec;
+          const Problem problem(c);
+          EXPECT_LT(test::relative_error(problem.run(*backend_), problem.reference()),
+                    test::kRoundedBound)
+              << bits << " bits of " << dim;
+        }
+      }
+    }
+  }
+}
+
+// The scale of a token that is none: those who see the token get no numbers, others theirs.
+TEST_P(AttendWords, BrokenParametersReachThoseWhoSeeThem) {
+  if (!knows_broken_rows()) GTEST_SKIP() << "tiles of floats";
+  for (const bool values : {false, true}) {
+    Case c = fast_case(200, 150);
+    c.k_tail = c.v_tail = 3;
+    c.k_codec.id = CodecId::coded;
+    c.k_codec.coding = {Coding::sym, 8};
+    c.k_codec.group = kWholeHead;
+    c.v_codec = c.k_codec;
+    const Problem whole(c);
+    Problem problem(c);
+    auto& side = values ? problem.v[0] : problem.k[0];
+    const int row = 100;  // seen by queries from number 50 on
+    const PageOffsets at = page_offsets(side.view.format.coded);
+    const uint16_t infinity = float_to_half(INFINITY);
+    std::memcpy(side.pages[1].data() + at.scales + 2 * (row - kPageTokens), &infinity, 2);
+    const std::vector<float> expected = whole.run(*backend_);
+    const std::vector<float> out = problem.run(*backend_);
+    for (size_t i = 0; i < out.size(); ++i) {
+      const auto query = static_cast<int>(i) / (c.n_heads * c.value_dim);
+      const bool first_head = static_cast<int>(i) % (c.n_heads * c.value_dim) < c.value_dim;
+      if (query < 50) {
+        EXPECT_NEAR(out[i], expected[i], 0.02) << query;
+      } else if (first_head) {
+        EXPECT_FALSE(std::isfinite(out[i])) << query;
       }
     }
   }

@@ -13,8 +13,8 @@
 
 #include "simd/words.h"
 
-// Where the tile unit is there, attention itself multiplies bf16 numbers, which lie in the places
-// of int16 ones; what lifts coefficients stays with int16.
+// Where the tile unit is there, attention of many queries multiplies bf16 numbers, which lie in the
+// places of int16 ones, and so do its lifts.
 #if defined(KVE_ISA_AMX)
 #define KVE_BF16_TILES 1
 #endif
