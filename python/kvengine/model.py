@@ -116,7 +116,7 @@ class Model(_core.Model):
             cache: how keys and values are kept, e.g. ``"int4:group=32,tail=64"``; see
                 :func:`kvengine.caches`, and :mod:`kvengine.cache_names` for names of transformers
                 and kvpress.
-            exact: compute with f32 activations instead of int8: slower, the reference.
+            exact: compute with f32 activations instead of int8 (or bf16): slower, the reference.
             n_batch: tokens per forward pass while a prompt is read; 0: 512 where the cache keeps
                 all keys and values as they are until the prompt is read, else 256, or up to 512
                 while much of the prompt is to follow.

@@ -96,7 +96,7 @@ def _print(result: PerplexityResult) -> None:
         print(f"kld p99        {result.kld_p99:.6f}")
         print(f"kld p99.9      {result.kld_p999:.6f}")
         print(f"same top       {100 * result.same_top:.2f} %")
-    activations = "f32" if result.exact else "int8"
+    activations = "f32" if result.exact else "rounded (int8 or bf16)"
     print(
         f"{result.windows} windows, {result.scored_tokens} tokens scored, {activations} activations"
     )
