@@ -139,7 +139,7 @@ void bind_session(py::module_& module) {
 
 n_ctx: most tokens it may hold; 0: what the model was trained for.
 cache: a cache spec, see caches().
-exact: f32 activations instead of int8.
+exact: f32 activations instead of int8 (or bf16).
 n_batch: tokens per forward pass while a prompt is read; 0: 512 where the cache keeps all rows as
     they are, else 256, or up to 512 while much of the prompt is to follow.
 kv_budget: most bytes of the cache, like '64MiB' or 'bits=3'; empty: no limit.

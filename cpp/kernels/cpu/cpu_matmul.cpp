@@ -45,9 +45,7 @@ int64_t streaming_rows(const Weight& weight, int64_t unit) {
   return round_up(std::max<int64_t>(bytes / std::max<int64_t>(row_bytes, 1), 1), unit);
 }
 
-int64_t tile_count(const Weight& weight) {
-  return (weight.rows + kInterleavedRows - 1) / kInterleavedRows;
-}
+int64_t tile_count(const Weight& weight) { return divide_up(weight.rows, kInterleavedRows); }
 
 // Rows of a chunk of tiles. Long chunks, because the memory after a chunk is read ahead in vain;
 // the same number for every thread. (Results do not depend on where chunks end.)
@@ -153,7 +151,7 @@ const std::byte* CpuBackend::quantize_input(ConstMat x, Precision precision, Pat
   }
   const PackedProducts& kernels = packed(path);
   const int64_t step = kernels.tokens;
-  const int64_t n_packs = (x.rows + step - 1) / step;
+  const int64_t n_packs = divide_up(x.rows, step);
   const size_t bytes = kernels.pack_bytes(x.cols);
   std::byte* packs = memory.get<std::byte>(bytes * static_cast<size_t>(n_packs));
   in_stretches(n_packs, [&](int64_t i, int /*thread*/) {
@@ -232,7 +230,9 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
     const auto index = static_cast<size_t>(path);
     if (!used[index]) continue;
     inputs_[index] = {quantize_input(x, precision, path), plane_count(precision)};
-    if (path >= Path::planes) scratch = std::max(scratch, packed(path).scratch(x.cols, x.rows));
+    if (path < Path::planes) continue;
+    const PackedProducts& kernels = packed(path);
+    scratch = std::max(scratch, kernels.scratch(x.cols, block_inputs(kernels, x.rows)));
   }
   reserve_thread_scratch(scratch);
   const auto n_jobs = static_cast<int64_t>(matmul_jobs_.size());
@@ -262,7 +262,7 @@ bool CpuBackend::fused_block(ConstMat x, const GatedBlock& block, Precision in, 
   if (width % kGatedRows != 0 || kGatedRows % kernels.rows != 0) return false;
 
   const std::byte* packs = quantize_input(x, in, path);
-  const int64_t n_packs = (x.rows + kernels.tokens - 1) / kernels.tokens;
+  const int64_t n_packs = divide_up(x.rows, kernels.tokens);
   const size_t bytes = kernels.pack_bytes(width);
   std::byte* made = gated_packs_.get<std::byte>(bytes * static_cast<size_t>(n_packs));
   const int64_t near = block_inputs(kernels, x.rows);

@@ -183,26 +183,33 @@ TEST_P(Matmul, GroupsThatInt8HurtsHaveASecondPlane) {
 // product is off by 2^-8 of itself and a little; the sums are those of f32.
 TEST_P(Matmul, Bf16IsOffByItsRoundingOnly) {
   if (isa() != "amx") GTEST_SKIP() << "no products in bf16";
+  const auto check = [&](WeightType type, int64_t rows, int64_t cols, int64_t n, bool biased) {
+    const TestWeight w = weight(type, rows, cols, static_cast<uint64_t>(type) + 81);
+    TestWeight sizes = make_weight(type, rows, cols, static_cast<uint64_t>(type) + 81);
+    for (float& value : sizes.values) value = std::abs(value);
+    const std::vector<float> biases = Random(83).normals(rows);
+    const float* bias = biased ? biases.data() : nullptr;
+    std::vector<float> x = Random(82).normals(n * cols);
+    for (size_t i = 0; i < x.size(); i += 177) x[i] *= 20;
+    const auto y = multiply(*backend_, x, n, w, Precision::fast, bias);
+    const auto expected = test::reference_matmul(x, n, w, bias);
+    for (float& value : x) value = std::abs(value);
+    const auto size = test::reference_matmul(x, n, sizes);
+    for (size_t i = 0; i < y.size(); ++i) {
+      ASSERT_LE(std::abs(y[i] - expected[i]),
+                size[i] * (0x1p-8 + 0x1p-14) + std::abs(expected[i]) * 0x1p-22)
+          << format(type).name << ", " << n << " inputs of " << cols << ", result " << i;
+    }
+  };
   for (const WeightType type : coded_types()) {
     for (const int64_t rows : {33, 64, 79}) {
-      const TestWeight w = weight(type, rows, 512, static_cast<uint64_t>(type) + 81);
-      TestWeight sizes = make_weight(type, rows, 512, static_cast<uint64_t>(type) + 81);
-      for (float& value : sizes.values) value = std::abs(value);
-      const std::vector<float> bias = Random(83).normals(rows);
-      for (const int64_t n : {17, 31, 32, 33, 48, 64}) {
-        std::vector<float> x = Random(82).normals(n * 512);
-        for (size_t i = 0; i < x.size(); i += 177) x[i] *= 20;
-        const auto y = multiply(*backend_, x, n, w, Precision::fast, bias.data());
-        const auto expected = test::reference_matmul(x, n, w, bias.data());
-        for (float& value : x) value = std::abs(value);
-        const auto size = test::reference_matmul(x, n, sizes);
-        for (size_t i = 0; i < y.size(); ++i) {
-          ASSERT_LE(std::abs(y[i] - expected[i]),
-                    size[i] * (0x1p-8 + 0x1p-14) + std::abs(expected[i]) * 0x1p-22)
-              << format(type).name << ", " << n << " inputs, result " << i;
-        }
-      }
+      for (const int64_t n : {17, 31, 32, 33, 48, 64}) check(type, rows, 512, n, true);
     }
+  }
+  // Several blocks of inputs, of columns, and chunks of rows; sums that are results at once or not.
+  for (const bool biased : {false, true}) {
+    check(WeightType::q4_1, 300, 2592, 300, biased);
+    check(WeightType::q6_k, 64, 2816, 272, biased);
   }
 }
 

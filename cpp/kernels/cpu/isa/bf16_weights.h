@@ -1,6 +1,6 @@
 // Weights of any type rounded to bf16, as the tile unit multiplies them (bf16_products.cpp). That
 // can be done unit by unit, between products of weights that were rounded before: the tile unit
-// leaves what rounds them idle.
+// leaves half of the vector arithmetic idle.
 #pragma once
 
 #include "kernels/cpu/isa/isa.h"
