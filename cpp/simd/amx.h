@@ -14,11 +14,13 @@ namespace {
 
 // Gives this thread's tile registers the shape of the functions below while it lives, and then the
 // shape that they had: other libraries of the process may rely on theirs. What they hold is lost.
+// The first five may have fewer rows, for sums and left sides of fewer.
 class TileUnit {
  public:
-  TileUnit() {
+  explicit TileUnit(int rows = kTileUnitRows) {
     asm volatile("sttilecfg %0" : "=m"(before_) : : "memory");
-    const Shape shape;
+    Shape shape;
+    for (int i = 0; i < 5; ++i) shape.rows[i] = static_cast<uint8_t>(rows);
     asm volatile("ldtilecfg %0" : : "m"(shape) : "memory");
   }
   ~TileUnit() { asm volatile("ldtilecfg %0" : : "m"(before_) : "memory"); }

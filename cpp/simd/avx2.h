@@ -141,6 +141,11 @@ static inline I32 pack_i8(I32 a, I32 b, I32 c, I32 d) {
 static inline I32 widen_u8(const uint8_t* p) {
   return {_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)))};
 }
+static inline I32 widen_u8_n(const uint8_t* p, int64_t n) {
+  uint8_t bytes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) bytes[i] = p[i];
+  return widen_u8(bytes);
+}
 static inline F32 as_f32(I32 bits) { return {_mm256_castsi256_ps(bits.v)}; }
 static inline int32_t sum(I32 a) {
   __m128i s = _mm_add_epi32(_mm256_castsi256_si128(a.v), _mm256_extracti128_si256(a.v, 1));

@@ -110,6 +110,9 @@ static inline I32 pack_i8(I32 a, I32 b, I32 c, I32 d) {
 static inline I32 widen_u8(const uint8_t* p) {
   return {_mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
+static inline I32 widen_u8_n(const uint8_t* p, int64_t n) {
+  return {_mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(first_lanes(n), p))};
+}
 static inline F32 as_f32(I32 bits) { return {_mm512_castsi512_ps(bits.v)}; }
 static inline int32_t sum(I32 a) { return _mm512_reduce_add_epi32(a.v); }
 

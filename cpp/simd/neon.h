@@ -152,6 +152,11 @@ static inline I32 pack_i8(I32 a, I32 b, I32 c, I32 d) {
 static inline I32 widen_u8(const uint8_t* p) {
   return {vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(vmovl_u8(load_four(p)))))};
 }
+static inline I32 widen_u8_n(const uint8_t* p, int64_t n) {
+  uint8_t bytes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) bytes[i] = p[i];
+  return widen_u8(bytes);
+}
 static inline F32 as_f32(I32 bits) { return {vreinterpretq_f32_s32(bits.v)}; }
 static inline int32_t sum(I32 a) { return vaddvq_s32(a.v); }
 

@@ -176,6 +176,11 @@ static inline I32 widen_u8(const uint8_t* p) {
   KVE_LANES r.v[i] = p[i];
   return r;
 }
+static inline I32 widen_u8_n(const uint8_t* p, int64_t n) {
+  uint8_t bytes[kLanes] = {};
+  for (int64_t i = 0; i < n; ++i) bytes[i] = p[i];
+  return widen_u8(bytes);
+}
 static inline F32 as_f32(I32 bits) {
   F32 r;
   memcpy(r.v, bits.v, sizeof(r.v));

@@ -20,7 +20,8 @@
 //   dot4_small       the same for unsigned weight codes below 128, without bias
 //   broadcast_i32(p) the same four bytes in every lane
 //   & | shift_left, shift_right   on the 32-bit lanes of I32
-//   widen_u8(p)      kLanes bytes as lanes; as_f32(bits): lanes as the bits of floats
+//   widen_u8(p)      kLanes bytes as lanes; widen_u8_n(p, n): n of them, 0 in the rest
+//   as_f32(bits)     lanes as the bits of floats
 //   pack_i8(a, b, c, d)   the low bytes of the lanes of four vectors, in order
 //   set_bytes, add_bytes, lookup_bytes(table, i)   on the bytes of I32; table has 16, i is below 16
 //   code_sums        sums of 2 x 16 int8 codes

@@ -146,7 +146,10 @@ static inline bool hide_dead(const AttendChunk& chunk, int32_t base, Visible see
 // A score above the unit by more than the slack: what was summed so far is scaled down.
 static void raise_unit(const AttendState& state, int64_t vector, F32 top) {
   const float peak = max_of(top);
-  const F32 factor = exp2(set(state.unit[vector] - peak));
+  const float before = state.unit[vector];
+  state.unit[vector] = peak;
+  if (before == -INFINITY) return;  // all sums are zero
+  const F32 factor = exp2(set(before - peak));
   float* weight = state.weight + vector * kLanes;
   store(weight, load(weight) * factor);
   float* sums = state.sums + vector * state.value_stride;
@@ -157,7 +160,6 @@ static void raise_unit(const AttendState& state, int64_t vector, F32 top) {
       store(coded + d, load(coded + d) * factor);
     }
   }
-  state.unit[vector] = peak;
 }
 
 // Prepares the scores of one vector against the n rows from `base`: rows that it does not see or

@@ -2,7 +2,7 @@
 
 #include <string.h>
 
-#include "kernels/cpu/isa/word_tiles.h"
+#include "kernels/cpu/isa/rounded_projection.h"
 
 namespace kve::KVE_ISA {
 
@@ -18,15 +18,7 @@ static Projection carve_projection(Carver& carver, int64_t dim, int64_t most_pag
   plan.rows = carver.take<float>(most_pages * n_vectors * padded);
   plan.lift = carver.take<float>(round_up(dim, kLanes) * round_up(dim, kGemmCols));
 #if defined(KVE_WORD_TILES)
-  const int64_t lanes = round_up(dim, kLiftLanes);
-  const int64_t rows = round_up(most_pages * n_vectors, kWordLiftRows);
-  plan.key_words = padded / 2;
-  plan.columns = carver.take<int32_t>(lanes * plan.key_words);
-  plan.column_scale = carver.take<float>(lanes);
-  plan.words = carver.take<int32_t>(rows * plan.key_words);
-  plan.word_scale = carver.take<float>(rows);
-  plan.query_inverse = carver.take<float>(n_vectors);
-  plan.codes = carver.take<int32_t>(kLanes * plan.key_words);
+  plan.words = carve_lift_words(carver, dim, most_pages * n_vectors, n_vectors);
 #endif
   return plan;
 }
@@ -39,8 +31,7 @@ size_t projection_bytes(int64_t dim, int64_t most_pages, int64_t n_vectors) {
 
 // ---- the lift, as the right side of the product ----
 
-// The row of the lift that row j of the product is.
-static int64_t lift_row(const Projection& plan, int64_t j) {
+int64_t lift_row(const Projection& plan, int64_t j) {
   const BasisView& basis = plan.basis;
   const int64_t n = basis.n_pairs;
   if (!plan.ordered || !basis.interleaved || j >= 2 * n) return j;
@@ -68,32 +59,6 @@ static void round_lift(const Projection& plan) {
       store_bf16(high, lift_numbers(plan.basis, next, c));
       store(plan.lift + j / 2 * plan.lift_stride + c, interleave16(low, high));
     }
-  }
-}
-#endif
-
-#if defined(KVE_WORD_TILES)
-// Columns of the lift and scales of the queries.
-static void plan_words(Projection* plan) {
-  const BasisView& basis = plan->basis;
-  const int64_t width = basis.block_width;
-  float* columns = plan->lift;
-  memset(columns, 0, sizeof(float) * static_cast<size_t>(width * plan->row_stride));
-  for (int64_t j = 0; j < basis.block; ++j) {
-    const int64_t row = lift_row(*plan, j);
-    float numbers[kLanes];
-    for (int64_t c = 0; c < width; c += kLanes) {
-      store(numbers, lift_numbers(basis, row, c));
-      for (int64_t i = 0; i < least(kLanes, width - c); ++i) {
-        columns[(c + i) * plan->row_stride + j] = numbers[i];
-      }
-    }
-  }
-  quantize_queries(columns, plan->row_stride, width, plan->key_words, kLiftLanes, plan->codes,
-                   plan->columns, plan->column_scale);
-  for (int64_t v = 0; v < plan->n_vectors; ++v) {
-    plan->query_inverse[v] =
-        row_step(plan->queries + v * plan->row_stride, basis.dim, plan->word_scale + v);
   }
 }
 #endif
@@ -134,9 +99,10 @@ Projection plan_projection(const BasisView& basis, const float* queries, int64_t
     return plan;
   }
 #elif defined(KVE_WORD_TILES)
-  plan.in_words = rounded && dense;
+  // Queries that are turned for every page: once is done before the lift is rounded.
+  plan.in_words = rounded && plan.ordered;
   if (plan.in_words) {
-    plan_words(&plan);
+    round_projection(&plan);
     return plan;
   }
 #endif
@@ -167,8 +133,7 @@ static void turn_back(const float* x, const float* y, const float* cosines, cons
   }
 }
 
-// One query, rotated back by the angles of a page.
-static const float* turned_query(const Projection& plan, const float* query, const float* angles) {
+const float* turned_query(const Projection& plan, const float* query, const float* angles) {
   const BasisView& basis = plan.basis;
   if (basis.anchor == 0) return query;
   const int64_t n = basis.n_pairs;
@@ -202,31 +167,10 @@ static void put_row(const Projection& plan, const float* query, float* to) {
   memcpy(to, query, sizeof(float) * static_cast<size_t>(dim));
 }
 
-#if defined(KVE_WORD_TILES)
-static void project_words(const Projection& plan, const float* const* angles, int64_t n_pages,
-                          float* coefficients, int64_t stride) {
-  const int64_t n_rows = n_pages * plan.n_vectors;
-  WordTile tile = {};
-  tile.key_words = plan.key_words;
-  tile.keys = plan.words;
-  tile.key_scale = plan.word_scale;
-  for (int64_t r = 0; r < n_rows; ++r) {
-    const int64_t v = r % plan.n_vectors;
-    const float* turn = plan.basis.anchor == 0 ? nullptr : angles[r / plan.n_vectors];
-    const float* query = turned_query(plan, plan.queries + v * plan.row_stride, turn);
-    put_row_words(query, plan.basis.dim, plan.query_inverse[v], plan.key_words,
-                  plan.words + r * plan.key_words);
-    plan.word_scale[r] = plan.word_scale[v];
-  }
-  lift_rows(tile, n_rows, plan.key_words, plan.columns, plan.column_scale,
-            round_up(plan.basis.block_width, kLanes), coefficients, stride);
-}
-#endif
-
 void project_pages(const Projection& plan, const float* const* angles, int64_t n_pages,
                    float* coefficients, int64_t stride) {
 #if defined(KVE_WORD_TILES)
-  if (plan.in_words) return project_words(plan, angles, n_pages, coefficients, stride);
+  if (plan.in_words) return project_rounded(plan, angles, n_pages, coefficients, stride);
 #endif
   const BasisView& basis = plan.basis;
   float* row = plan.rows;

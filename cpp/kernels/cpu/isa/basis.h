@@ -9,8 +9,9 @@
 
 namespace kve::KVE_ISA {
 
-// kLanes numbers of row j of the lift from number c on; zeros past the end of a row or of the lift.
-static inline F32 lift_numbers(const BasisView& basis, int64_t j, int64_t c) {
+// kLanes numbers of row j of the lift from number c on, those of int8 without their factor; zeros
+// past the end of a row or of the lift.
+static inline F32 lift_codes(const BasisView& basis, int64_t j, int64_t c) {
   const int64_t n = basis.block_width - c;
   if (j >= basis.block || n <= 0) return zero();
   const int64_t at = j * basis.block_width + c;
@@ -18,11 +19,16 @@ static inline F32 lift_numbers(const BasisView& basis, int64_t j, int64_t c) {
     const uint16_t* from = basis.lift + at;
     return n >= kLanes ? load_f16(from) : load_f16_n(from, n);
   }
-  const F32 scale = set(basis.lift8_scale[j]);
-  if (n >= kLanes) return scale * load_i8(basis.lift8 + at);
+  if (n >= kLanes) return load_i8(basis.lift8 + at);
   int8_t some[kLanes] = {};
   memcpy(some, basis.lift8 + at, static_cast<size_t>(n));
-  return scale * load_i8(some);
+  return load_i8(some);
+}
+static inline float lift_factor(const BasisView& basis, int64_t j) {
+  return basis.lift8 == nullptr || j >= basis.block ? 1.0f : basis.lift8_scale[j];
+}
+static inline F32 lift_numbers(const BasisView& basis, int64_t j, int64_t c) {
+  return set(lift_factor(basis, j)) * lift_codes(basis, j, c);
 }
 
 // The lift in f32, rows `stride` apart and filled with zeros up to whole lanes.
@@ -34,30 +40,42 @@ static inline void expand_lift(const BasisView& basis, int64_t stride, float* to
   }
 }
 
+// Pairs of rounded numbers of the lift and of the queries, in words (rounded_projection.h).
+struct LiftWords {
+  int64_t row_words;
+  int32_t* rows;  // [most pages * n_vectors rounded up to 4][row_words]: turned queries
+  int32_t* lift;  // [width rounded up to kLiftLanes][row_words], in the order of the product
+  // Of int16: scales of the lift's columns and of the rows, and, of each query, one over its scale.
+  float* column_scale;   // [width rounded up to kLiftLanes]
+  float* row_scale;      // [rows]
+  float* query_inverse;  // [n_vectors]
+  int32_t* codes;        // [kLanes][row_words]: scratch
+  // Of bf16: what each value of a query is multiplied with, and 0, or none of a broken query.
+  float* factor;  // [row_stride]
+  float* broken;  // [n_vectors]
+};
+
 // The basis and the queries as the product wants them. Where a dense basis is anchored, the values
 // are put in the order first of each pair, second of each pair, rest, which rotation works on.
 struct Projection {
   BasisView basis;
   bool rounded;   // elements hold two bf16 numbers
-  bool in_words;  // or two int16 numbers, of a dense lift
+  bool in_words;  // or words of rounded_projection.h, of an anchored dense lift
   bool ordered;
   int64_t n_vectors;
   int64_t row_stride;   // elements
   int64_t lift_stride;  // elements
   float* queries;       // [n_vectors][row_stride]
-  float* turned;        // [row_stride]: one query
+  float* turned;        // [row_stride]: one query, zero from the dimension on
   float* rows;          // [most pages * n_vectors][row_stride]
   float* lift;          // [block][lift_stride], or [block / 2][lift_stride] pairs
-  // In words: codes of the lift's columns, taken as queries (word_tiles.h), with their scales; of
-  // the turned queries, whose norm and therefore scale is that of the query, as keys.
-  int32_t* columns;      // [group][key_words][kLiftLanes]
-  float* column_scale;   // [width rounded up to groups]
-  int32_t* words;        // [most pages * n_vectors][key_words], a multiple of 4 rows
-  float* word_scale;     // of the same rows
-  float* query_inverse;  // [n_vectors]: one over the scale
-  int32_t* codes;        // [kLanes][key_words]: scratch
-  int64_t key_words;
+  LiftWords words;
 };
+
+// The row of the lift that row j of the product is.
+int64_t lift_row(const Projection& plan, int64_t j);
+// One query, rotated back by the angles of a page.
+const float* turned_query(const Projection& plan, const float* query, const float* angles);
 
 // For bases of at most `dim` values and coefficients.
 size_t projection_bytes(int64_t dim, int64_t most_pages, int64_t n_vectors);

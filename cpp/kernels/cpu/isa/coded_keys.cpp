@@ -18,10 +18,10 @@ static CodedKeys carve_coded_keys(Carver& carver, int64_t key_dim, int64_t n_vec
   keys.stride = round_up(key_dim, 16);
   keys.n_vectors = n_vectors;
   keys.basis = -1;
-  keys.projected = carver.take<float>(kRunPages * n_vectors * keys.stride);
+  keys.projected = carver.take<float>(kProjectedPages * n_vectors * keys.stride);
   keys.page_queries = carver.take<float>(kRunPages * n_vectors * keys.stride);
   keys.strip_memory = take(most_key_strips_bytes(key_dim, n_vectors));
-  keys.projection_memory = take(projection_bytes(key_dim, kRunPages, n_vectors));
+  keys.projection_memory = take(projection_bytes(key_dim, kProjectedPages, n_vectors));
   return keys;
 }
 
@@ -50,15 +50,16 @@ static void set_basis(CodedKeys* keys, int32_t basis) {
   const SideArgs& side = *keys->side;
   const StripSide& strips = side.strips[basis];
   keys->basis = basis;
+  keys->turned = {0, 0};
   keys->strips = plan_keys(strips, keys->n_vectors, keys->strip_memory);
   if (side.bases == nullptr) {
     keys->coefficients = {keys->queries, keys->query_stride, 0};
   } else {
-    const int64_t floats = kRunPages * keys->n_vectors * keys->stride;
+    const int64_t floats = kProjectedPages * keys->n_vectors * keys->stride;
     memset(keys->projected, 0, sizeof(float) * static_cast<size_t>(floats));
     keys->projection =
         plan_projection(side.bases[basis], keys->queries, keys->query_stride, keys->n_vectors,
-                        kRunPages, strips.bits <= kMostRoundedBits, keys->projection_memory);
+                        kProjectedPages, strips.bits <= kMostRoundedBits, keys->projection_memory);
     keys->coefficients = {keys->projected, keys->stride, keys->n_vectors * keys->stride};
     if (is_anchored(*keys)) return;
     keys->coefficients.page_stride = 0;
@@ -67,15 +68,27 @@ static void set_basis(CodedKeys* keys, int32_t basis) {
   if (strips.factors != StripFactors::scale_channels) set_queries(keys->strips, keys->coefficients);
 }
 
-// Queries rotated back to the anchor of each page, and projected.
-static void project_run(CodedKeys* keys, CodedRun pages) {
+// Queries rotated back to the anchor of each page, and projected: of the page `first` and, as far
+// as they have the same basis, of those after it, which the next run or the next chunk reads.
+static void project_from(CodedKeys* keys, int32_t first) {
   const SideArgs& side = *keys->side;
-  const float* angles[kRunPages];
-  for (int32_t p = 0; p < pages.n; ++p) {
-    const int32_t row = side.sink_rows + (pages.first + p) * kTile;
-    angles[p] = angles_at(side, side.bases[keys->basis], {row, keys->first_pos});
+  const float* angles[kProjectedPages];
+  int32_t n = 0;
+  for (; n < kProjectedPages && first + n < side.n_pages; ++n) {
+    if (side.pages[first + n].basis != keys->basis) break;
+    const int32_t row = side.sink_rows + (first + n) * kTile;
+    angles[n] = angles_at(side, side.bases[keys->basis], {row, keys->first_pos});
   }
-  project_pages(keys->projection, angles, pages.n, keys->projected, keys->stride);
+  project_pages(keys->projection, angles, n, keys->projected, keys->stride);
+  keys->turned = {first, n};
+}
+
+static void project_run(CodedKeys* keys, CodedRun pages) {
+  const int32_t before = pages.first - keys->turned.first;
+  const bool done = before >= 0 && before + pages.n <= keys->turned.n;
+  if (!done) project_from(keys, pages.first);
+  const int64_t stride = keys->coefficients.page_stride;
+  keys->coefficients.vectors = keys->projected + (pages.first - keys->turned.first) * stride;
 }
 
 // Queries times the channels of each page.

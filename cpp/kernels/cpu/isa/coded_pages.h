@@ -25,6 +25,13 @@ struct CodedRun {
   int32_t n;
 };
 
+// For so many pages queries are projected at a time: the tile unit needs 700 cycles to wake up.
+#if defined(KVE_ISA_AMX)
+constexpr int kProjectedPages = 32;
+#else
+constexpr int kProjectedPages = kRunPages;
+#endif
+
 struct CodedKeys {
   const SideArgs* side;
   int32_t first_pos;  // of the cache's row 0
@@ -36,8 +43,9 @@ struct CodedKeys {
   KeyStrips strips;
   Projection projection;
   StripQueries coefficients;
+  CodedRun turned;      // pages whose queries are in `projected`, of an anchored basis
   int64_t stride;       // between rows of the next two
-  float* projected;     // [kRunPages][n_vectors]
+  float* projected;     // [kProjectedPages][n_vectors]
   float* page_queries;  // [kRunPages][n_vectors]: times the channels of each page
   std::byte* strip_memory;
   std::byte* projection_memory;

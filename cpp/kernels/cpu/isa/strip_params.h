@@ -7,15 +7,10 @@
 
 namespace kve::KVE_ISA {
 
-// kLanes logarithmic scales: the bits of a float, a power of two and three bits of mantissa.
-static inline F32 load_log_scales(const uint8_t* from) {
-  const F32 scale = as_f32(shift_left(widen_u8(from) + set_i32((127 - 18) << 3), 20));
+// Logarithmic scales: the bits of a float, a power of two and three bits of mantissa.
+static inline F32 log_scales(I32 codes) {
+  const F32 scale = as_f32(shift_left(codes + set_i32((127 - 18) << 3), 20));
   return select(less(set(0x1p-18f), scale), scale, zero());  // the least one stands for 0
-}
-static inline F32 load_log_scales_n(const uint8_t* from, int64_t n) {
-  uint8_t some[kLanes] = {};
-  for (int64_t i = 0; i < n; ++i) some[i] = from[i];
-  return load_log_scales(some);
 }
 // Entries [i, i + kLanes) of n, zero past the last one.
 static inline F32 load_scales(const std::byte* from, int32_t scale_bytes, int64_t i, int64_t n) {
@@ -23,7 +18,7 @@ static inline F32 load_scales(const std::byte* from, int32_t scale_bytes, int64_
   const bool whole = i + kLanes <= n;
   if (scale_bytes == 1) {
     const auto* logs = reinterpret_cast<const uint8_t*>(from) + i;
-    return whole ? load_log_scales(logs) : load_log_scales_n(logs, n - i);
+    return log_scales(whole ? widen_u8(logs) : widen_u8_n(logs, n - i));
   }
   const auto* halves = reinterpret_cast<const uint16_t*>(from) + i;
   return whole ? load_f16(halves) : load_f16_n(halves, n - i);
