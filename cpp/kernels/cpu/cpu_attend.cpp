@@ -406,10 +406,14 @@ void CpuBackend::run_jobs(const AttendParams& params) {
   });
 }
 
-// Prefetches what a job reads first, while the job before it on the same thread goes on.
+// Prefetches what a job reads first, while the job before it on the same thread goes on. Where that
+// ends with the rows before it, it does so itself.
 void CpuBackend::ask_for(int64_t number, int64_t before) const {
   const AttendJob& job = attend_jobs_[static_cast<size_t>(number)];
   if (job.method != AttendMethod::strips) return;
+  const AttendJob* latest = before < 0 ? nullptr : &attend_jobs_[static_cast<size_t>(before)];
+  const bool prepared = latest != nullptr && differ_in_rows_only(*latest, job);
+  if (prepared && latest->end_row == job.first_row) return;
   const SideView& side = job.task->heads[static_cast<size_t>(job.block.kv_head)].k;
   const StripSide* strips = strips_at(job.sides);
   if (strips == nullptr) return;
@@ -423,8 +427,6 @@ void CpuBackend::ask_for(int64_t number, int64_t before) const {
     const size_t to = std::min(static_cast<size_t>(page.bytes), own.scale_offset + kAskedParams);
     ask_bytes(page.data + from, page.data + to);
   }
-  const bool prepared =
-      before >= 0 && differ_in_rows_only(attend_jobs_[static_cast<size_t>(before)], job);
   if (prepared || side.bases == nullptr || first >= side.pages.size()) return;
   const BasisView& basis = side.bases[side.pages[first].basis];
   const auto numbers = static_cast<size_t>(basis.block) * static_cast<size_t>(basis.block_width);

@@ -45,18 +45,25 @@ class StripReader {
         is_fine_(chunk.v.strips == nullptr || chunk.v.strips->planes == 2) {}
 
   void attend(int32_t first, int32_t end) {
+    // The next chunk mostly goes on where this one ends.
+    const int32_t coded_end = most_coded_rows();
     Run run = run_at(first, end);
     ask_first(run);
     while (run.n > 0) {
       const Run next = run_at(run.base + run.n, end);
       score(run);
       weigh(run);
-      add(run, next);
+      add(run, next.n > 0 ? next : run_at(run.base + run.n, coded_end));
       run = next;
     }
   }
 
  private:
+  int32_t most_coded_rows() const {
+    const int32_t k = coded_rows(chunk_.k).end;
+    const int32_t v = coded_rows(chunk_.v).end;
+    return k > v ? k : v;
+  }
   // The first rows from `base` on that belong to one run and are in tiles of which somebody sees
   // some.
   Run run_at(int32_t base, int32_t end) const {
@@ -95,11 +102,14 @@ class StripReader {
       const auto distance =
           static_cast<int32_t>(least(kRunPages, (kAheadBytes + bytes - 1) / bytes));
       const int32_t at = p + distance;
+      CodesAhead& codes = ahead.codes_ahead[p];
       if (at < pages.n) {
-        ahead.codes_ahead[p] = codes_of(side, pages.first + at);
+        codes.soon = codes_of(side, pages.first + at);
       } else if (at - pages.n < next.n) {
-        ahead.codes_ahead[p] = codes_of(other, next.first + at - pages.n);
+        codes.soon = codes_of(other, next.first + at - pages.n);
       }
+      const int32_t later = pages.first + p + kRunPages;
+      if (later < side.n_pages) codes.later = codes_of(side, later);
       if (p >= next.n) continue;
       const PageView& page = other.pages[next.first + p];
       ahead.params_ahead[p] = page.data;
@@ -183,6 +193,7 @@ class StripReader {
     store(weight, load(weight) + ((total[0] + total[1]) + (total[2] + total[3])));
   }
 
+  // `next` is what is read after it.
   void add(const Run& run, const Run& next) {
     const int32_t coded = rows_of(chunk_.v, run.values, run.n);
     for (int32_t done = coded; done < run.n;) {

@@ -74,20 +74,31 @@ __attribute__((always_inline)) static inline void write_sums(
   }
 }
 
-// Into the first cache: they are read half a run later, and from the second one it takes a tenth
-// longer (best4, 7,936 tokens).
+// Of what is not there, `instead` is asked for, which does no harm.
+static inline CodesAhead begin_ahead(const CodesAhead& ahead, const std::byte* instead) {
+  const std::byte* soon = ahead.soon == nullptr ? instead : ahead.soon;
+  return {soon, ahead.later == nullptr ? soon : ahead.later};
+}
+static inline void end_ahead(const CodesAhead& at, CodesAhead* ahead) {
+  if (ahead->soon != nullptr) ahead->soon = at.soon;
+  if (ahead->later != nullptr) ahead->later = at.later;
+}
 template <int kBytes>
-__attribute__((always_inline)) static inline const std::byte* ask_ahead(const std::byte* at) {
+__attribute__((always_inline)) static inline void ask_ahead(CodesAhead& at) {
 #pragma GCC unroll 4
-  for (int b = 0; b < kBytes; b += 64) __builtin_prefetch(at + b, 0, 3);
-  return at + kBytes;
+  for (int b = 0; b < kBytes; b += 64) {
+    prefetch_near(at.soon + b);
+    prefetch_shared(at.later + b);
+  }
+  at.soon += kBytes;
+  at.later += kBytes;
 }
 
 // One strip of keys.
 template <int kBits, bool kTable, int kVectors, int kStreams>
-__attribute__((always_inline)) static inline const std::byte* key_step(
+__attribute__((always_inline)) static inline void key_step(
     const std::byte* strip, int first_cell, const int8_t* table, const int8_t* x, int64_t x_stride,
-    const std::byte* ahead, I32 (&acc)[kVectors][kStreams][kCellVectors]) {
+    CodesAhead& ahead, I32 (&acc)[kVectors][kStreams][kCellVectors]) {
   I32 w[kStreams][kCellVectors];
   const int cell = kStreams == 4 ? 0 : first_cell;  // all four: offsets are constants then
 #pragma GCC unroll 4
@@ -95,25 +106,24 @@ __attribute__((always_inline)) static inline const std::byte* key_step(
     unpack_levels<kBits, kTable>(strip, cell + i, table, w[i]);
   }
   dot_streams<kSignedCodes<kBits, kTable>, kVectors, kStreams>(w, x, x_stride, acc);
-  return ask_ahead<8 * kStreams * kBits>(ahead);
+  ask_ahead<8 * kStreams * kBits>(ahead);
 }
 
 // Not inlined, and nothing but the loop: GCC 12 keeps the sums in memory otherwise.
 template <int kBits, bool kTable, int kVectors, int kStreams>
 __attribute__((noinline)) static void key_loop(const StripDots& job, const std::byte* strip,
                                                int64_t n_strips, int first_cell,
-                                               const std::byte** ahead) {
+                                               CodesAhead* ahead) {
   const int8_t* x = job.x;
   const int64_t x_stride = job.x_stride;
   const int8_t* table = job.table;
-  const std::byte* at = *ahead == nullptr ? strip : *ahead;  // it does no harm there
+  CodesAhead at = begin_ahead(*ahead, strip);
   I32 acc[kVectors][kStreams][kCellVectors];
   clear_sums<kVectors, kStreams>(acc);
   for (int64_t s = 0; s < n_strips; ++s, x += 4, strip += 32 * kBits) {
-    at =
-        key_step<kBits, kTable, kVectors, kStreams>(strip, first_cell, table, x, x_stride, at, acc);
+    key_step<kBits, kTable, kVectors, kStreams>(strip, first_cell, table, x, x_stride, at, acc);
   }
-  if (*ahead != nullptr) *ahead = at;
+  end_ahead(at, ahead);
   write_sums<kVectors, kStreams>(acc, job.dots + 16 * first_cell, 64, 16);
 }
 
@@ -121,16 +131,16 @@ __attribute__((noinline)) static void key_loop(const StripDots& job, const std::
 template <int kVectors, int kStreams>
 __attribute__((noinline)) static void mixed_key_loop(const StripDots& job, const std::byte* strip,
                                                      int64_t n_strips, int first_cell,
-                                                     const std::byte** ahead) {
+                                                     CodesAhead* ahead) {
   const int8_t* x = job.x;
   const int64_t x_stride = job.x_stride;
   const uint8_t* bits = job.strip_bits;
-  const std::byte* at = *ahead == nullptr ? strip : *ahead;
+  CodesAhead at = begin_ahead(*ahead, strip);
   I32 acc[kVectors][kStreams][kCellVectors];
   clear_sums<kVectors, kStreams>(acc);
-#define KVE_KEY_STEP(n)                                                                            \
-  case n:                                                                                          \
-    at = key_step<n, false, kVectors, kStreams>(strip, first_cell, nullptr, x, x_stride, at, acc); \
+#define KVE_KEY_STEP(n)                                                                       \
+  case n:                                                                                     \
+    key_step<n, false, kVectors, kStreams>(strip, first_cell, nullptr, x, x_stride, at, acc); \
     break;
   for (int64_t s = 0; s < n_strips; ++s, x += 4) {
     switch (bits[s]) {
@@ -148,19 +158,19 @@ __attribute__((noinline)) static void mixed_key_loop(const StripDots& job, const
     strip += 32 * bits[s];
   }
 #undef KVE_KEY_STEP
-  if (*ahead != nullptr) *ahead = at;
+  end_ahead(at, ahead);
   write_sums<kVectors, kStreams>(acc, job.dots + 16 * first_cell, 64, 16);
 }
 
 template <int kBits, bool kTable, int kVectors, int kStreams>
 __attribute__((noinline)) static void value_loop(const StripDots& job, const std::byte* strip,
                                                  int64_t block, int first, int last,
-                                                 const std::byte** ahead) {
+                                                 CodesAhead* ahead) {
   constexpr int kStripBytes = 32 * kBits;
   const int64_t x_stride = job.x_stride;
   const int8_t* x = job.x + 16 * first;
   const int8_t* table = job.table;
-  const std::byte* at = *ahead == nullptr ? strip : *ahead;  // it does no harm there
+  CodesAhead at = begin_ahead(*ahead, strip);
   strip += (4 * block + first) * kStripBytes;
   I32 acc[kVectors][kStreams][kCellVectors];
   clear_sums<kVectors, kStreams>(acc);
@@ -172,10 +182,10 @@ __attribute__((noinline)) static void value_loop(const StripDots& job, const std
         unpack_levels<kBits, kTable>(strip + i * 4 * kStripBytes, cell, table, w[i]);
       }
       dot_streams<kSignedCodes<kBits, kTable>, kVectors, kStreams>(w, x, x_stride, acc);
-      at = ask_ahead<8 * kStreams * kBits>(at);
+      ask_ahead<8 * kStreams * kBits>(at);
     }
   }
-  if (*ahead != nullptr) *ahead = at;
+  end_ahead(at, ahead);
   constexpr int kBlockDots = 16 * kStripVectors;
   write_sums<kVectors, kStreams>(acc, job.dots + block * kBlockDots, 16, kBlockDots);
 }
@@ -183,7 +193,7 @@ __attribute__((noinline)) static void value_loop(const StripDots& job, const std
 // Some cells of strips that all have kBits, or, where that is 0, bits of their own.
 template <int kBits, bool kTable, int kVectors>
 static void keys_of(const StripDots& job, const std::byte* strips, int64_t n_strips, int cell,
-                    int n_cells, const std::byte** ahead) {
+                    int n_cells, CodesAhead* ahead) {
   const auto loop = [&]<int kStreams>(Streams<kStreams>) {
     if constexpr (kBits == 0) {
       mixed_key_loop<kVectors, kStreams>(job, strips, n_strips, cell, ahead);
@@ -203,7 +213,7 @@ static void keys_of(const StripDots& job, const std::byte* strips, int64_t n_str
 
 template <int kBits, bool kTable, int kVectors>
 static void values_of(const StripDots& job, const std::byte* strips, int64_t n_blocks, int first,
-                      int end, const std::byte** ahead) {
+                      int end, CodesAhead* ahead) {
   int64_t b = 0;
   if constexpr (kStripStreams >= 4) {
     for (; b + 4 <= n_blocks; b += 4) {
@@ -223,9 +233,9 @@ static void values_of(const StripDots& job, const std::byte* strips, int64_t n_b
 namespace {
 
 using KeyLoop = void (*)(const StripDots& job, const std::byte* strips, int64_t n_strips, int cell,
-                         int n_cells, const std::byte** ahead);
+                         int n_cells, CodesAhead* ahead);
 using ValueLoop = void (*)(const StripDots& job, const std::byte* strips, int64_t n_blocks,
-                           int first, int end, const std::byte** ahead);
+                           int first, int end, CodesAhead* ahead);
 
 }  // namespace
 
@@ -253,7 +263,7 @@ static ValueLoop value_loop_for(int64_t n_vectors) {
 }
 
 void dot_keys(const StripDots& job, const std::byte* strips, int64_t n_strips, int first_cell,
-              int n_cells, const std::byte** ahead) {
+              int n_cells, CodesAhead* ahead) {
   const KeyLoop loop =
       job.strip_bits != nullptr
           ? key_loop_for<0, false>(job.n_vectors)
@@ -264,7 +274,7 @@ void dot_keys(const StripDots& job, const std::byte* strips, int64_t n_strips, i
 }
 
 void dot_values(const StripDots& job, const std::byte* strips, int64_t n_blocks, int first, int end,
-                const std::byte** ahead) {
+                CodesAhead* ahead) {
   const ValueLoop loop = with_code_bits(
       job.bits, job.table != nullptr,
       [&]<int kBits, bool kTable>() { return value_loop_for<kBits, kTable>(job.n_vectors); });

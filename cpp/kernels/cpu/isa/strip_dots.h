@@ -20,16 +20,21 @@ struct StripDots {
 // Vectors that share one reading of the codes.
 constexpr int kStripVectors = kLanes == 16 ? 6 : kRowVectors;
 
-// While strips are read, as many bytes from *ahead on are prefetched, and it moves on; with null
-// nothing.
+// What is prefetched while strips are read: as many bytes of codes that are read soon, into the
+// first cache, and of such that are read later, into the second, which can await more lines. Both
+// move on; null: nothing.
+struct CodesAhead {
+  const std::byte* soon;
+  const std::byte* later;
+};
 
 // dots[v][16 c + l], 64 of each vector: n_strips strips of a page of keys from `strips` on, cells
 // [first_cell, first_cell + n_cells), which are 1, 2 or 4 of them.
 void dot_keys(const StripDots& job, const std::byte* strips, int64_t n_strips, int first_cell,
-              int n_cells, const std::byte** ahead);
+              int n_cells, CodesAhead* ahead);
 // dots[b][v][l], kStripVectors x 16 of each block: blocks [0, n_blocks) of 16 channels from
 // `strips` on, strips [first, end) of the 4 of each block; x[0] belongs to strip 0.
 void dot_values(const StripDots& job, const std::byte* strips, int64_t n_blocks, int first, int end,
-                const std::byte** ahead);
+                CodesAhead* ahead);
 
 }  // namespace kve::KVE_ISA

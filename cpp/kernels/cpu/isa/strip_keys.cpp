@@ -80,7 +80,7 @@ static void write_scores(const int32_t* dots, int64_t first, int64_t end, float 
 // Scores of n vectors from `first` on, with the keys of one group of tokens.
 template <int kPlanes>
 static void score_batch(const KeyStrips& keys, const StripQueries& queries, const StripRun& run,
-                        int64_t first, int64_t n, int g, const std::byte** ahead, float* scores) {
+                        int64_t first, int64_t n, int g, CodesAhead* ahead, float* scores) {
   const StripPlan& plan = keys.plan;
   const auto fold_all =
       plan.padded == 64
@@ -88,7 +88,7 @@ static void score_batch(const KeyStrips& keys, const StripQueries& queries, cons
           : (plan.has_rest ? fold_queries<0, kPlanes, true> : fold_queries<0, kPlanes, false>);
   fold_all(keys, queries, run.n_pages, first, n);
   const int group = plan.side.group;
-  const std::byte* no_more = nullptr;
+  CodesAhead no_more = {};
   for (int32_t p = 0; p < run.n_pages; ++p) {
     if (first == 0 && g == 0) ask_params(run, p);
     if (g * group >= run.rows[p]) continue;
@@ -109,7 +109,7 @@ template <int kPlanes>
 static void score_per_channel(const KeyStrips& keys, const StripQueries& queries,
                               const StripRun& run, float* scores) {
   const int64_t batch = strip_batch(kPlanes);
-  const std::byte* ahead[kRunPages];
+  CodesAhead ahead[kRunPages];
   for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = run.codes_ahead[p];
   for (int g = 0; g < keys.plan.n_groups; ++g) {
     load_run_params(keys.plan, run, g, true);
@@ -187,9 +187,9 @@ static void score_page_per_token(const KeyStrips& keys, const StripRun& run, int
   const int64_t batch = strip_batch(kPlanes);
   const int64_t n_strips = key_strips(plan.side.width);
   const int64_t group_strips = plan.n_groups == 1 ? n_strips : plan.side.group / 4;
-  const std::byte* ahead = run.codes_ahead[p];
+  CodesAhead ahead = run.codes_ahead[p];
   ask_params(run, p);
-  for (int64_t v = 0; v < keys.n_vectors; v += batch, ahead = nullptr) {
+  for (int64_t v = 0; v < keys.n_vectors; v += batch, ahead = {}) {
     const int64_t n = least(batch, keys.n_vectors - v);
     for (int64_t g = 0; g < plan.n_groups; ++g) {
       const int64_t first = g * group_strips;

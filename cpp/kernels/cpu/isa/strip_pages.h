@@ -24,9 +24,9 @@ struct StripRun {
   int32_t n_pages;  // at most kRunPages
   const std::byte* pages[kRunPages];
   int32_t rows[kRunPages];  // those past them mean nothing
-  // What to prefetch meanwhile. While the codes of each page are read: as many codes of a later
-  // page of either side, or null. With each page the parameters of one of the next run, or null.
-  const std::byte* codes_ahead[kRunPages];
+  // What to prefetch meanwhile. While the codes of each page are read: as many codes of later pages
+  // of either side. With each page the parameters of one of the next run, or null.
+  CodesAhead codes_ahead[kRunPages];
   const std::byte* params_ahead[kRunPages];
   const StripSide* params_side[kRunPages];
 };

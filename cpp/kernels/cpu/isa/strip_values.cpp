@@ -100,7 +100,7 @@ static void add_blocks(const int32_t* dots, int64_t blocks, int64_t n, const flo
 // Page p of a run.
 template <int kPlanes>
 static void add_page(const ValueStrips& values, const std::byte* page, int64_t p, int64_t n,
-                     float* sums, int64_t sum_stride, const std::byte* ahead) {
+                     float* sums, int64_t sum_stride, CodesAhead ahead) {
   const StripPlan& plan = values.plan;
   const int64_t n_blocks = plan.padded / 16;
   const int64_t group_blocks = plan.n_groups == 1 ? n_blocks : plan.side.group / 16;
@@ -129,7 +129,7 @@ static void add_per_token(const ValueStrips& values, const StripRun& run, int64_
     for (int32_t p = 0; p < run.n_pages; ++p) {
       if (v == 0) ask_params(run, p);
       add_page<kPlanes>(values, run.pages[p], p, n, sums + v * sum_stride, sum_stride,
-                        v > 0 ? nullptr : run.codes_ahead[p]);
+                        v > 0 ? CodesAhead{} : run.codes_ahead[p]);
     }
   }
 }
@@ -186,8 +186,8 @@ static void add_per_channel(const ValueStrips& values, const StripRun& run, int6
   const StripPlan& plan = values.plan;
   const int64_t batch = strip_batch(kPlanes);
   const int strips = plan.side.group / 16;
-  const std::byte* no_more = nullptr;
-  const std::byte* ahead[kRunPages];
+  CodesAhead no_more = {};
+  CodesAhead ahead[kRunPages];
   for (int32_t p = 0; p < run.n_pages; ++p) ahead[p] = run.codes_ahead[p];
   for (int64_t v = 0; v < n_vectors; v += batch) {
     const int64_t n = least(batch, n_vectors - v);

@@ -28,7 +28,7 @@ static StripRun run_of(const StripSide& side, const std::byte* const* pages, int
     run.pages[p] = pages[at];
     run.rows[p] = at + 1 == n_pages ? last_rows : 64;
     const int32_t later = at + kPagesAhead;
-    run.codes_ahead[p] = later < n_pages ? pages[later] + side.code_offset : nullptr;
+    run.codes_ahead[p].soon = later < n_pages ? pages[later] + side.code_offset : nullptr;
     run.params_ahead[p] = at + kRunPages < n_pages ? pages[at + kRunPages] : nullptr;
     run.params_side[p] = &side;
   }
