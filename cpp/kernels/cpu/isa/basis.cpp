@@ -31,13 +31,6 @@ size_t projection_bytes(int64_t dim, int64_t most_pages, int64_t n_vectors) {
 
 // ---- the lift, as the right side of the product ----
 
-int64_t lift_row(const Projection& plan, int64_t j) {
-  const BasisView& basis = plan.basis;
-  const int64_t n = basis.n_pairs;
-  if (!plan.ordered || !basis.interleaved || j >= 2 * n) return j;
-  return j < n ? 2 * j : 2 * (j - n) + 1;
-}
-
 static void expand_lift(const Projection& plan) {
   for (int64_t j = 0; j < plan.basis.block; ++j) {
     const int64_t row = lift_row(plan, j);
@@ -110,26 +103,23 @@ Projection plan_projection(const BasisView& basis, const float* queries, int64_t
   return plan;
 }
 
-// Rotates n pairs (x, y) back: to (x cos + y sin, y cos - x sin).
+// Rotates n pairs (x, y) back.
 static void turn_back(const float* x, const float* y, const float* cosines, const float* sines,
                       int64_t n, float* to_x, float* to_y) {
+  F32 first;
+  F32 second;
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    const F32 cosine = load(cosines + i);
-    const F32 sine = load(sines + i);
-    const F32 a = load(x + i);
-    const F32 b = load(y + i);
-    store(to_x + i, fma(b, sine, a * cosine));
-    store(to_y + i, fma(zero() - a, sine, b * cosine));
+    turn_back(load(x + i), load(y + i), load(cosines + i), load(sines + i), &first, &second);
+    store(to_x + i, first);
+    store(to_y + i, second);
   }
   if (i < n) {
     const int64_t some = n - i;
-    const F32 cosine = load_n(cosines + i, some);
-    const F32 sine = load_n(sines + i, some);
-    const F32 a = load_n(x + i, some);
-    const F32 b = load_n(y + i, some);
-    store_n(to_x + i, fma(b, sine, a * cosine), some);
-    store_n(to_y + i, fma(zero() - a, sine, b * cosine), some);
+    turn_back(load_n(x + i, some), load_n(y + i, some), load_n(cosines + i, some),
+              load_n(sines + i, some), &first, &second);
+    store_n(to_x + i, first, some);
+    store_n(to_y + i, second, some);
   }
 }
 

@@ -73,7 +73,17 @@ struct Projection {
 };
 
 // The row of the lift that row j of the product is.
-int64_t lift_row(const Projection& plan, int64_t j);
+static inline int64_t lift_row(const Projection& plan, int64_t j) {
+  const BasisView& basis = plan.basis;
+  const int64_t n = basis.n_pairs;
+  if (!plan.ordered || !basis.interleaved || j >= 2 * n) return j;
+  return j < n ? 2 * j : 2 * (j - n) + 1;
+}
+// Pairs (x, y) rotated back: (x cos + y sin, y cos - x sin).
+static inline void turn_back(F32 x, F32 y, F32 cosine, F32 sine, F32* to_x, F32* to_y) {
+  *to_x = fma(y, sine, x * cosine);
+  *to_y = fma(zero() - x, sine, y * cosine);
+}
 // One query, rotated back by the angles of a page.
 const float* turned_query(const Projection& plan, const float* query, const float* angles);
 

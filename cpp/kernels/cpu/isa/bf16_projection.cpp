@@ -39,14 +39,52 @@ void round_projection(Projection* plan) {
   for (int64_t d = basis.dim; d < plan->row_stride; ++d) plan->turned[d] = 0;
 }
 
-// A turned query as a row of the product; one that has infinities or such is none throughout.
-static inline void put_query(const LiftWords& words, const float* query, bool broken, int32_t* to) {
-  constexpr int32_t kNoNumbers = 0x7fc07fc0;
+// 32 values of a turned query as words of its row; zero from the dimension on.
+static inline I32 round_turned(const LiftWords& words, int64_t d, F32 low, F32 high) {
+  return round_bf16_pair(low * load(words.factor + d), high * load(words.factor + d + kLanes));
+}
+// A turned query as a row of the product.
+static void put_query(const LiftWords& words, const float* query, int32_t* to) {
   for (int64_t w = 0; w < words.row_words; w += kLanes) {
     const int64_t d = 2 * w;
-    const I32 pair = round_bf16_pair(load(query + d) * load(words.factor + d),
-                                     load(query + d + kLanes) * load(words.factor + d + kLanes));
-    store_i32(to + w, broken ? set_i32(kNoNumbers) : pair);
+    store_i32(to + w, round_turned(words, d, load(query + d), load(query + d + kLanes)));
+  }
+}
+// Turns a query all of whose n pairs do, a multiple of 32, on the way.
+static void put_turned(const LiftWords& words, const float* query, const float* angles, int64_t n,
+                       int32_t* to) {
+  for (int64_t i = 0; i < n; i += kStepNumbers) {
+    F32 first[2];
+    F32 second[2];
+    KVE_UNROLL(2)
+    for (int k = 0; k < 2; ++k) {
+      const int64_t at = i + k * kLanes;
+      turn_back(load(query + at), load(query + n + at), load(angles + at), load(angles + n + at),
+                &first[k], &second[k]);
+    }
+    store_i32(to + i / 2, round_turned(words, i, first[0], first[1]));
+    store_i32(to + (n + i) / 2, round_turned(words, n + i, second[0], second[1]));
+  }
+}
+// Of the queries of some pages, rows of the product; those that have infinities or such are none
+// throughout.
+static void put_rows(const Projection& plan, const float* const* angles, int64_t n_pages) {
+  constexpr int32_t kNoNumbers = 0x7fc07fc0;
+  const LiftWords& words = plan.words;
+  const int64_t n_pairs = plan.basis.n_pairs;
+  const bool all_turn = 2 * n_pairs == plan.basis.dim && n_pairs % kStepNumbers == 0;
+  int32_t* to = words.rows;
+  for (int64_t p = 0; p < n_pages; ++p) {
+    for (int64_t v = 0; v < plan.n_vectors; ++v, to += words.row_words) {
+      const float* query = plan.queries + v * plan.row_stride;
+      if (words.broken[v] != 0) {
+        for (int64_t w = 0; w < words.row_words; ++w) to[w] = kNoNumbers;
+      } else if (all_turn) {
+        put_turned(words, query, angles[p], n_pairs, to);
+      } else {
+        put_query(words, turned_query(plan, query, angles[p]), to);
+      }
+    }
   }
 }
 
@@ -88,13 +126,7 @@ void project_rounded(const Projection& plan, const float* const* angles, int64_t
                      float* coefficients, int64_t stride) {
   const LiftWords& words = plan.words;
   const int64_t n_rows = n_pages * plan.n_vectors;
-  int32_t* row = words.rows;
-  for (int64_t p = 0; p < n_pages; ++p) {
-    for (int64_t v = 0; v < plan.n_vectors; ++v, row += words.row_words) {
-      const float* query = turned_query(plan, plan.queries + v * plan.row_stride, angles[p]);
-      put_query(words, query, words.broken[v] != 0, row);
-    }
-  }
+  put_rows(plan, angles, n_pages);
   // As many rows to each product, the last of which makes some a second time.
   const int64_t products = (n_rows + kTileUnitRows - 1) / kTileUnitRows;
   const int64_t rows = (n_rows + products - 1) / products;
