@@ -333,7 +333,8 @@ void check_projection(const Kernels& kernels, const BasisShape& shape, int ancho
   TestBasis basis(shape.dim, shape.block, shape.width, int8, random);
   if (anchored > 0) basis.anchored(shape.dim / 2 - (anchored == 2 ? 2 : 0), anchored == 2);
   std::vector<int32_t> positions = {0};
-  if (anchored > 0) positions = {0, 64, 7000, 131072 - 60, 1000000};
+  // More of them than one product of the tile unit has rows.
+  if (anchored > 0) positions = {0, 64, 128, 192, 256, 320, 7000, 7064, 7128, 131012, 1000000};
   const int n_vectors = 3;
   const int n_positions = static_cast<int>(positions.size());
   const std::vector<float> q = random.normals(n_vectors * shape.dim);
@@ -377,6 +378,35 @@ TEST_P(Strips, QueriesInABasis) {
       for (const bool int8 : {false, true}) {
         check_projection(kernels_, shape, anchored, int8, random);
       }
+    }
+  }
+}
+
+TEST_P(Strips, QueriesWithoutNumbersLeaveOthersAlone) {
+  Random random(13);
+  TestBasis basis(64, 64, 64, true, random);
+  basis.anchored(32, false);
+  const int n_vectors = 3;
+  const std::vector<float> turn = basis.angles(640);
+  const float* angles[] = {turn.data(), turn.data()};
+  std::vector<float> q = random.normals(n_vectors * 64);
+  const auto project = [&] {
+    std::vector<float> found(static_cast<size_t>(2 * n_vectors * 64));
+    Scratch scratch;
+    kernels_.project_queries(
+        {&basis.view, angles, 2, q.data(), 64, n_vectors, true, found.data(), 64,
+         scratch.get<std::byte>(kernels_.projection_scratch(basis.view, 2, n_vectors))});
+    return found;
+  };
+  const std::vector<float> before = project();
+  q[64 + 5] = std::numeric_limits<float>::infinity();
+  const std::vector<float> after = project();
+  for (size_t row = 0; row < 6; ++row) {
+    const std::span<const float> found(after.data() + row * 64, 64);
+    if (row % 3 == 1) {
+      EXPECT_TRUE(std::ranges::none_of(found, [](float x) { return std::isfinite(x); })) << row;
+    } else {
+      EXPECT_TRUE(std::equal(found.begin(), found.end(), before.data() + row * 64)) << row;
     }
   }
 }
