@@ -20,7 +20,7 @@ constexpr int32_t kManyPartRows = 512;  // for many queries, at least
 // The same where pages are read code by code, where a part has more to prepare.
 // Parts grow with the distance from the start: short caches need several parts for their threads.
 constexpr int32_t kStripPartRows = 256;
-constexpr int32_t kMostStripPartRows = 1024;
+constexpr int32_t kMostStripPartRows = 2048;
 // Chunks of many queries, if they are long enough: several for each thread, whose speed differs. A
 // block reads and rounds all rows for itself, which with 48 vectors takes as long as its products.
 constexpr int64_t kChunks = 48;
@@ -218,7 +218,7 @@ int64_t CpuBackend::plan_parts(AttendJob job, int32_t rows, int value_dim, int64
     const int64_t position = std::max<int64_t>(0, first_pos + row);
     int64_t size = rows;
     if (job.method == AttendMethod::strips) {
-      while (size < kMostStripPartRows && 4 * size <= position) size *= 2;
+      while (size < kMostStripPartRows && 2 * size <= position) size *= 2;
     }
     return std::min<int64_t>(end, position / size * size + size - first_pos);
   };
