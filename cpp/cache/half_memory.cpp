@@ -25,7 +25,11 @@ HalfMemory::~HalfMemory() { release(); }
 
 void HalfMemory::reserve(size_t n) {
   if (n <= capacity_) return;
-  auto* grown = reinterpret_cast<uint16_t*>(counter_->allocate_shared(n * sizeof(uint16_t)));
+  const size_t bytes = n * sizeof(uint16_t);
+  std::byte* memory = counter_->allocate_shared(bytes);
+  // The rows of a whole prompt are read again in every pass, and are first written in this one.
+  counter_->source().advise_large_pages(memory, bytes);
+  auto* grown = reinterpret_cast<uint16_t*>(memory);
   counter_->source().copy(grown, data_, size_ * sizeof(uint16_t));
   const size_t size = size_;
   release();
@@ -35,6 +39,7 @@ void HalfMemory::reserve(size_t n) {
 }
 
 void HalfMemory::erase_front(size_t n) noexcept {
+  if (n == 0) return;
   try {
     counter_->source().copy(data_, data_ + n, (size_ - n) * sizeof(uint16_t));
   } catch (const DeviceError&) {

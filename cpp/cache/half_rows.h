@@ -11,7 +11,7 @@ namespace kve {
 inline void halves_to_floats(const uint16_t* from, float* to, int n) {
   using Halves = uint16_t __attribute__((vector_size(8)));
   using Words = int32_t __attribute__((vector_size(16)));
-  using Floats = float __attribute__((vector_size(16)));
+  using Numbers = float __attribute__((vector_size(16)));
   int i = 0;
   for (; i + 4 <= n; i += 4) {
     Halves halves;
@@ -19,7 +19,7 @@ inline void halves_to_floats(const uint16_t* from, float* to, int n) {
     const Words words = __builtin_convertvector(halves, Words);
     const Words magnitude = (words & 0x7fff) << 13;
     // The exponent's bias differs by 112; numbers below the smallest normal one become normal.
-    Floats value;
+    Numbers value;
     std::memcpy(&value, &magnitude, sizeof(value));
     value *= 0x1p112f;
     Words bits;

@@ -107,6 +107,9 @@ class KvCache {
   // what cannot. rollback() undoes the first.
   void prepare_commit(Backend& backend, int n, bool prompt_goes_on = false);
   void finish_commit(int n) noexcept;
+  // So many more tokens of a prompt follow, 0: no more are known of. What waits for the end of a
+  // prompt then does not move while it grows.
+  void expect(int n) noexcept;
   // Forgets the appended tokens that were not committed.
   void rollback();
   // Selectors that judge a prompt by what it takes to repeat it (kvzip), kv_cache_repeat.cpp.

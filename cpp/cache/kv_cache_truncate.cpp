@@ -103,4 +103,11 @@ void KvCache::truncate(int n) {
   s.counter->source().wait();  // another thread may use the cache next
 }
 
+void KvCache::expect(int n) noexcept {
+  for (LayerCache& layer : state_->layers) {
+    layer.each_side([n](SideCache& side, int) { side.expect(n); });
+    layer.refresh_views();
+  }
+}
+
 }  // namespace kve

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "base/error.h"
-#include "base/half.h"
+#include "cache/half_rows.h"
 
 namespace kve {
 namespace {
@@ -180,6 +180,8 @@ void SideCache::append(ConstMat rows, RowPositions positions, SealJobs* jobs) {
 // against what is there: little is unused, and it seldom moves. A chunk gets what it needs, and a
 // prompt that waits to be coded some more.
 int SideCache::tail_room(int rows) const {
+  const int waiting = expected_ - sink_rows() - pages_.rows();
+  if (setup_.exact_prefill && waiting >= rows) return waiting;
   int step = kTailStep;
   while (2 * step <= rows / 8) step *= 2;
   const int from = rows < setup_.spec.tail ? 0 : setup_.spec.tail;
@@ -189,7 +191,19 @@ int SideCache::tail_room(int rows) const {
 }
 
 void SideCache::reserve_tail(int rows) {
-  if (values(rows) > tail_.capacity()) tail_.reserve(values(tail_room(rows)));
+  if (values(rows) <= tail_.capacity()) return;
+  try {
+    tail_.reserve(values(tail_room(rows)));
+  } catch (const CapacityError&) {
+    if (expected_ == 0) throw;
+    expected_ = 0;
+    tail_.reserve(values(tail_room(rows)));
+  }
+}
+
+void SideCache::expect(int n) noexcept {
+  expected_ = n > 0 ? rows() + n : 0;
+  if (n == 0) release_spare();
 }
 
 void SideCache::release_spare() noexcept {
@@ -264,13 +278,15 @@ int SideCache::bases_to_fit(int n) const {
   return segment > 0 ? (n + segment - 1) / segment : waits_for_fit() ? 1 : 0;
 }
 
+const uint16_t* SideCache::tail_halves(int first, int n) const {
+  const uint16_t* rows = tail_.data() + values(first);
+  memory().fetch(rows, values(n) * sizeof(uint16_t));
+  return rows;
+}
+
 void SideCache::read_tail(int first, int n, Mat out) const {
-  memory().fetch(tail_.data() + values(first), values(n) * sizeof(uint16_t));
-  const int width = setup_.width();
-  for (int r = 0; r < n; ++r) {
-    const uint16_t* row = tail_.data() + values(first + r);
-    for (int c = 0; c < width; ++c) out.row(r)[c] = half_to_float(row[c]);
-  }
+  const uint16_t* rows = tail_halves(first, n);
+  for (int r = 0; r < n; ++r) halves_to_floats(rows + values(r), out.row(r), setup_.width());
 }
 
 void SideCache::begin_seal(int n, std::span<const BasisData> fitted, RowPositions positions,

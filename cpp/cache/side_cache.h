@@ -77,6 +77,10 @@ class SideCache {
   // former rows() then undoes what was done.
   void append(ConstMat rows, RowPositions positions, SealJobs* jobs);
 
+  // So many more rows of a prompt follow, 0: no more are known of. A tail in which they wait for
+  // the end of the prompt then has memory for all of them at once, if there is enough.
+  void expect(int n) noexcept;
+
   // How many of the oldest rows of the tail are to become pages; the newest `appended` rows do not
   // count. At the end of a prompt that waited to be coded the last segment may be a shorter one.
   int rows_to_seal(int appended, bool ends_prompt) const;
@@ -86,6 +90,8 @@ class SideCache {
   // tail, from row k * segment on.
   int bases_to_fit(int n) const;
   int fit_rows(int k, int n) const;
+  // The rows of the tail from `first` on, n of which the host may read.
+  const uint16_t* tail_halves(int first, int n) const;
   // Rows [first, first + n) of the tail in f32, into out [n, width].
   void read_tail(int first, int n, Mat out) const;
 
@@ -187,6 +193,7 @@ class SideCache {
 
   SideSetup setup_;
   std::shared_ptr<MemoryCounter> counter_;
+  int expected_ = 0;       // rows(), once all have come that are known of
   int fit_ = 0;            // rows of the tail to which a basis is fitted once for all
   int sealing_ = 0;        // rows that are in pages and still in the tail
   size_t fitted_now_ = 0;  // bases that came with them

@@ -80,6 +80,22 @@ double share_for_passes(const Model& model, const SessionOptions& options) {
   return may ? sealed_share(options.cache, model.spec().cache_shape()) : 0.0;
 }
 
+// Tells a cache, if there is one, of the tokens that several passes are going to bring.
+class Expected {
+ public:
+  Expected(KvCache* cache, int64_t n) : cache_(cache) {
+    if (cache_ != nullptr) cache_->expect(static_cast<int>(n));
+  }
+  Expected(const Expected&) = delete;
+  Expected& operator=(const Expected&) = delete;
+  ~Expected() {
+    if (cache_ != nullptr) cache_->expect(0);
+  }
+
+ private:
+  KvCache* cache_;
+};
+
 }  // namespace
 
 Session::Session(std::shared_ptr<Model> model, const SessionOptions& options)
@@ -169,6 +185,7 @@ void Session::read_chunks(std::span<const Token> tokens, Mat logits, bool all_lo
       throw CancelledError(message("cancelled after ", done, " of ", total, " tokens"));
     }
   };
+  const Expected expected(next_pass(n_new) < n_new ? &cache_ : nullptr, n_new);
   while (done < n_new) {
     const int64_t n = next_pass(n_new - done);
     const bool last = done + n == n_new;

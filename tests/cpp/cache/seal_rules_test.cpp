@@ -80,6 +80,46 @@ TEST(SealRules, ExactPrefillCodesNothingBeforeThePromptEnds) {
   }
 }
 
+// Rows that wait for the end of a prompt of which the length is known do not move, and what was
+// expected and did not come leaves nothing.
+TEST(SealRules, ExpectedPromptsStayInPlace) {
+  SealOnlyBackend backend;
+  const TokenRows tokens(one_layer(), 1200, 2);
+  for (const char* text : {"kivi4", "decoquant4", "hadamard+lm3:tail=0,prefill=exact,sinks=4"}) {
+    SCOPED_TRACE(text);
+    const CacheSpec spec = CacheSpec::parse(text);
+    KvCache whole(spec, one_layer());
+    tokens.pass(&whole, backend, 1100);
+    KvCache cache(spec, one_layer());
+    cache.expect(1100);
+    const uint16_t* first = nullptr;
+    for (int n = 0; n < 1000; n += 100) {
+      tokens.pass(&cache, backend, 100, true);
+      const uint16_t* tail = cache.view(0)[0].k.tail;
+      if (n == 0) first = tail;
+      ASSERT_EQ(tail, first) << n;
+    }
+    EXPECT_EQ(cache.stats().bytes, cache.memory().live());
+    tokens.pass(&cache, backend, 100);
+    cache.expect(0);
+    EXPECT_EQ(cache.save(), whole.save());
+    EXPECT_LE(cache.memory().live(), whole.memory().live());
+
+    KvCache broken_off(spec, one_layer());
+    broken_off.expect(1100);
+    tokens.pass(&broken_off, backend, 100, true);
+    const int64_t reserved = broken_off.memory().live();
+    broken_off.expect(0);
+    EXPECT_LT(broken_off.memory().live(), reserved / 2);
+
+    KvCache limited(spec, one_layer());
+    limited.limit_memory(100'000);
+    limited.expect(100'000);
+    tokens.pass(&limited, backend, 100, true);
+    EXPECT_EQ(limited.n_tokens(), 100);
+  }
+}
+
 // The state depends on the tokens, not on how they came: in one pass, in chunks, or one by one.
 TEST(SealRules, ChunksGiveTheSameStateAsTokens) {
   SealOnlyBackend backend;
