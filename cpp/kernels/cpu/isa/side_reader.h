@@ -42,6 +42,11 @@ class SideReader {
     const Place place = find(first);
     return is_plain(place.part) ? address(place) : nullptr;
   }
+  // How many bytes the row after it lies behind it.
+  int64_t peek_stride(int32_t first) const {
+    const int32_t part = find(first).part;
+    return stride_at(part) * (type_at(part) == CodecId::f32 ? 4 : 2);
+  }
 
  private:
   // Parts are the sinks (-1), the pages, and the tail (n_pages).
