@@ -168,6 +168,23 @@ MpoChain chain_of(const ProjectorSpec& projector) {
   return out;
 }
 
+// Of the k-th segment of n rows that are sealed.
+BasisData fit_mpo(const Backend& backend, const SideCache& side, int k, int n) {
+  const ProjectorSpec& projector = side.setup().spec.projector;
+  const MpoChain chain = chain_of(projector);
+  int block = 1;
+  for (const int size : chain.sizes) block *= size;
+  const int width = side.setup().width();
+  const int first = k * projector.segment;
+  const int rows = side.fit_rows(k, n);
+  if (block > kMostGramBlock || width % block != 0) {
+    return mpo_basis(TailRows(side, first, rows).rows, chain);
+  }
+  Gram pieces(block);
+  add_mpo_pieces(backend, side.tail_halves(first, rows), rows, width, &pieces);
+  return mpo_basis(pieces, width, chain);
+}
+
 }  // namespace
 
 BasisData fixed_basis(const ProjectorSpec& projector, int dim) {
@@ -176,8 +193,8 @@ BasisData fixed_basis(const ProjectorSpec& projector, int dim) {
                                                          : rotation_basis(dim, projector.seed);
 }
 
-std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySquares& queries,
-                                 int n_new) {
+std::vector<BasisData> fit_bases(const Backend& backend, const SidesToFit& fitted, int n,
+                                 const QuerySquares& queries, int n_new) {
   using Kind = ProjectorSpec::Kind;
   const std::span<const SideCache> sides = fitted.sides;
   const ProjectorSpec& projector = sides[0].setup().spec.projector;
@@ -186,10 +203,13 @@ std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySqu
   std::vector<BasisData> out;
   for (const SideCache& side : sides) {
     for (int k = 0; k < side.bases_to_fit(n); ++k) {
+      if (projector.kind == Kind::mpo) {
+        out.push_back(fit_mpo(backend, side, k, n));
+        continue;
+      }
       const TailRows tail(side, k * projector.segment, side.fit_rows(k, n));
       if (projector.residual == Residual::fitted) leave_error(side.setup(), tail.rows);
-      out.push_back(projector.kind == Kind::mpo ? mpo_basis(tail.rows, chain_of(projector))
-                                                : low_rank_basis(tail.rows, projector.rank));
+      out.push_back(low_rank_basis(tail.rows, projector.rank));
     }
   }
   return out;

@@ -29,7 +29,7 @@ struct SidesToFit {
 
 // The bases of sides that seal their n oldest rows of the tail: side.bases_to_fit(n) for each side,
 // one side after the other. n_new: tokens that are being committed. Thread-safe: changes nothing.
-std::vector<BasisData> fit_bases(const SidesToFit& fitted, int n, const QuerySquares& queries,
-                                 int n_new);
+std::vector<BasisData> fit_bases(const Backend& backend, const SidesToFit& fitted, int n,
+                                 const QuerySquares& queries, int n_new);
 
 }  // namespace kve

@@ -352,8 +352,8 @@ void KvCache::State::plan_seals(LayerRows* rows, const LayerCache* layer, int ap
   }
 }
 
-void KvCache::State::fit_seals(ThreadPool& pool, int n_new, int appended) {
-  pool.parallel(static_cast<int64_t>(seals.size()), [&](int64_t i) {
+void KvCache::State::fit_seals(Backend& backend, int n_new, int appended) {
+  backend.pool().parallel(static_cast<int64_t>(seals.size()), [&](int64_t i) {
     LayerSeal& seal = seals[static_cast<size_t>(i)];
     if (seal.sides()[0].bases_to_fit(seal.n) == 0) return;
     SidesToFit to_fit{seal.sides(), seal.first_head(), appended, {}};
@@ -362,7 +362,7 @@ void KvCache::State::fit_seals(ThreadPool& pool, int n_new, int appended) {
           to_fit.first_head + static_cast<int>(to_fit.positions.size()) * side.setup().n_heads;
       to_fit.positions.push_back(seal.rows->positions(head));
     }
-    seal.fitted = fit_bases(to_fit, seal.n, seal.layer->queries, n_new);
+    seal.fitted = fit_bases(backend, to_fit, seal.n, seal.layer->queries, n_new);
   });
 }
 
@@ -392,7 +392,7 @@ void KvCache::State::release_jobs() noexcept {
 
 void KvCache::State::begin_seals(Backend& backend, int n, int appended) {
   plan_seals(appended);
-  fit_seals(backend.pool(), n, appended);
+  fit_seals(backend, n, appended);
   size_t sides = 0;
   for (const LayerSeal& seal : seals) sides += seal.sides().size();
   jobs.reserve(sides);

@@ -84,7 +84,7 @@ struct KvCache::State {
   void begin_seals(Backend& backend, int n, int appended);
   void plan_seals(int appended);
   void plan_seals(LayerRows* rows, const LayerCache* layer, int appended);
-  void fit_seals(ThreadPool& pool, int n_new, int appended);
+  void fit_seals(Backend& backend, int n_new, int appended);
   // kv_cache_select.cpp: which rows go when n tokens are committed and `left` stay appended.
   bool waits_for_prompt() const {
     return spec.exact_prefill || spec.prunes_channels() || selector != nullptr;

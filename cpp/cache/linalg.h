@@ -40,7 +40,11 @@ class Gram {
 
   int width() const { return upper_.rows; }
   int64_t count() const { return count_; }  // rows that were added
-  Matrix matrix() const;                    // symmetric [width, width]
+  // For who adds up rows itself: [width, width], of which only what is not below the diagonal
+  // counts, and the rows that it has added.
+  double* sums() { return upper_.values.data(); }
+  void count_rows(int64_t n) { count_ += n; }
+  Matrix matrix() const;  // symmetric [width, width]
 
  private:
   Matrix upper_;

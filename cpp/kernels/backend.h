@@ -217,6 +217,8 @@ class Backend {
   virtual ReadPath read_path(const SideView& side, Precision precision) const = 0;
   // May be called from several threads at once.
   virtual void dot_halves(const HalfDots& job) const = 0;
+  // The same. Returns how many pieces were added.
+  virtual int64_t add_gram(const HalfGram& job) const = 0;
   // Codes all jobs, no two of which write to one page of codes; returns the index of a job that
   // holds a NaN or infinity, or -1. Within a pass a device may leave that to end_pass().
   virtual int64_t seal(std::span<const SealJob> jobs) = 0;

@@ -73,6 +73,7 @@ class TracingBackend final : public Backend {
   }
   // Part of the cache's own work, on any thread: not counted.
   void dot_halves(const HalfDots& job) const override { backend_->dot_halves(job); }
+  int64_t add_gram(const HalfGram& job) const override { return backend_->add_gram(job); }
   int64_t seal(std::span<const SealJob> jobs) override;
 
   const TracePhase& prefill() const { return prefill_; }

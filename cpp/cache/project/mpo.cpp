@@ -55,6 +55,13 @@ void add_mpo_pieces(ConstMat rows, Gram* pieces) {
   }
 }
 
+void add_mpo_pieces(const Backend& backend, const uint16_t* rows, int64_t n, int64_t width,
+                    Gram* pieces) {
+  const int64_t block = pieces->width();
+  KVE_ASSERT(block <= kMostGramBlock && width % block == 0);
+  pieces->count_rows(backend.add_gram({rows, n, width, width, block, pieces->sums()}));
+}
+
 BasisData mpo_basis(const Gram& pieces, int dim, const MpoChain& chain) {
   const int block = pieces.width();
   KVE_ASSERT(dim % block == 0 && !chain.sizes.empty() && chain.sizes.size() == chain.bonds.size());

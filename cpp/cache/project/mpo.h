@@ -16,6 +16,7 @@
 #include "base/span.h"
 #include "cache/basis.h"
 #include "cache/linalg.h"
+#include "kernels/backend.h"
 
 namespace kve {
 
@@ -35,6 +36,9 @@ BasisData mpo_basis(ConstMat rows, const MpoChain& chain);
 
 // The same in steps, for rows that arrive over time: `pieces` has the width of a block.
 void add_mpo_pieces(ConstMat rows, Gram* pieces);
+// The same of n rows [width] in f16 and blocks of at most kMostGramBlock, with the same bits.
+void add_mpo_pieces(const Backend& backend, const uint16_t* rows, int64_t n, int64_t width,
+                    Gram* pieces);
 BasisData mpo_basis(const Gram& pieces, int dim, const MpoChain& chain);
 
 }  // namespace kve

@@ -40,6 +40,7 @@ class CpuBackend final : public Backend {
                       std::span<const MassTask> tasks) override;
   ReadPath read_path(const SideView& side, Precision precision) const override;
   void dot_halves(const HalfDots& job) const override { kernels_.dot_halves(job); }
+  int64_t add_gram(const HalfGram& job) const override { return kernels_.gram_halves(job); }
   int64_t seal(std::span<const SealJob> jobs) override;
 
  private:

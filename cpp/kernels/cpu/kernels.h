@@ -226,14 +226,14 @@ struct Kernels {
   void (*attention_mass)(const MassChunk& job);
   void (*weigh_scores)(const ScoreWeights& job);
   void (*dot_halves)(const HalfDots& job);
+  int64_t (*gram_halves)(const HalfGram& job);
   // As formats/cache_codecs.h has it, with the same bits.
   bool (*encode_rows)(const PageFormat& format, const float* src, int64_t src_stride,
                       std::byte* page, int first_row, int n_rows, std::byte* scratch);
   void (*decode_rows)(const PageFormat& format, const std::byte* page, int first_row, int n_rows,
                       int first_channel, int n_channels, float* dst, int64_t dst_stride);
-  // Rows [n, width] (stride `stride`) to coefficients [n, coefficients], in a basis; `rows` is used
-  // up. Rows are first turned back by `angles` (as in SideArgs, rows angle_stride floats apart; 0:
-  // all by the same), or not when it is null.
+  // Rows [n, width] to coefficients [n, coefficients] in a basis; `rows` is used up. `angles`, or
+  // null, turn rows back first (as in SideArgs, angle_stride apart; 0: all by the same).
   size_t (*project_scratch)(int width);
   void (*project)(const BasisView& basis, int64_t n, int width, float* rows, int64_t stride,
                   const float* angles, int64_t angle_stride, float* coefficients,

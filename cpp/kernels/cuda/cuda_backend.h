@@ -63,6 +63,7 @@ class CudaBackend final : public Backend {
                       std::span<const MassTask> tasks) override;
   ReadPath read_path(const SideView& side, Precision precision) const override;
   void dot_halves(const HalfDots& job) const override { host_->dot_halves(job); }
+  int64_t add_gram(const HalfGram& job) const override { return host_->add_gram(job); }
   int64_t seal(std::span<const SealJob> jobs) override;
 
  private:

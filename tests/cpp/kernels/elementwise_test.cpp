@@ -219,6 +219,46 @@ TEST_P(Elementwise, DotHalves) {
   }
 }
 
+// The bits of a loop over pieces and rows, and no others.
+TEST_P(Elementwise, AddGram) {
+  for (const int64_t block : {1, 2, 6, 8, 16, 24, 48, 64}) {
+    for (const int64_t n : {1, 31, 32, 33, 200}) {
+      Random random(static_cast<uint64_t>(100 * block + n));
+      const int64_t width = 3 * block;
+      const int64_t stride = width + 5;
+      std::vector<uint16_t> rows;
+      for (const float value : random.normals(n * stride, 30.0f)) {
+        rows.push_back(float_to_half(value));
+      }
+      if (n > 32) {  // a number that is none, an infinity, and one beside the rows
+        rows[static_cast<size_t>(3 * stride + block)] = 0x7e00;
+        rows[static_cast<size_t>(32 * stride + 2 * block)] = 0xfc00;
+        rows[static_cast<size_t>(7 * stride + width)] = 0x7c00;
+      }
+      std::vector<double> found(static_cast<size_t>(block * block), 0.25);
+      std::vector<double> expected = found;
+      int64_t count = 0;
+      for (int64_t c = 0; c < width; c += block) {
+        for (int64_t r = 0; r < n; ++r) {
+          std::vector<double> piece;
+          for (int64_t i = 0; i < block; ++i) {
+            piece.push_back(half_to_float(rows[static_cast<size_t>(r * stride + c + i)]));
+          }
+          if (!std::ranges::all_of(piece, [](double x) { return std::isfinite(x); })) continue;
+          ++count;
+          for (size_t i = 0; i < piece.size(); ++i) {
+            for (size_t j = i; j < piece.size(); ++j) {
+              expected[i * piece.size() + j] += piece[i] * piece[j];
+            }
+          }
+        }
+      }
+      ASSERT_EQ(backend_->add_gram({rows.data(), n, stride, width, block, found.data()}), count);
+      ASSERT_EQ(found, expected) << "block " << block << ", " << n << " rows";
+    }
+  }
+}
+
 TEST_P(Elementwise, EmbedDecodesRowsOfEveryType) {
   for (const WeightFormat& fmt : weight_formats()) {
     if (fmt.unpack == nullptr && fmt.encode == nullptr) continue;

@@ -121,6 +121,9 @@ struct RowDots {
 void dot_f16_rows(const RowDots& job, float* out, int64_t stride);
 void dot_halves(const HalfDots& job);
 
+// half_gram.cpp
+int64_t gram_halves(const HalfGram& job);
+
 // cache_codecs.cpp
 bool encode_rows(const PageFormat& format, const float* src, int64_t src_stride, std::byte* page,
                  int first_row, int n_rows, std::byte* scratch);

@@ -63,6 +63,7 @@ const Kernels kKernels = {
     .attention_mass = attention_mass,
     .weigh_scores = weigh_scores,
     .dot_halves = dot_halves,
+    .gram_halves = gram_halves,
     .encode_rows = encode_rows,
     .decode_rows = decode_rows,
     .project_scratch = project_scratch,
