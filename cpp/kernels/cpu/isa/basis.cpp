@@ -92,7 +92,7 @@ Projection plan_projection(const BasisView& basis, const float* queries, int64_t
     return plan;
   }
 #elif defined(KVE_WORD_TILES)
-  // Queries that are turned for every page: once is done before the lift is rounded.
+  // A query that is projected once would not pay for rounding the lift.
   plan.in_words = rounded && plan.ordered;
   if (plan.in_words) {
     round_projection(&plan);

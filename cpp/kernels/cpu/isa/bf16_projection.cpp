@@ -2,8 +2,6 @@
 
 #if defined(KVE_BF16_TILES)
 
-#include <math.h>
-
 #include "simd/amx.h"
 
 namespace kve::KVE_ISA {

@@ -55,11 +55,12 @@ static void set_basis(CodedKeys* keys, int32_t basis) {
   if (side.bases == nullptr) {
     keys->coefficients = {keys->queries, keys->query_stride, 0};
   } else {
-    const int64_t floats = kProjectedPages * keys->n_vectors * keys->stride;
+    const int64_t pages = is_anchored(*keys) ? kProjectedPages : 1;
+    const int64_t floats = pages * keys->n_vectors * keys->stride;
     memset(keys->projected, 0, sizeof(float) * static_cast<size_t>(floats));
     keys->projection =
         plan_projection(side.bases[basis], keys->queries, keys->query_stride, keys->n_vectors,
-                        kProjectedPages, strips.bits <= kMostRoundedBits, keys->projection_memory);
+                        pages, strips.bits <= kMostRoundedBits, keys->projection_memory);
     keys->coefficients = {keys->projected, keys->stride, keys->n_vectors * keys->stride};
     if (is_anchored(*keys)) return;
     keys->coefficients.page_stride = 0;
