@@ -1,5 +1,6 @@
 #include "base/thread_pool.h"
 
+#include <algorithm>
 #include <system_error>
 #include <utility>
 
@@ -30,12 +31,29 @@ void pause_briefly() {
 #endif
 }
 
+// Asks for the first lines of a stretch, to come into the second cache, and leaves the rest.
+void ask_for_some(Stretch* stretch) {
+  constexpr size_t kLine = 64;
+  constexpr size_t kAtOnce = 8 * kLine;
+  const size_t bytes = std::min(stretch->bytes, kAtOnce);
+  // Numbers, not pointers: nobody says that there is memory.
+  const auto at = reinterpret_cast<uintptr_t>(stretch->data);
+  for (size_t i = 0; i < bytes; i += kLine) {
+    __builtin_prefetch(reinterpret_cast<const void*>(at + i), 0, 2);
+  }
+  *stretch = {reinterpret_cast<const std::byte*>(at + bytes), stretch->bytes - bytes};
+}
+
 // Spins, then yields, while `still` holds; false when it gave up waiting.
 template <class Condition>
-bool spin_while(int spins, const Condition& still) {
+bool spin_while(int spins, Stretch ahead, const Condition& still) {
   for (int i = 0; i < spins; ++i) {
     if (!still()) return true;
-    pause_briefly();
+    if (ahead.bytes > 0) {
+      ask_for_some(&ahead);
+    } else {
+      pause_briefly();
+    }
   }
   for (int i = 0; i < kYields; ++i) {
     if (!still()) return true;
@@ -50,6 +68,7 @@ ThreadPool::ThreadPool(int n_threads) {
   if (n_threads < 1 || n_threads > 1024) {
     throw ConfigError(message("threads: expected 1 to 1024, found ", n_threads));
   }
+  ahead_ = std::make_unique<Ahead[]>(static_cast<size_t>(n_threads));
   spins_ = n_threads <= default_thread_count() ? kSpins : kCrowdedSpins;
   workers_.reserve(static_cast<size_t>(n_threads - 1));
   try {
@@ -70,6 +89,20 @@ void ThreadPool::stop() {
   for (std::thread& worker : workers_) worker.join();
 }
 
+void ThreadPool::ask_ahead(int thread, Stretch ahead) {
+  Ahead& own = ahead_[static_cast<size_t>(thread)];
+  own.data.store(ahead.data, std::memory_order_relaxed);
+  own.bytes.store(ahead.bytes, std::memory_order_relaxed);
+}
+
+template <class Condition>
+bool ThreadPool::wait_while(int thread, const Condition& still) {
+  const Ahead& own = ahead_[static_cast<size_t>(thread)];
+  const Stretch ahead = {own.data.load(std::memory_order_relaxed),
+                         own.bytes.load(std::memory_order_relaxed)};
+  return spin_while(spins_, ahead, still);
+}
+
 void ThreadPool::run(int64_t n, Function function, const void* context) {
   const std::lock_guard lock(callers_);
   if (n == 1 || workers_.empty()) {
@@ -81,7 +114,7 @@ void ThreadPool::run(int64_t n, Function function, const void* context) {
   open_job(generation, n, function, context);
   drain(generation, 0);
   const auto unfinished = [&] { return done_.load(std::memory_order_acquire) != n; };
-  while (!spin_while(spins_, unfinished)) {
+  while (!wait_while(0, unfinished)) {
     const int32_t done = done_.load(std::memory_order_acquire);
     if (done != n) done_.wait(done);
   }
@@ -136,7 +169,7 @@ void ThreadPool::worker_loop(int thread) {
   uint32_t seen = 0;
   for (;;) {
     const auto unchanged = [&] { return generation_.load(std::memory_order_acquire) == seen; };
-    while (!spin_while(spins_, unchanged)) generation_.wait(seen);
+    while (!wait_while(thread, unchanged)) generation_.wait(seen);
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_.load()) return;
     drain(seen, thread);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <memory>
@@ -14,6 +15,14 @@
 
 namespace kve {
 
+// A part of memory that is about to be read; nothing is wrong if it is gone by then.
+struct Stretch {
+  const std::byte* data = nullptr;
+  size_t bytes = 0;
+
+  bool operator==(const Stretch&) const = default;
+};
+
 class ThreadPool {
  public:
   // The caller counts as one of `n_threads` (>= 1).
@@ -23,6 +32,10 @@ class ThreadPool {
   ThreadPool& operator=(const ThreadPool&) = delete;
 
   int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // What a thread will probably read first after the job that parallel() is given next. While it
+  // waits for the others and for that, it brings `ahead` near to its processor.
+  void ask_ahead(int thread, Stretch ahead);
 
   // Runs task(0) ... task(n - 1), each once, on all threads; returns when all have finished.
   // A task may take a second argument, the number (0 .. size() - 1) of the thread it runs on, to
@@ -47,6 +60,14 @@ class ThreadPool {
 
  private:
   using Function = void (*)(const void* context, int64_t index, int thread);
+  // Of one thread. Prefetching from where no memory is does no harm, so that nobody minds who reads
+  // what is half written.
+  struct alignas(64) Ahead {
+    std::atomic<const std::byte*> data{nullptr};
+    std::atomic<size_t> bytes{0};
+  };
+  template <class Condition>
+  bool wait_while(int thread, const Condition& still);
   void run(int64_t n, Function function, const void* context);
   void open_job(uint32_t generation, int64_t n, Function function, const void* context);
   void drain(uint32_t generation, int thread);
@@ -55,6 +76,7 @@ class ThreadPool {
   void stop();
 
   int spins_ = 0;
+  std::unique_ptr<Ahead[]> ahead_;  // of each thread
   std::vector<std::thread> workers_;
   std::mutex callers_;
   // The job. A worker may come late, when its job is over and the next one is being written, so it

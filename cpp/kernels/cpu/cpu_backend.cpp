@@ -40,6 +40,9 @@ void CpuBackend::for_rows(int64_t rows, int64_t cols, const Body& body) {
 }
 
 void CpuBackend::embed(const Weight& table, std::span<const Token> tokens, float scale, Mat out) {
+  // A pass begins.
+  n_reads_ = 0;
+  for (int thread = 0; thread < pool_.size(); ++thread) pool_.ask_ahead(thread, {});
   const WeightFormat& decoder = format(table.type);
   for_rows(out.rows, out.cols, [&](int64_t r) {
     const auto row = static_cast<size_t>(tokens[static_cast<size_t>(r)]);

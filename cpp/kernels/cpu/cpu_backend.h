@@ -145,6 +145,20 @@ class CpuBackend final : public Backend {
     return thread_scratch_[static_cast<size_t>(thread)].get<std::byte>(0);
   }
   void reserve_thread_scratch(size_t bytes);
+  // A product with few inputs is about to begin, of which a thread reads first(thread) first: while
+  // they wait, its threads will ask for what those of the next one began with in the pass before.
+  static constexpr size_t kMostReads = 1 << 16;  // of products outside of any pass, too
+  template <class First>
+  void ask_ahead(const First& first) {
+    const auto n = static_cast<size_t>(pool_.size());
+    if (n_reads_ + 2 * n > kMostReads) return;
+    if (reads_.size() < n_reads_ + 2 * n) reads_.resize(n_reads_ + 2 * n);
+    for (int thread = 0; thread < pool_.size(); ++thread) {
+      reads_[n_reads_] = first(thread);
+      pool_.ask_ahead(thread, reads_[n_reads_ + n]);
+      ++n_reads_;
+    }
+  }
   Path choose_path(const Product& product, Precision precision, int64_t n_tokens) const;
   // The kernels of a path of many inputs.
   const PackedProducts& packed(Path path) const;
@@ -159,6 +173,8 @@ class CpuBackend final : public Backend {
   const std::byte* quantize_input(ConstMat x, Precision precision, Path path);
   void add_jobs(const Product& product, Path path, int64_t n_inputs);
   void run(const MatmulJob& job, ConstMat x, std::byte* scratch) const;
+  // The beginning of the weights of a job.
+  Stretch weights_of(const MatmulJob& job) const;
   MatmulChunk chunk_of(const Product& product, const MatmulPart& part, std::byte* scratch) const;
   // Appends the jobs of one task; returns the floats of partial results planned so far.
   int64_t plan(const AttendParams& params, const AttendTask& task, int64_t partials);
@@ -209,6 +225,8 @@ class CpuBackend final : public Backend {
   ThreadPool pool_;
   // Reused from call to call, so that a decode step allocates nothing.
   std::vector<Scratch> thread_scratch_;
+  std::vector<Stretch> reads_;     // of every product with few inputs of a pass, and every thread
+  size_t n_reads_ = 0;             // of this pass, up to now
   Scratch input_memory_[kPaths];   // of each Path
   QuantizedInput inputs_[kPaths];  // of each Path
   Scratch gated_packs_;

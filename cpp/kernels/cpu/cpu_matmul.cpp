@@ -31,6 +31,10 @@ float least_error(Precision precision) {
   return precision == Precision::mixed ? kMixedLeastError : kFastLeastError;
 }
 
+// What a thread asks for while it waits, at most: more than there is time for, and what its second
+// cache keeps during an operation with a compressed cache.
+constexpr size_t kMostAsked = 256 << 10;
+
 // Chunks of packed products for every thread, at the least.
 constexpr int64_t kRoundsOfThread = 2;
 
@@ -198,6 +202,19 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const
   kernels.multiply(chunk, input.data + packs_before(kernels, x.cols, job.part.first_input));
 }
 
+Stretch CpuBackend::weights_of(const MatmulJob& job) const {
+  const Weight& weight = *job.product->weight;
+  const bool tiles = job.path == Path::tiles;
+  const auto first =
+      static_cast<size_t>(tiles ? job.part.first_row / kInterleavedRows : job.part.first_row);
+  const auto rows =
+      static_cast<size_t>(tiles ? divide_up(job.part.n_rows, kInterleavedRows) : job.part.n_rows);
+  const size_t unit =
+      tiles ? kernels_.interleaved_tile_bytes(weight.type, weight.cols) : weight.row_bytes;
+  return {(tiles ? weight.repacked : weight.data) + first * unit,
+          std::min(rows * unit, kMostAsked)};
+}
+
 // Of one product; of inputs that are packed, block by block.
 void CpuBackend::add_jobs(const Product& product, Path path, int64_t n_inputs) {
   const Weight& weight = *product.weight;
@@ -246,6 +263,9 @@ void CpuBackend::matmul(ConstMat x, std::span<const Product> products, Precision
     });
     in_stretches(n_jobs, run_one);
   } else {
+    ask_ahead([&](int thread) {
+      return thread < n_jobs ? weights_of(matmul_jobs_[static_cast<size_t>(thread)]) : Stretch();
+    });
     pool_.parallel(n_jobs, run_one);
   }
 }

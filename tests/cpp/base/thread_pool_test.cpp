@@ -32,6 +32,21 @@ TEST(ThreadPool, ManyShortJobs) {
   for (size_t i = 0; i < sums.size(); ++i) EXPECT_EQ(sums[i], 3000 * static_cast<int64_t>(i));
 }
 
+TEST(ThreadPool, AsksAheadForAnythingAtAll) {
+  ThreadPool pool(3);
+  const std::vector<std::byte> memory(1000);
+  const Stretch stretches[] = {
+      {memory.data(), memory.size()}, {}, {memory.data(), 1}, {nullptr, 100}, {memory.data(), 0}};
+  std::atomic<int64_t> runs{0};
+  for (int round = 0; round < 500; ++round) {
+    for (int thread = 0; thread < pool.size(); ++thread) {
+      pool.ask_ahead(thread, stretches[(round + thread) % 5]);
+    }
+    pool.parallel(7, [&](int64_t) { runs.fetch_add(1, std::memory_order_relaxed); });
+  }
+  EXPECT_EQ(runs.load(), 500 * 7);
+}
+
 TEST(ThreadPool, WakesWorkersThatSleep) {
   ThreadPool pool(3);
   for (int round = 0; round < 5; ++round) {
