@@ -19,8 +19,6 @@ namespace kve {
 struct Stretch {
   const std::byte* data = nullptr;
   size_t bytes = 0;
-
-  bool operator==(const Stretch&) const = default;
 };
 
 class ThreadPool {

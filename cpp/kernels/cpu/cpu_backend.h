@@ -145,9 +145,10 @@ class CpuBackend final : public Backend {
     return thread_scratch_[static_cast<size_t>(thread)].get<std::byte>(0);
   }
   void reserve_thread_scratch(size_t bytes);
+  // Of reads_: products may be computed outside of any pass, and without end.
+  static constexpr size_t kMostReads = 1 << 16;
   // A product with few inputs is about to begin, of which a thread reads first(thread) first: while
   // they wait, its threads will ask for what those of the next one began with in the pass before.
-  static constexpr size_t kMostReads = 1 << 16;  // of products outside of any pass, too
   template <class First>
   void ask_ahead(const First& first) {
     const auto n = static_cast<size_t>(pool_.size());

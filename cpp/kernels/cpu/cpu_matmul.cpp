@@ -205,14 +205,12 @@ void CpuBackend::run(const MatmulJob& job, ConstMat x, std::byte* scratch) const
 Stretch CpuBackend::weights_of(const MatmulJob& job) const {
   const Weight& weight = *job.product->weight;
   const bool tiles = job.path == Path::tiles;
-  const auto first =
-      static_cast<size_t>(tiles ? job.part.first_row / kInterleavedRows : job.part.first_row);
-  const auto rows =
-      static_cast<size_t>(tiles ? divide_up(job.part.n_rows, kInterleavedRows) : job.part.n_rows);
-  const size_t unit =
+  const std::byte* data = tiles ? weight.repacked : weight.data;
+  const int64_t rows = tiles ? kInterleavedRows : 1;  // that lie together
+  const size_t bytes =
       tiles ? kernels_.interleaved_tile_bytes(weight.type, weight.cols) : weight.row_bytes;
-  return {(tiles ? weight.repacked : weight.data) + first * unit,
-          std::min(rows * unit, kMostAsked)};
+  return {data + static_cast<size_t>(job.part.first_row / rows) * bytes,
+          std::min(static_cast<size_t>(divide_up(job.part.n_rows, rows)) * bytes, kMostAsked)};
 }
 
 // Of one product; of inputs that are packed, block by block.
