@@ -75,6 +75,8 @@ static inline F32 fma(F32 a, F32 b, F32 c) { return {_mm512_fmadd_ps(a.v, b.v, c
 static inline F32 max(F32 a, F32 b) { return {_mm512_max_ps(a.v, b.v)}; }
 static inline F32 min(F32 a, F32 b) { return {_mm512_min_ps(a.v, b.v)}; }
 static inline F32 abs(F32 a) { return {_mm512_abs_ps(a.v)}; }
+#define KVE_MAX_ABS 1
+static inline F32 max_abs(F32 a, F32 b) { return {_mm512_range_ps(a.v, b.v, 0b1011)}; }
 static inline Mask less(F32 a, F32 b) { return _mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ); }
 static inline bool any(Mask m) { return m != 0; }
 static inline F32 select(Mask m, F32 yes, F32 no) { return {_mm512_mask_blend_ps(m, no.v, yes.v)}; }
@@ -183,13 +185,31 @@ static inline void transpose(F32 (&r)[16]) {
   }
 }
 
-static inline F32 block_sums(F32 a, F32 b, F32 c, F32 d) {
-  const auto halves = [](__m512 x, __m512 y) {  // [x0+x2, x1+x3, y2+y0, y3+y1] of every block
-    return _mm512_add_ps(_mm512_mask_blend_ps(0xcccc, x, y), _mm512_shuffle_ps(x, y, 0x4e));
+// Lane 4 j + i: lanes 4 j ... 4 j + 3 of the i-th vector, joined.
+template <class Join>
+static inline F32 join_blocks(F32 a, F32 b, F32 c, F32 d, const Join& join) {
+  const auto halves = [&](__m512 x, __m512 y) {  // [x0+x2, x1+x3, y2+y0, y3+y1] of every block
+    return join(F32{_mm512_mask_blend_ps(0xcccc, x, y)}, F32{_mm512_shuffle_ps(x, y, 0x4e)}).v;
   };
   const __m512 ab = halves(a.v, b.v);
   const __m512 cd = halves(c.v, d.v);
-  return {_mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x88), _mm512_shuffle_ps(ab, cd, 0xdd))};
+  return join(F32{_mm512_shuffle_ps(ab, cd, 0x88)}, F32{_mm512_shuffle_ps(ab, cd, 0xdd)});
+}
+static inline F32 block_sums(F32 a, F32 b, F32 c, F32 d) {
+  return join_blocks(a, b, c, d, [](F32 x, F32 y) { return x + y; });
+}
+template <class Join>
+static inline void join_each(const F32 (&v)[4], const Join& join, float* to) {
+  F32 all = join_blocks(v[0], v[1], v[2], v[3], join);
+  all = join(all, F32{_mm512_shuffle_f32x4(all.v, all.v, 0x4e)});
+  all = join(all, F32{_mm512_shuffle_f32x4(all.v, all.v, 0xb1)});
+  _mm_storeu_ps(to, _mm512_castps512_ps128(all.v));
+}
+static inline void sum_of_each(const F32 (&v)[4], float* to) {
+  join_each(v, [](F32 x, F32 y) { return x + y; }, to);
+}
+static inline void max_of_each(const F32 (&v)[4], float* to) {
+  join_each(v, [](F32 x, F32 y) { return max(x, y); }, to);
 }
 // Sums of codes 0-15 and of codes 16-31 of six rows of 32, in the first six lanes.
 #define KVE_SIX_SUMS 1

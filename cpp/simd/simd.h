@@ -8,12 +8,15 @@
 //   set, zero        all lanes alike
 //   load_f16/_bf16/_u8/_i8   kLanes numbers of another type as F32; load_f16_n, load_bf16_n
 //   fma(a, b, c)     a * b + c; max, min, abs, sum, max_of; less, select, either
+//   max_abs(a, b)    max(abs(a), b) where b has no sign
 //   max(a, b)        gives b when either is NaN, as x86 does
 //   round_even, scale_pow2(x, n)   x * 2^n for whole n, without overflow in between
 //   fraction(a)      a - floor(a); scale_floor(p, a) = p * 2^floor(a) for kExp2Least <= a < 128,
 //                    which is 0 at kExp2Least
 //   block_sums(a, b, c, d)   lane 4 j + i: the sum of lanes 4 j ... 4 j + 3 of the i-th argument
 //   join_sums(s)     of kLanes / 4 such vectors, lane 4 k + i: the whole sum of lane i of the k-th
+//   sum_of_each(v, to)   the sums of the lanes of several vectors, with AVX-512 of four at a time;
+//                    max_of_each: the largest lanes
 //   transpose(rows)  kLanes x kLanes values of 32 bits, in place
 //   dot4(acc, w, x)  acc + the dot product of the 4 bytes of each lane; w holds weight codes as
 //                    `dot_bytes` writes them, biased by kDotBias, x signed codes in [-127, 127]
@@ -65,6 +68,14 @@
 #endif
 
 namespace kve::KVE_ISA {
+
+#if !defined(KVE_MAX_ABS)
+static inline F32 max_abs(F32 a, F32 b) { return max(abs(a), b); }
+#endif
+
+// As for four vectors at a time, where a set has that.
+static inline void sum_of_each(const F32 (&v)[1], float* to) { to[0] = sum(v[0]); }
+static inline void max_of_each(const F32 (&v)[1], float* to) { to[0] = max_of(v[0]); }
 
 // Asks for a line that will be read soon, from the second cache.
 static inline void prefetch_shared(const void* p) { __builtin_prefetch(p, 0, 2); }

@@ -46,26 +46,45 @@ KeyStrips plan_keys(const StripSide& side, int64_t n_vectors, std::byte* memory)
 
 // ---- parameters per channel ----
 
-// Codes of the queries [first, first + n), times the scales of the pages of a run: those of page p
-// and query `first` + i are number p * kStripVectors + i * kPlanes.
-template <int kWidth, int kPlanes, bool kRest>
+// Codes of kItems queries from `first` on, times the scales of the pages of a run: those of page p
+// and query i are number p * kStripVectors + i * kPlanes.
+template <int kWidth, int kPlanes, bool kRest, int kItems>
 __attribute__((noinline)) static void fold_queries(const KeyStrips& keys,
                                                    const StripQueries& queries, int32_t n_pages,
-                                                   int64_t first, int64_t n) {
+                                                   int64_t first, int64_t i) {
+  constexpr int64_t kSlots = kFoldSlots<kItems>;
   const StripPlan& plan = keys.plan;
+  const auto input = [&](int32_t p) -> FoldInput {
+    const float* query = queries.vectors + p * queries.page_stride + (first + i) * queries.stride;
+    const int64_t params = p * plan.n_params;
+    return {plan.padded,        query,          queries.stride, plan.scale + params,
+            plan.zero + params, plan.strip_bias};
+  };
+  FoldWork<kWidth, kItems> work;
+  for (int32_t p = 0; p < n_pages; ++p) multiply_fold(input(p), p, &work);
+  fold_units(&work);
   for (int32_t p = 0; p < n_pages; ++p) {
-    const float* scale = plan.scale + p * plan.n_params;
-    const float* zeros = plan.zero + p * plan.n_params;
-    const float* query = queries.vectors + p * queries.page_stride + first * queries.stride;
-    for (int64_t i = 0; i < n; ++i, query += queries.stride) {
-      const int64_t at = p * kStripVectors + i * kPlanes;
-      const Folded folded =
-          fold<kWidth, kPlanes, kRest>(plan.padded, query, scale, zeros, plan.strip_bias,
-                                       keys.codes + at * keys.code_stride, keys.code_stride);
-      keys.unit[at] = folded.unit;
-      keys.rest[at] = sum(folded.rest);
+    const int64_t at = p * kStripVectors + i * kPlanes;
+    const FoldedCodes out = {keys.codes + at * keys.code_stride, kPlanes * keys.code_stride,
+                             keys.code_stride};
+    F32 rest[kSlots];
+    for (F32& of_slot : rest) of_slot = zero();
+    fold<kWidth, kPlanes, kRest>(input(p), p, work, out, rest);
+    float sums[kSlots];
+    sum_of_each(rest, sums);
+    for (int k = 0; k < kItems; ++k) {
+      keys.unit[at + k * kPlanes] = work.unit[p * kSlots + k];
+      keys.rest[at + k * kPlanes] = sums[k];
     }
   }
+}
+// Of the queries [first, first + n).
+template <int kWidth, int kPlanes, bool kRest>
+static void fold_queries(const KeyStrips& keys, const StripQueries& queries, int32_t n_pages,
+                         int64_t first, int64_t n) {
+  for_items<kWidth == 0 ? 1 : kFoldedTogether>(n, [&]<int kItems>(Items<kItems>, int64_t i) {
+    fold_queries<kWidth, kPlanes, kRest, kItems>(keys, queries, n_pages, first, i);
+  });
 }
 
 // Integer results of one vector as scores.

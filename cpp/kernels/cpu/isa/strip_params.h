@@ -46,13 +46,43 @@ static inline ParamRow param_row(const StripSide& side, const std::byte* page, i
           side.has_zero ? n : 0};
 }
 
+// The first n entries (a multiple of kLanes) of load_params(), all of which are stored.
+template <int kLiftStep, int kScaleBytes, bool kHasZero>
+__attribute__((always_inline)) static inline void load_whole_params(const ParamRow& row, float unit,
+                                                                    int64_t n, const float* lift,
+                                                                    float* scale, float* zeros) {
+  for (int64_t i = 0; i < n; i += kLanes, lift += kLiftStep) {
+    const F32 stored = kScaleBytes == 1
+                           ? log_scales(widen_u8(reinterpret_cast<const uint8_t*>(row.scales) + i))
+                           : load_f16(reinterpret_cast<const uint16_t*>(row.scales) + i);
+    const F32 factor = stored * set(unit);
+    store(scale + i, factor);
+    const F32 zero_point =
+        kHasZero ? load_f16(reinterpret_cast<const uint16_t*>(row.zeros) + i) : zero();
+    store(zeros + i, fma(factor, kLiftStep == 0 ? set(*lift) : load(lift), zero_point));
+  }
+}
+
 // Fills `scale` and `zeros` up to `padded` (a multiple of kLanes) with what is stored, then 0:
 // scales times `unit`, zeros plus what `lift` adds, kLiftStep entries for each kLanes. `zeros` may
 // be null.
 template <int kLiftStep>
 static inline void load_params(const ParamRow& row, int32_t scale_bytes, float unit, int64_t padded,
                                const float* lift, float* scale, float* zeros) {
-  for (int64_t i = 0; i < padded; i += kLanes, lift += kLiftStep) {
+  int64_t i = 0;
+  if (zeros != nullptr) {
+    const bool has_zero = row.n_zeros > 0;
+    i = (has_zero ? least(row.n_scales, row.n_zeros) : row.n_scales) / kLanes * kLanes;
+    if (scale_bytes == 1) {
+      has_zero ? load_whole_params<kLiftStep, 1, true>(row, unit, i, lift, scale, zeros)
+               : load_whole_params<kLiftStep, 1, false>(row, unit, i, lift, scale, zeros);
+    } else {
+      has_zero ? load_whole_params<kLiftStep, 2, true>(row, unit, i, lift, scale, zeros)
+               : load_whole_params<kLiftStep, 2, false>(row, unit, i, lift, scale, zeros);
+    }
+    lift += i / kLanes * kLiftStep;
+  }
+  for (; i < padded; i += kLanes, lift += kLiftStep) {
     const F32 factor = load_scales(row.scales, scale_bytes, i, row.n_scales) * set(unit);
     store(scale + i, factor);
     if (zeros == nullptr) continue;

@@ -57,28 +57,49 @@ void close_sums(const StripSide& side, float* sums) {
 
 // ---- parameters per token ----
 
-// Codes of n vectors of weights, times the scales of the pages of a run: those of page p, group g
-// and vector i are number (p * n_groups + g) * kStripVectors + i * kPlanes. What the integer
-// products leave out is added to the lanes of the groups.
-template <int kPlanes, bool kRest>
+// Codes of kItems vectors of weights from number `first` on, times the scales of the pages of a
+// run: those of page p, group g and vector i are number (p * n_groups + g) * kStripVectors + i *
+// kPlanes. What the integer products leave out is added to the lanes of the groups.
+template <int kPlanes, bool kRest, int kItems>
 __attribute__((noinline)) static void fold_weights(const ValueStrips& values, int32_t n_pages,
-                                                   const float* weights, int64_t n, float* sums,
+                                                   const float* weights, int64_t first, float* sums,
                                                    int64_t sum_stride) {
+  constexpr int64_t kSlots = kFoldSlots<kItems>;
   const StripPlan& plan = values.plan;
-  for (int32_t p = 0; p < n_pages; ++p) {
-    for (int64_t g = 0; g < plan.n_groups; ++g) {
+  for (int64_t g = 0; g < plan.n_groups; ++g) {
+    const auto input = [&](int32_t p) -> FoldInput {
+      const float* of_page = weights + first * kRunStride + p * kStripTokens;
       const int64_t params = p * plan.n_params + g * kStripTokens;
-      for (int64_t i = 0; i < n; ++i) {
-        const int64_t at = (p * plan.n_groups + g) * kStripVectors + i * kPlanes;
-        const Folded folded = fold<kStripTokens, kPlanes, kRest>(
-            kStripTokens, weights + i * kRunStride + p * kStripTokens, plan.scale + params,
-            plan.zero + params, plan.strip_bias, values.codes + at * kStripTokens, kStripTokens);
-        values.unit[at] = folded.unit;
-        float* lanes = sums + i * sum_stride + plan.padded + g * kLanes;
-        store(lanes, load(lanes) + folded.rest);
+      return {kStripTokens,       of_page,        kRunStride, plan.scale + params,
+              plan.zero + params, plan.strip_bias};
+    };
+    FoldWork<kStripTokens, kItems> work;
+    for (int32_t p = 0; p < n_pages; ++p) multiply_fold(input(p), p, &work);
+    fold_units(&work);
+    float* at = sums + first * sum_stride + plan.padded + g * kLanes;
+    F32 lanes[kItems];
+    for (int k = 0; k < kItems; ++k) lanes[k] = load(at + k * sum_stride);
+    for (int32_t p = 0; p < n_pages; ++p) {
+      const int64_t slot = (p * plan.n_groups + g) * kStripVectors + first * kPlanes;
+      const FoldedCodes out = {values.codes + slot * kStripTokens, kPlanes * kStripTokens,
+                               kStripTokens};
+      F32 rest[kItems];
+      fold<kStripTokens, kPlanes, kRest>(input(p), p, work, out, rest);
+      for (int k = 0; k < kItems; ++k) {
+        values.unit[slot + k * kPlanes] = work.unit[p * kSlots + k];
+        lanes[k] = lanes[k] + rest[k];
       }
     }
+    for (int k = 0; k < kItems; ++k) store(at + k * sum_stride, lanes[k]);
   }
+}
+// Of n vectors.
+template <int kPlanes, bool kRest>
+static void fold_weights(const ValueStrips& values, int32_t n_pages, const float* weights,
+                         int64_t n, float* sums, int64_t sum_stride) {
+  for_items<kFoldedTogether>(n, [&]<int kItems>(Items<kItems>, int64_t i) {
+    fold_weights<kPlanes, kRest, kItems>(values, n_pages, weights, i, sums, sum_stride);
+  });
 }
 
 // Sums of n vectors and one group of channels, from the integer results.
